@@ -1,0 +1,21 @@
+"""flowdiff: diffusion models whose score is the exact gradient of a normalizing flow's log-density.
+
+`build`, `load` and `sample` are imported when first used, so that `import flowdiff` stays cheap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowdiff.api import build, load, sample
+
+__all__ = ["build", "load", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from flowdiff import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'flowdiff' has no attribute {name!r}")

@@ -1,0 +1,220 @@
+"""Activations with two faces: a nonlinearity for nets, and a bijection of ℝ built from it.
+
+None of softplus, tanh, elu, swish is a bijection of ℝ. With m = inf act′ and M = sup act′, the *bend*
+
+    r(u) = [2·(act(u) − act(0)) − (m + M)·u] / (M − m),        r(0) = 0,  r′(u) ∈ [−1, 1]
+
+is act with its mean slope taken out, and for a strength |w| ≤ 1 − min_slope and a sharpness k > 0
+
+    y = x + w·r(k·x)/k,        dy/dx = 1 + w·r′(k·x) ∈ [min_slope, 2 − min_slope]
+
+is smooth, increasing and onto ℝ; w = 0 is the identity. It is y = a·x + b·act(kx) + const with b = 2w/(k(M − m)).
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from flowdiff.errors import InverseDidNotConverge
+from flowdiff.registry import register
+
+MIN_SLOPE = 0.05
+MAX_STRENGTH = 1.0 - MIN_SLOPE  # |w| up to here keeps every slope in [0.05, 1.95]
+
+
+class Activation(ABC):
+    """A scalar nonlinearity act, known with its derivative and the range [m, M] of that derivative."""
+
+    slope_range: tuple[float, float]
+
+    @abstractmethod
+    def plain(self, x: Tensor) -> Tensor:
+        """act(x), elementwise: the face for use inside nets."""
+
+    @abstractmethod
+    def slope(self, x: Tensor) -> Tensor:
+        """act′(x), elementwise."""
+
+    def bijection(self, x: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+        """y = x + w·r(kx)/k and log dy/dx, elementwise.
+
+        x, strength w ∈ [−0.95, 0.95] and sharpness k > 0 broadcast together; slopes lie in [0.05, 1.95].
+        """
+        u = sharpness * x
+        return x + strength * self._bend(u) / sharpness, torch.log1p(strength * self._bend_slope(u))
+
+    def inverse(self, y: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+        """x with bijection(x) = y, and log dx/dy, by Newton's method kept inside a bracket; differentiable in y, w and k.
+
+        Raises InverseDidNotConverge if |bijection(x) − y| stays above 1e-6·(1 + |y|).
+        """
+        with torch.no_grad():
+            root = self._root(y, strength, sharpness)
+        # One Newton step from the root, with the slope held fixed, carries the implicit function's gradient.
+        value, log_slope = self.bijection(root, strength, sharpness)
+        x = root - (value - y) * torch.exp(-log_slope.detach())
+        return x, -torch.log1p(strength * self._bend_slope(sharpness * x))
+
+    def _root(self, y: Tensor, strength: Tensor, sharpness: Tensor) -> Tensor:
+        # The slope is within [m, M] = [0.05, 1.95] and 0 ↦ 0, so the root lies between y/M and y/m.
+        ends = torch.stack([y / (2 - MIN_SLOPE), y / MIN_SLOPE])
+        low, high = ends.amin(0), ends.amax(0)
+        x = y.clone()
+        eps = 8 * torch.finfo(y.dtype).eps
+        for _ in range(100):
+            value, log_slope = self.bijection(x, strength, sharpness)
+            error = value - y
+            if (error.abs() <= eps * (1 + y.abs() + x.abs())).all():
+                return x
+            low, high = torch.where(error < 0, x, low), torch.where(error > 0, x, high)
+            step = x - error * torch.exp(-log_slope)
+            x = torch.where((step > low) & (step < high), step, (low + high) / 2)
+        error = (self.bijection(x, strength, sharpness)[0] - y).abs() / (1 + y.abs())
+        if not bool((error <= 1e-6).all()):
+            raise InverseDidNotConverge(
+                f"the inverse of the {type(self).__name__} bijection is off by {float(error.max()):.1e} after 100 "
+                "Newton steps where 1e-6 is allowed: look for NaN or Inf in its input."
+            )
+        return x
+
+    def _bend(self, u: Tensor) -> Tensor:
+        m, M = self.slope_range
+        at_zero = self.plain(u.new_zeros(()))
+        return (2 * (self.plain(u) - at_zero) - (m + M) * u) / (M - m)
+
+    def _bend_slope(self, u: Tensor) -> Tensor:
+        m, M = self.slope_range
+        return (2 * self.slope(u) - (m + M)) / (M - m)
+
+
+@register("activation", "softplus")
+class Softplus(Activation):
+    """act(x) = ln(1 + e^{βx})/β, C^∞, slope in (0, 1); β = `beta` > 0 (Dugas et al., 2001)."""
+
+    slope_range = (0.0, 1.0)
+
+    def __init__(self, *, beta: PositiveFloat):
+        self.beta = beta
+
+    def plain(self, x: Tensor) -> Tensor:
+        # logaddexp is exact on both sides; F.softplus switches to x at a threshold, which leaves a kink.
+        return torch.logaddexp(x * self.beta, x.new_zeros(())) / self.beta
+
+    def slope(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x * self.beta)
+
+
+@register("activation", "leakyrelu")
+class LeakyReLU(Activation):
+    """act(x) = max(x, αx), slope α or 1 with α = `negative_slope` ∈ (0, 1) (Maas et al., 2013).
+
+    Its bijection is piecewise linear: log dy/dx is piecewise constant, so it adds nothing to the score except at the
+    kink, where the score does not exist. Offered for the ablation; warns once.
+    """
+
+    _warned = False
+
+    def __init__(self, *, negative_slope: Annotated[float, Field(gt=0, lt=1)]):
+        self.negative_slope = negative_slope
+        self.slope_range = (negative_slope, 1.0)
+
+    def plain(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.negative_slope)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, 1.0, self.negative_slope).to(x.dtype)
+
+    def bijection(self, x: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+        if not LeakyReLU._warned:
+            LeakyReLU._warned = True
+            warnings.warn(
+                "activation=leakyrelu as a flow layer has a piecewise constant log-slope: its score contribution is "
+                "zero almost everywhere.",
+                stacklevel=2,
+            )
+        return super().bijection(x, strength, sharpness)
+
+    def _root(self, y: Tensor, strength: Tensor, sharpness: Tensor) -> Tensor:
+        return y / (1 + strength * torch.where(y > 0, 1.0, -1.0).to(y.dtype))  # r(u) = |u|: two straight lines
+
+
+@register("activation", "elu")
+class ELU(Activation):
+    """act(x) = x for x > 0, e^x − 1 below; slope in (0, 1] (Clevert et al., 2016).
+
+    C¹ with a jump of act″ at 0: as a bijection its score contribution jumps there.
+    """
+
+    slope_range = (0.0, 1.0)
+
+    def __init__(self):
+        pass
+
+    def plain(self, x: Tensor) -> Tensor:
+        return F.elu(x)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return torch.exp(-F.relu(-x))
+
+
+@register("activation", "tanh")
+class Tanh(Activation):
+    """act(x) = tanh x, C^∞, slope in (0, 1]."""
+
+    slope_range = (0.0, 1.0)
+
+    def __init__(self):
+        pass
+
+    def plain(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def slope(self, x: Tensor) -> Tensor:
+        return 1 - torch.tanh(x) ** 2
+
+
+@register("activation", "swish")
+class Swish(Activation):
+    """act(x) = x·sigmoid(x) (SiLU), C^∞ and not monotone, slope in [−0.0998, 1.0998] (Ramachandran et al., 2017)."""
+
+    # The extremes of sigmoid(x)·(1 + x·(1 − sigmoid(x))) lie at x = ±2.39936, where x·tanh(x/2) = 2.
+    slope_range = (-0.09983932012886677, 1.0998393201288668)
+
+    def __init__(self):
+        pass
+
+    def plain(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+    def slope(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(x)
+        return gate * (1 + x * (1 - gate))
+
+
+@register("activation", "identity")
+class Identity(Activation):
+    """act(x) = x: no bend at all, which leaves a linear_activation flow affine, i.e. a Gaussian at every (σ, c)."""
+
+    slope_range = (1.0, 1.0)
+
+    def __init__(self):
+        pass
+
+    def plain(self, x: Tensor) -> Tensor:
+        return x
+
+    def slope(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+    def bijection(self, x: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+        return x, torch.zeros_like(x)
+
+    def inverse(self, y: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
+        return y, torch.zeros_like(y)

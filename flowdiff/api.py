@@ -1,0 +1,94 @@
+"""flowdiff from Python: what the command line does goes through the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowdiff import config, registry
+from flowdiff.engine import ConditionedDenoiser, Engine, assemble
+from flowdiff.errors import RunError
+from flowdiff.launch.run_folder import RunFolder
+
+
+def build(*overrides: str) -> Engine:
+    """The untrained engine of a configuration, e.g. build("flow=realnvp", "dataset=digits").
+
+    Has `.denoiser`, `.denoiser.network`, `.conditioner`, `.data`; `.measure()` reads the data and sets sigma_data and
+    the whitening's statistics, as training does first. Raises ConfigurationError with the command line's sentences.
+    """
+    composed = config.compose(overrides)
+    config.check(composed)
+    return assemble(config.resolved(composed))
+
+
+def load(run: str | Path, device: torch.device | str = "cpu") -> ConditionedDenoiser:
+    """The trained denoiser of a run folder, with its averaged weights, in eval mode; RunError if there is none."""
+    return load_engine(run, device).denoiser
+
+
+def load_engine(run: str | Path, device: torch.device | str = "cpu") -> Engine:
+    """The trained engine of a run folder: the denoiser and the data set it was trained on (not read yet)."""
+    folder = RunFolder.open(run)
+    settings = folder.config()
+    config.import_plugins(settings["plugins"])
+    engine = assemble(settings)
+    if not folder.checkpoint.is_file():
+        raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
+    try:
+        checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        engine.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
+            "run made by this version of flowdiff."
+        ) from error
+    return engine.to(device).eval().requires_grad_(False)
+
+
+def sample(
+    denoiser: ConditionedDenoiser,
+    n: int,
+    *,
+    sampler: str | None = None,
+    schedule: str | None = None,
+    guidance: str | None = None,
+    label: int | Sequence[int] | None = None,
+    seed: int = 0,
+    start: str = "noise",
+    sigma_start: float | None = None,
+    batch_size: int = 512,
+    **settings: Any,
+) -> Tensor:
+    """n samples in model space, (n, *shape): images in [-1, 1].
+
+    sampler, schedule, guidance: names of conf/ options, by default what the run was configured with; further keywords
+    are their hyperparameters, e.g. sample(denoiser, 16, sampler="heun", num_steps=18, guidance="cfg", scale=2.0).
+    label: a class, one per sample, or None for every class in turn. Sample i of a seed does not depend on batch_size.
+    Raises ConfigurationError for a name or keyword that does not exist.
+    """
+    nodes, left = {}, dict(settings)
+    for group, name in (("sampler", sampler), ("schedule", schedule), ("guidance", guidance)):
+        node = dict(denoiser.settings[group] if name is None else config.defaults(group, name))
+        node.update({key: left.pop(key) for key in list(left) if key in node and key != "name"})
+        nodes[group] = node
+    if left:
+        key, allowed = next(iter(left)), [k for node in nodes.values() for k in node if k != "name"]
+        raise registry.ConfigurationError(f"{key} is not a setting of sampling: {registry.nearest(key, allowed)}.")
+    return denoiser.sample(
+        n,
+        label=label,
+        seed=seed,
+        sampler=registry.build("sampler", nodes["sampler"]),
+        schedule=registry.build("schedule", nodes["schedule"]),
+        guidance=partial(ConditionedDenoiser.guided, node=nodes["guidance"]),
+        start=start,
+        sigma_start=sigma_start,
+        batch_size=batch_size,
+    )

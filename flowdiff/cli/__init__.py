@@ -1,0 +1,76 @@
+"""The command line: `flowdiff train|sample|report …`, and the same as train.py and sample.py.
+
+A user's mistake ends as one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from flowdiff.errors import FlowdiffError
+
+
+def main() -> None:
+    """`flowdiff <command> …`: train, sample or report."""
+    from flowdiff.registry import nearest
+
+    commands = {"train": _train, "sample": _sample, "report": _report}
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(f"usage: flowdiff {{{','.join(commands)}}} …\n\neach command has its own --help")
+        return
+    name = sys.argv.pop(1)
+    if name not in commands:
+        sys.exit(f"flowdiff {name} is unknown: {nearest(name, commands)}.")
+    sys.argv[0] = f"flowdiff {name}"
+    commands[name]()
+
+
+def in_sentences(command: Callable[[], None], config_name: str) -> None:
+    """Run a Hydra command; errors that a user can mend end as one sentence and exit status 2."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from flowdiff import config
+
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        command()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
+    try:
+        command()
+    except FlowdiffError as error:
+        _exit(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(config.explain(error, [a for a in sys.argv[1:] if not a.startswith("-")], config_name))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _exit(message: object) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+def _train() -> None:
+    from flowdiff.cli.train import main
+
+    main()
+
+
+def _sample() -> None:
+    from flowdiff.cli.sample import main
+
+    main()
+
+
+def _report() -> None:
+    from flowdiff.cli.report import main
+
+    try:
+        main(sys.argv[1:])
+    except FlowdiffError as error:
+        _exit(error)

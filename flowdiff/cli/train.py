@@ -1,0 +1,113 @@
+"""`python train.py <overrides>`: compose, check, train."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from flowdiff import config
+from flowdiff.cli import in_sentences
+from flowdiff.errors import ConfigurationError, FlowdiffError
+from flowdiff.launch.identity import NOT_IDENTITY, run_id, run_name
+from flowdiff.launch.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point of train.py and `flowdiff train`."""
+
+    def command() -> None:
+        config.load_plugins(sys.argv[1:])
+        hydra.main(config_path=str(config.CONF), config_name="config", version_base="1.3")(run)()
+
+    in_sentences(command, "config")
+
+
+def run(cfg: DictConfig) -> float | None:
+    """One training run, in the folder Hydra made for it; returns the test loss (for sweepers that optimise)."""
+    runtime = HydraConfig.get()
+    overrides = list(runtime.overrides.task)
+    path = Path(runtime.runtime.output_dir)
+    try:
+        config.check(cfg)
+        settings = _resumed(cfg, overrides) if cfg.resume else config.resolved(cfg)
+        folder = RunFolder(cfg.resume or _relative(path))
+        if cfg.force and folder.path.is_dir():
+            _empty(folder.path)
+        if folder.is_complete:
+            return _already_complete(folder)
+        return _train(settings, folder, overrides, runtime)
+    except FlowdiffError:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()  # a run that was refused leaves no folder behind
+        raise
+
+
+def _train(settings: dict, folder: RunFolder, overrides: list[str], runtime: DictConfig) -> float | None:
+    from flowdiff import training
+
+    _print_tree(settings)
+    sweep = Path(runtime.sweep.dir).name if runtime.mode.name == "MULTIRUN" else None
+    result = training.train(settings, folder, name=run_name(overrides), run_id=run_id(settings), sweep=sweep)
+    if result:
+        training.show(result, folder)
+    return result.get("metrics", {}).get("test_loss")
+
+
+def _already_complete(folder: RunFolder) -> float | None:
+    from flowdiff import training
+
+    result = folder.result()
+    log.info("%s is complete; force=true trains it anew.", folder.path)
+    training.show(result, folder)
+    return result["metrics"].get("test_loss")
+
+
+def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
+    """The config of the run to go on with; only logging and hardware may be given anew."""
+    folder = RunFolder.open(cfg.resume)
+    settings = folder.config()
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.split(".")[0] not in NOT_IDENTITY:
+            raise ConfigurationError(
+                f"{override} cannot be changed with resume={cfg.resume}: a resumed run goes on as it was configured; "
+                f"allowed are {', '.join(k for k in NOT_IDENTITY if k != 'hydra')}."
+            )
+        group = key.split(".")[0]
+        if group in settings:
+            settings[group] = config.resolved(cfg)[group]
+    config.import_plugins(settings["plugins"])
+    return settings
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _print_tree(settings: dict) -> None:
+    from rich.console import Console
+    from rich.tree import Tree
+
+    tree = Tree("config", guide_style="dim")
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            branch = tree.add(f"[bold]{key}[/]" + (f" = {value['name']}" if "name" in value else ""))
+            for k, v in value.items():
+                if k != "name":
+                    branch.add(f"{k}: {v}")
+        else:
+            tree.add(f"[bold]{key}[/]: {value}")
+    Console().print(tree)

@@ -1,0 +1,63 @@
+"""What a batch says about itself, as a Conditioning: a conditioner maps labels to vectors and knows the null condition."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.registry import register
+
+
+@register("conditioner", "none")
+class Unconditional(nn.Module):
+    """No condition: every method gives None; `dim` is 0."""
+
+    dim = 0
+    num_classes: int | None = None
+    drop = 0.0
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, label: Tensor, generator: torch.Generator | None = None) -> None:
+        return None
+
+    def null(self, n: int) -> None:
+        return None
+
+
+@register("conditioner", "class")
+class ClassConditioner(nn.Module):
+    """A learned embedding per class, and one more for "no class": the null condition of classifier-free guidance.
+
+    label (B,) int64 in [0, num_classes) → Conditioning with vector (B, dim). While training each label is replaced by
+    the null class with probability `drop` ∈ [0, 1) (Ho & Salimans, Classifier-free diffusion guidance, 2022).
+    """
+
+    def __init__(self, num_classes: int | None, *, dim: PositiveInt, drop: Annotated[float, Field(ge=0, lt=1)]):
+        super().__init__()
+        if num_classes is None:
+            raise ConfigurationError(
+                "conditioner=class needs labelled data and this dataset has no classes: take conditioner=none."
+            )
+        self.num_classes = num_classes
+        self.dim = dim
+        self.drop = drop
+        self.embedding = nn.Embedding(num_classes + 1, dim)  # the last row is the null class
+
+    def forward(self, label: Tensor, generator: torch.Generator | None = None) -> Conditioning:
+        if self.training and self.drop > 0:
+            source = generator.device if generator is not None else label.device
+            dropped = torch.rand(len(label), generator=generator, device=source).to(label.device) < self.drop
+            label = torch.where(dropped, self.num_classes, label)
+        return Conditioning(self.embedding(label))
+
+    def null(self, n: int) -> Conditioning:
+        """The condition "no class" for n samples."""
+        label = torch.full((n,), self.num_classes, device=self.embedding.weight.device)
+        return Conditioning(self.embedding(label))

@@ -1,0 +1,249 @@
+"""Composing a configuration and holding it against what the components take; no torch is imported to compose one.
+
+`compose(overrides)` reads conf/, `check(config)` raises the first offence as one sentence (ConfigurationError), and
+`explain(error)` turns Hydra's own errors into such sentences.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from flowdiff import registry
+from flowdiff.errors import ConfigurationError
+from flowdiff.launch import identity
+
+_PACKAGE = Path(__file__).resolve().parent
+# Installed from a wheel, conf/ lies inside the package; in a checkout (pip install -e .), beside it.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+
+# The options that a plugin's flow, network or loss brings along when its constructor asks for one of these groups.
+PLUGIN_BRINGS = {"flow": "linear_activation", "activation": "swish", "whitening": "isotropic", "weighting": "edm"}
+
+
+def compose(overrides: Iterable[str] = (), config_name: str = "config") -> DictConfig:
+    """The config that `python train.py <overrides>` would see; ConfigurationError where it cannot be composed."""
+    overrides = list(overrides)
+    load_plugins(overrides)
+    try:
+        with _hydra():
+            return hydra_compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(explain(error, overrides, config_name)) from error
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers with every interpolation resolved, without Hydra's own node."""
+    # Only the top level is masked, so that ${…} in what is left still sees the whole.
+    return {
+        key: OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
+        for key in config
+        if key != "hydra"
+    }
+
+
+def defaults(group: str, name: str) -> dict[str, Any]:
+    """The settings in conf/<group>/<name>.yaml, or those of a plugin's constructor."""
+    path = CONF / group / f"{name}.yaml"
+    if path.is_file():
+        node = OmegaConf.load(path)
+    else:
+        stored = ConfigStore.instance().repo.get(group, {}).get(f"{name}.yaml")
+        if stored is None:
+            raise ConfigurationError(f"{group}={name} is unknown: {registry.nearest(name, options(group))}.")
+        node = OmegaConf.create(stored.node)
+    node.pop("defaults", None)
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def options(group: str) -> list[str]:
+    """The names that can stand behind `<group>=`."""
+    stored = ConfigStore.instance().repo.get(group, {})
+    return sorted({p.stem for p in (CONF / group).glob("*.yaml")} | {name.removesuffix(".yaml") for name in stored})
+
+
+def load_plugins(overrides: Iterable[str]) -> None:
+    """Import the files named by a `plugins=[…]` override and offer their components as config options.
+
+    A plugin has no YAML: the keyword-only parameters of its constructor, with their defaults, take its place.
+    """
+    for override in overrides:
+        if override.startswith("plugins="):
+            try:
+                paths = OverridesParser.create().parse_override(override).value()
+            except OverrideParseException as error:
+                raise ConfigurationError(explain(error, [override])) from error
+            import_plugins(paths if isinstance(paths, list) else [paths])
+
+
+def import_plugins(paths: Iterable[str]) -> None:
+    """Import plugin files, and offer each component's defaults to Hydra as an option of its group."""
+    for path in paths:
+        for group, names in registry.import_plugin(path).items():
+            for name in names:
+                ConfigStore.instance().store(group=group, name=name, node=_plugin_node(path, group, name))
+
+
+def _plugin_node(path: str, group: str, name: str) -> dict[str, Any]:
+    component = registry.resolve(group, name)
+    parameters = registry.hyperparameters(component)
+    missing = [key for key, p in parameters.items() if p.default is p.empty]
+    if missing:
+        raise ConfigurationError(
+            f"plugin {path}: {group} {name!r} has no default for {', '.join(missing)}: give every keyword-only "
+            "parameter one, the defaults stand in for a YAML file."
+        )
+    # As the YAML files of its group do, it brings the groups that its constructor asks for.
+    wanted = {*registry.runtime_parameters(component), *(["whitening"] if group == "flow" else [])}
+    brought = [{f"/{g}@_global_.{g}": option} for g, option in PLUGIN_BRINGS.items() if g in wanted]
+    return {"defaults": ["_self_", *brought], "name": name, **{k: p.default for k, p in parameters.items()}}
+
+
+def check(config: DictConfig) -> None:
+    """Raise ConfigurationError for the first thing that makes no sense; builds nothing and reads no data."""
+    for key in config:
+        if key in registry.ROOMS:
+            registry.check(key, OmegaConf.to_container(config[key], resolve=True))
+    _check_top_level(config)
+    _check_combinations(config)
+
+
+def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = "config") -> str:
+    """One sentence for an error of Hydra or OmegaConf: what was given, what is allowed, what to do."""
+    overrides = list(overrides)
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
+        group, name = error.missing_cfg_file.rsplit("/", 1)
+        return f"{group}={name} is unknown: {registry.nearest(name, options(group))}."
+    failed = re.match(r"Could not (?:override|append to config|delete from config)\.? ?'?([^'.\s][^'\s]*)?", text)
+    key = failed.group(1) if failed else None
+    if key and "No match in the defaults list" in text:
+        return _misplaced_group(key, overrides)
+    if key and "is not in struct" in text:
+        return _unknown_key(key, overrides, config_name)
+    first = (text.strip() or str(error.__cause__ or type(error).__name__)).splitlines()[0].rstrip(". ")
+    return f"{first}."
+
+
+@contextmanager
+def _hydra():
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="flowdiff"):
+        yield
+
+
+def _without(overrides: list[str], key: str) -> list[str]:
+    return [o for o in overrides if o.lstrip("+~").partition("=")[0] != key]
+
+
+def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
+    parent, _, leaf = key.rpartition(".")
+    group = parent.split(".")[0]
+    try:
+        # Composed without any key like it, the config shows what would have been allowed there.
+        kept = [o for o in overrides if o.lstrip("+~").partition("=")[0] in options_of_groups() or "=" not in o]
+        with _hydra():
+            config = hydra_compose(config_name, kept)
+        if group and group not in config:
+            return _misplaced_group(group, overrides)
+        node = OmegaConf.select(config, parent) if parent else config
+        allowed = [str(k) for k in node] if OmegaConf.is_config(node) else []
+    except (HydraException, OmegaConfBaseException):
+        allowed = []
+    where = f"{parent}." if parent else ""
+    if not allowed:
+        return f"{key} is not a setting of this configuration: see --cfg job for all of them."
+    return f"{key} is not a setting: {registry.nearest(leaf, [f for f in allowed if f != 'name'])} (below {where or 'the top level'})."
+
+
+def options_of_groups() -> set[str]:
+    """The config groups that have a folder under conf/."""
+    return {p.name for p in CONF.iterdir() if p.is_dir()}
+
+
+def _misplaced_group(group: str, overrides: list[str]) -> str:
+    if group not in registry.ROOMS:
+        return f"{group} is not a config group: {registry.nearest(group, sorted(options_of_groups() - {'hydra'}))}."
+    bringers = {
+        "flow": "network=score_flow",
+        "whitening": "network=score_flow",
+        "weighting": "loss=denoising or hybrid",
+    }
+    needs = bringers.get(group, "network=score_flow or network=mlp")
+    given = " ".join(o for o in overrides if o.split("=")[0] in ("network", "loss")) or "this configuration"
+    return f"{group} has no part in {given}: it belongs to {needs}; leave {group} out or change that."
+
+
+def _check_top_level(config: DictConfig) -> None:
+    for key in ("seed", "num_samples", "batch_size"):
+        if key in config and (not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 0):
+            raise ConfigurationError(f"{key}={config[key]} is not allowed: it must be an integer ≥ 0.")
+    if "trainer" not in config:
+        return
+    trainer = config.trainer
+    for key, low in (("max_steps", 1), ("accumulate_grad_batches", 1), ("log_every_n_steps", 1)):
+        value = trainer[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise ConfigurationError(f"trainer.{key}={value} is not allowed: it must be an integer ≥ {low}.")
+    clip = trainer.gradient_clip_val
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+        raise ConfigurationError(f"trainer.gradient_clip_val={clip} is not allowed: it must be a number > 0 or null.")
+
+
+def _check_combinations(config: DictConfig) -> None:
+    if "network" not in config:
+        return
+    network = registry.resolve("network", config.network.name)
+    is_density = hasattr(network, "log_prob")
+    if is_density and config.scaling.name != "score":
+        raise ConfigurationError(
+            f"network={config.network.name} scaling={config.scaling.name} makes no sense: a score flow outputs the "
+            "score ∇log p itself, any other scaling would bend it; take scaling=score."
+        )
+    if registry.resolve("loss", config.loss.name).needs_density and not is_density:
+        raise ConfigurationError(
+            f"loss={config.loss.name} needs a log-density and network={config.network.name} has none: "
+            "take network=score_flow, or loss=denoising or score_matching."
+        )
+    if config.accelerator.compile and is_density and config.loss.name != "nll":
+        raise ConfigurationError(
+            f"accelerator.compile=true does not go with loss={config.loss.name} of a score flow: torch.compile has no "
+            "double backward; take loss=nll or accelerator.compile=false."
+        )
+    if config.guidance.name != "none" and not config.conditioner.get("drop", 0):
+        raise ConfigurationError(
+            f"guidance={config.guidance.name} needs the null condition, and this model is trained without label "
+            "dropout: take conditioner=class with conditioner.drop > 0, or guidance=none."
+        )
+
+
+def _identity_of(root: DictConfig) -> str:
+    return identity.run_id(resolved(root))
+
+
+def _run_folder(root: DictConfig) -> str:
+    return identity.run_folder(identity.run_name(root.hydra.overrides.task), _identity_of(root))
+
+
+def _run_dir(root: DictConfig) -> str:
+    return root.resume or f"outputs/{_run_folder(root)}"
+
+
+def _sweep_name(root: DictConfig) -> str:
+    return identity.sweep_name(root.hydra.overrides.task, root.hydra.runtime.choices.get("experiment"))
+
+
+OmegaConf.register_new_resolver("run_id", lambda *, _root_: _identity_of(_root_), replace=True)
+OmegaConf.register_new_resolver("run_folder", lambda *, _root_: _run_folder(_root_), replace=True)
+OmegaConf.register_new_resolver("run_dir", lambda *, _root_: _run_dir(_root_), replace=True)
+OmegaConf.register_new_resolver("sweep_name", lambda *, _root_: _sweep_name(_root_), replace=True)

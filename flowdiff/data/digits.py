@@ -1,0 +1,37 @@
+"""scikit-learn's handwritten digits: 1,797 images of 8 × 8 pixels, levels 0…16, ten classes, no download."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+
+from flowdiff.data.base import DataModule, Split, TensorSplit, held_out
+from flowdiff.data.pixels import Pixels
+from flowdiff.registry import register
+
+
+@final
+@register("dataset", "digits")
+class Digits(DataModule):
+    """1,500 training and 297 test images (1, 8, 8), the same in every run.
+
+    Source: Alpaydin, Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998 (test part).
+    """
+
+    name = "digits"
+    shape = (1, 8, 8)
+    num_classes = 10
+
+    def __init__(self, *, batch_size: PositiveInt, num_workers: NonNegativeInt, dequantize: bool, flip: bool) -> None:
+        super().__init__(Pixels(17, dequantize, flip), batch_size, num_workers)
+
+    def load(self) -> tuple[Split, Split]:
+        from sklearn.datasets import load_digits
+
+        images, target = load_digits(return_X_y=True)
+        x = torch.from_numpy(images).to(torch.uint8).reshape(-1, 1, 8, 8)
+        label = torch.from_numpy(target).long()
+        train, test = held_out(len(x), num_test=297)
+        return TensorSplit(x[train], label[train]), TensorSplit(x[test], label[test])

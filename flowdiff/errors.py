@@ -1,0 +1,25 @@
+"""What can go wrong by a user's hand: every message is one sentence saying what was given, what is allowed, what to do."""
+
+
+class FlowdiffError(Exception):
+    """Base of all errors the command line prints as a sentence, without a traceback."""
+
+
+class ConfigurationError(FlowdiffError, ValueError):
+    """A configuration key, value or combination that makes no sense."""
+
+
+class NotADensity(FlowdiffError, TypeError):
+    """A log-density or a flow sample was asked of a network that has none (unet, mlp)."""
+
+
+class DataError(FlowdiffError, RuntimeError):
+    """Data that is missing, unreadable, or not of the declared shape."""
+
+
+class RunError(FlowdiffError, RuntimeError):
+    """A run folder or checkpoint that is missing, foreign, or does not fit."""
+
+
+class InverseDidNotConverge(FlowdiffError, ArithmeticError):
+    """An iterative inverse stopped before it reached its tolerance."""

@@ -1,0 +1,227 @@
+"""Features in which samples are compared: x in [−1, 1] ↦ φ(x), (N, num_features).
+
+Real and generated images are both snapped to the data's grey levels first, so that neither dequantisation noise nor an
+out-of-range pixel tells them apart. A metric is named after its extractor, `fd_<name>`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowdiff.errors import ConfigurationError
+from flowdiff.evaluation.cache import cached, digest
+
+log = logging.getLogger(__name__)
+
+
+class Extractor(nn.Module, ABC):
+    """φ: samples in model space [−1, 1], (N, C, H, W) or (N, D), to features (N, num_features).
+
+    name: what the metric is called after.  accuracy: of the classifier behind φ on the test split, in [0, 1], or None.
+    weight_hash: identifies φ; two distances compare only if it is the same.
+    """
+
+    name: str
+    num_features: int
+    accuracy: float | None
+    weight_hash: str
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, num_features) of samples x."""
+
+
+class IdentityFeatures(Extractor):
+    """φ(x) = x: vectors are compared as they are, by their first two moments only."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.name = "data"
+        self.num_features = num_features
+        self.accuracy = None
+        self.weight_hash = "identity"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+class SmallCNN(Extractor):
+    """Strided convolutions and a hidden layer, whose output is φ(x), below a linear classifier.
+
+    SiLU throughout, so that φ is smooth; batch normalisation, because in use it is a fixed affine map and leaves the
+    contrast of an image in its features. Untrained it is worthless: `trained_cnn` makes one.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.name = name
+        self.num_features = 64
+        self.accuracy = None
+        self.weight_hash = "untrained"
+        channels, *sides = shape
+        halvings = max(2, math.ceil(math.log2(max(sides) / 4)))  # until the map is 4 × 4, or 2 × 2 for 8 × 8 images
+        blocks: list[nn.Module] = []
+        for index in range(halvings + 1):
+            width, stride = min(32 * 2**index, 128), 1 if index == 0 else 2
+            blocks += [
+                nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.SiLU(),
+            ]
+            channels = width
+        # 2 × 2 means of the last map keep a rough idea of where things are.
+        self.maps = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.hidden = nn.Linear(channels * 2 * 2, self.num_features)
+        self.head = nn.Linear(self.num_features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.silu(self.hidden(self.maps(x)))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Class scores (N, num_classes) of images x (N, C, H, W)."""
+        return self.head(self(x))
+
+
+# How a SmallCNN is trained: part of the cached file's key, so that a change here makes a new one.
+TRAINING = {
+    "version": 1,
+    "seed": 0,
+    "steps": 800,
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.05,
+    "label_smoothing": 0.1,
+}
+
+
+def build_extractor(data: Any, cache_dir: Path) -> Extractor:
+    """The extractor that suits the data, in eval mode and frozen.
+
+    Vectors: `IdentityFeatures`. Images with classes: a `SmallCNN` trained on their training split, once, and then read
+    from `cache_dir`. Images without classes: ConfigurationError, see `check_extractable`.
+    """
+    check_extractable(data)
+    if len(data.shape) == 1:
+        return IdentityFeatures(data.shape[0])
+    return trained_cnn(data, cache_dir)
+
+
+def check_extractable(data: Any) -> None:
+    """Raise ConfigurationError if no extractor suits the data; looks at its shape and classes only.
+
+    A network of random weights could be used for images without classes, but nobody knows what its distance means.
+    """
+    if len(data.shape) == 3 and data.num_classes is None:
+        raise ConfigurationError(
+            f"metrics.frechet=true needs class labels to train its feature extractor, and dataset={data.name} has none: "
+            f"set metrics.frechet=false."
+        )
+
+
+def trained_cnn(data: Any, cache_dir: Path) -> SmallCNN:
+    """A `SmallCNN` named <dataset>_cnn, trained deterministically on the training split or read from the cache.
+
+    Leaves the global random state, the gradient mode and the number of threads as they were.
+    """
+    model = _initialised(data)
+    key = digest(
+        TRAINING,
+        repr(model),
+        data.name,
+        list(data.shape),
+        data.levels,
+        fingerprint(data.train),
+        fingerprint(data.test),
+    )
+
+    def make() -> dict[str, Any]:
+        log.info("Training the feature extractor %s, once; it is kept in %s.", model.name, cache_dir)
+        # A caller may be in no_grad, inference_mode or autocast: none of them may reach the training.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            _train(model, data)
+        return {"weights": model.state_dict(), "accuracy": _accuracy(model, data)}
+
+    saved = cached(Path(cache_dir) / "extractors" / f"{model.name}-{key}.pt", make)
+    model.load_state_dict(saved["weights"])
+    model.accuracy = saved["accuracy"]
+    model.weight_hash = digest(*(t.numpy().tobytes() for t in model.state_dict().values()))
+    log.info("Feature extractor %s: test accuracy %.1f %%.", model.name, 100 * model.accuracy)
+    return model.eval().requires_grad_(False)
+
+
+def extract(extractor: Extractor, data: Any, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Features of samples x (N, …) in model space, snapped to the data's levels, batch by batch.
+
+    In float32 and on the extractor's own device, so that real and generated samples go through the same arithmetic.
+    """
+    device = next((p.device for p in extractor.parameters()), x.device)
+    for part in x.split(batch_size):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield extractor(data.quantize(part.detach().to(device, torch.float32)))
+
+
+def split_batches(data: Any, split: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A whole split in order: images at the centre of their grey level (or vectors), and labels."""
+    for indices in torch.arange(len(split)).split(batch_size):
+        batch = split[indices]
+        yield centred(data, batch.x), batch.label
+
+
+def centred(data: Any, x_raw: Tensor) -> Tensor:
+    """Raw data in model space without dequantisation noise: x = 2 (k + ½) / levels − 1; vectors as they are."""
+    unused = torch.Generator(x_raw.device)  # the noise that `to_model` may add is removed again by `quantize`
+    return data.quantize(data.to_model(x_raw, generator=unused))
+
+
+def fingerprint(split: Any) -> str:
+    """Hash of a split: its size, and up to 1,024 of its samples and labels, evenly spaced."""
+    indices = torch.linspace(0, len(split) - 1, min(len(split), 1024)).round().long()
+    batch = split[indices]
+    return digest(len(split), list(batch.x.shape), batch.x.cpu().numpy().tobytes(), batch.label.cpu().numpy().tobytes())
+
+
+def _initialised(data: Any) -> SmallCNN:
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reach CUDA's state as well.
+        torch.default_generator.manual_seed(TRAINING["seed"])
+        return SmallCNN(f"{data.name}_cnn", data.shape, data.num_classes)
+
+
+def _train(model: SmallCNN, data: Any) -> None:
+    """AdamW on the smoothed cross-entropy, cosine learning rate."""
+    generator = torch.Generator().manual_seed(TRAINING["seed"])
+    steps = TRAINING["steps"]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=TRAINING["learning_rate"], weight_decay=TRAINING["weight_decay"]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    order = torch.empty(0, dtype=torch.long)
+    model.train()
+    for _ in range(steps):
+        while len(order) < TRAINING["batch_size"]:
+            order = torch.cat([order, torch.randperm(len(data.train), generator=generator)])
+        indices, order = order[: TRAINING["batch_size"]], order[TRAINING["batch_size"] :]
+        batch = data.train[indices]
+        loss = functional.cross_entropy(
+            model.logits(centred(data, batch.x)), batch.label, label_smoothing=TRAINING["label_smoothing"]
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+@torch.no_grad()
+def _accuracy(model: SmallCNN, data: Any) -> float:
+    correct = [model.logits(x).argmax(1) == label for x, label in split_batches(data, data.test, 500)]
+    return torch.cat(correct).double().mean().item()

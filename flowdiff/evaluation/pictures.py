@@ -1,0 +1,259 @@
+"""Pictures of a run: sample grid, scatter beside the data, denoising trajectory, loss curve.
+
+matplotlib is imported where a picture is drawn, and only its Figure objects are used: no window, no global state. Every
+function writes one file, whose suffix is its format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DPI = 150  # dots per inch
+INK, FAINT, ACCENT, SECOND = "#1b1f24", "#8b949e", "#1f6feb", "#d1570b"
+
+Step = tuple[float, Tensor, Tensor]  # sigma, x (N, …), D (N, …)
+
+
+def sample_grid(
+    images: Tensor,
+    path: str | Path,
+    *,
+    columns: int,
+    title: str = "",
+    row_labels: Sequence[str] | None = None,
+) -> None:
+    """Images uint8 (N, C, H, W), C 1 or 3, in rows of `columns`, with an optional label at the left of each row.
+
+    Pixels are enlarged by a whole number, without smoothing, and so stay visible.
+    """
+    rows = math.ceil(len(images) / columns)
+    gap = max(1, images.shape[-1] // 14)  # pixels between images
+    canvas = _mosaic(images, columns, gap)
+    height, width = canvas.shape[:2]
+    scale = max(1, round(900 / width))  # screen dots per pixel
+    left = 0.25 + 0.09 * max(map(len, row_labels)) if row_labels else 0.1  # inches, as are the next two
+    bottom, top = 0.1, (0.38 if title else 0.1)
+    inner = (width * scale / DPI, height * scale / DPI)
+    size = (left + inner[0] + 0.1, bottom + inner[1] + top)
+    figure = _figure(size)
+    axes = figure.add_axes((left / size[0], bottom / size[1], inner[0] / size[0], inner[1] / size[1]))
+    axes.imshow(canvas.numpy(), interpolation="nearest")
+    axes.set_axis_off()
+    for row, label in enumerate(row_labels or ()):
+        y = 1 - ((row + 0.5) * (height - gap) / rows + gap / 2) / height
+        axes.text(-0.08 / inner[0], y, label, transform=axes.transAxes, ha="right", va="center", color=INK, fontsize=10)
+    if title:
+        figure.text(left / size[0], 1 - 0.12 / size[1], title, ha="left", va="top", color=INK, fontsize=11)
+    _save(figure, path)
+
+
+def scatter(samples: Tensor, data: Tensor, path: str | Path, *, title: str = "") -> None:
+    """Samples (N, D) beside data (M, D) on the same axes, D ≥ 2; of more than two dimensions the first two are drawn."""
+    width, height, side = 8.6, 5.0, 3.75  # inches
+    figure = _figure((width, height))
+    limits = _limits(data)
+    panels = ((0.7, samples, "samples", ACCENT), (4.65, data, "data points", INK))
+    for left, points, name, colour in panels:
+        axes = figure.add_axes((left / width, 0.6 / height, side / width, side / height))
+        _dots(axes, points, limits, colour)
+        axes.set_title(f"{len(points):,} {name}", fontsize=10, color=INK)
+        axes.set_xlabel("$x_1$ (data units)", color=INK)
+    figure.axes[0].set_ylabel("$x_2$ (data units)", color=INK)
+    figure.axes[1].set_yticklabels([])
+    _headline(figure, title)
+    _save(figure, path)
+
+
+def trajectory(
+    steps: Sequence[Step], path: str | Path, *, columns: int = 9, num_samples: int = 3, title: str = ""
+) -> None:
+    """What a sampler saw on its way: x_σ above, D(x_σ, σ) below, from the largest σ at the left to the smallest.
+
+    steps: (σ, x, D) of every step, in model space, images (N, C, H, W) or vectors (N, D ≥ 2). At most `columns` steps are
+    drawn, the first and the last among them, and of images the first `num_samples`. Images x_σ are drawn as x_σ/√(1 + σ²),
+    which keeps noise in the range of grey levels.
+    """
+    chosen = sorted({round(i * (len(steps) - 1) / max(columns - 1, 1)) for i in range(columns)})
+    kept = [steps[i] for i in chosen]
+    draw = _trajectory_of_images if kept[0][1].ndim == 4 else _trajectory_of_points
+    figure = draw(kept, num_samples)
+    _headline(figure, title)
+    _save(figure, path)
+
+
+def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
+    """Training loss (raw and smoothed), validation loss, and on the right axis the Fréchet distance with its floor.
+
+    rows: those of metrics.csv, with `step` and any of train_loss, val_loss, fd_<extractor>, fd_<extractor>_floor; empty
+    cells ('' or None) are passed over.
+    """
+    figure = _figure((7.6, 4.2))
+    axes = figure.subplots()
+    steps, losses = _column(rows, "train_loss")
+    if steps:
+        axes.plot(steps, losses, color=ACCENT, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, _smoothed(losses), color=ACCENT, linewidth=1.6, label="training loss (smoothed)")
+    val_steps, val = _column(rows, "val_loss")
+    if val_steps:
+        axes.plot(val_steps, val, color=INK, marker="o", markersize=3.5, linewidth=1.3, label="validation loss")
+    _focus(axes, losses + val)
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+    axes.set_xlabel("training step", color=INK)
+    axes.set_ylabel("loss", color=INK)
+    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    _bare(axes)
+    handles = axes.get_legend_handles_labels()
+    distances = sorted({k for row in rows for k in row if k.startswith("fd_") and not k.endswith(("_sd", "_floor"))})
+    if any(_column(rows, name)[0] for name in distances):
+        right = axes.twinx()
+        for name in distances:
+            fd_steps, fd = _column(rows, name)
+            right.plot(fd_steps, fd, color=SECOND, marker="s", markersize=3.5, linewidth=1.3, label=name)
+            floor = _column(rows, f"{name}_floor")[1]
+            if floor:
+                right.axhline(floor[-1], color=SECOND, linestyle=":", linewidth=1.2, label="its floor (test split)")
+        right.set_yscale("log")
+        right.set_ylabel("Fréchet distance (feature units², log)", color=SECOND)
+        right.tick_params(colors=SECOND)
+        _bare(right, keep_right=True)
+        handles = tuple(a + b for a, b in zip(handles, right.get_legend_handles_labels(), strict=True))
+    if handles[0]:
+        axes.legend(*handles, frameon=False, fontsize=9, loc="upper right")
+    figure.set_layout_engine("constrained")
+    _save(figure, path)
+
+
+def _trajectory_of_images(steps: Sequence[Step], num_samples: int) -> Any:
+    num_samples = min(num_samples, len(steps[0][1]))
+    figure = _figure((1.0 * len(steps) + 0.6, 1.0 * 2 * num_samples + 0.75))
+    panels = figure.subplots(2 * num_samples, len(steps), squeeze=False)
+    for column, (sigma, x, denoised) in enumerate(steps):
+        for index in range(num_samples):
+            for offset, image in ((0, x[index] / math.sqrt(1 + sigma**2)), (1, denoised[index])):
+                axes = panels[2 * index + offset, column]
+                axes.imshow(_picture(image), interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                if column == 0:
+                    label = (r"$x_\sigma$", "$D$")[offset]
+                    axes.set_ylabel(label, color=INK, rotation=0, ha="right", va="center", fontsize=11)
+        panels[0, column].set_title(rf"$\sigma$ = {sigma:.3g}", fontsize=9, color=INK)
+    note = r"$x_\sigma$ drawn as $x_\sigma/\sqrt{1+\sigma^2}$"
+    figure.text(0.99, 1 - 0.12 / figure.get_figheight(), note, ha="right", va="top", color=FAINT, fontsize=9)
+    figure.subplots_adjust(
+        left=0.5 / figure.get_figwidth(),
+        right=0.99,
+        bottom=0.02,
+        top=1 - 0.65 / figure.get_figheight(),
+        wspace=0.04,
+        hspace=0.04,
+    )
+    return figure
+
+
+def _trajectory_of_points(steps: Sequence[Step], num_samples: int) -> Any:
+    width, height = 1.45 * len(steps) + 0.5, 3.75
+    figure = _figure((width, height))
+    panels = figure.subplots(2, len(steps), squeeze=False)
+    final = _limits(steps[-1][2])
+    for column, (sigma, x, denoised) in enumerate(steps):
+        # x spreads with σ: its window widens with it, D's stays the data's.
+        _dots(panels[0, column], x, [(low - 3 * sigma, high + 3 * sigma) for low, high in final], ACCENT, size=1.2)
+        _dots(panels[1, column], denoised, final, SECOND, size=1.2)
+        panels[0, column].set_title(rf"$\sigma$ = {sigma:.3g}", fontsize=9, color=INK)
+        for axes in panels[:, column]:
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            axes.spines[:].set(visible=True, color="#d0d7de", linewidth=0.8)
+    panels[0, 0].set_ylabel(r"$x_\sigma$ (± 3$\sigma$)", color=INK)
+    panels[1, 0].set_ylabel("$D$", color=INK)
+    figure.subplots_adjust(
+        left=0.35 / width, right=1 - 0.1 / width, bottom=0.05, top=1 - 0.65 / height, wspace=0.06, hspace=0.06
+    )
+    return figure
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=DPI, facecolor="white")
+
+
+def _headline(figure: Any, title: str) -> None:
+    width, height = figure.get_size_inches()
+    figure.text(0.12 / width, 1 - 0.12 / height, title, ha="left", va="top", color=INK, fontsize=11)
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _mosaic(images: Tensor, columns: int, gap: int) -> Tensor:
+    """Images uint8 (N, C, H, W) on a white canvas (H', W', 3), `gap` pixels apart; grey ones become RGB."""
+    _, _, height, width = images.shape
+    rows = math.ceil(len(images) / columns)
+    canvas = torch.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, dtype=torch.uint8)
+    for index, image in enumerate(images.cpu()):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0)
+    return canvas
+
+
+def _picture(image: Tensor) -> Any:
+    """A model-space image (C, H, W) as an RGB array (H, W, 3) in [0, 1]."""
+    return ((image.detach().cpu().float() + 1) / 2).clamp(0, 1).nan_to_num().expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def _limits(points: Tensor) -> list[tuple[float, float]]:
+    """Square window of the first two coordinates with a margin: [(low, high), (low, high)]."""
+    points = points[:, :2].detach().cpu().float().nan_to_num()
+    low, high = points.amin(0), points.amax(0)
+    centre, half = (low + high) / 2, 0.58 * (high - low).max().clamp(min=1e-3)
+    return [((c - half).item(), (c + half).item()) for c in centre]
+
+
+def _dots(axes: Any, points: Tensor, limits: Sequence[tuple[float, float]], colour: str, size: float = 4.0) -> None:
+    points = points.detach().cpu().float()
+    axes.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.5, linewidths=0)
+    axes.set(xlim=limits[0], ylim=limits[1], aspect="equal")
+    _bare(axes)
+
+
+def _bare(axes: Any, keep_right: bool = False) -> None:
+    axes.spines["top"].set_visible(False)
+    axes.spines["right"].set_visible(keep_right)
+    if not keep_right:
+        axes.grid(color="#eaeef2", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=FAINT, labelcolor=INK)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and finite values of one metric, where it has any."""
+    pairs = [(float(r["step"]), float(r[name])) for r in rows if r.get(name) not in (None, "")]
+    pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
+    return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Mean over a centred window of a twentieth of the curve, cut short at its ends."""
+    half = max(1, len(values) // 40)
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _focus(axes: Any, values: Sequence[float]) -> None:
+    """Show nearly all of the values: the few very large losses of the first steps may leave the picture."""
+    if values:
+        ordered = sorted(values)
+        low, high = ordered[0], ordered[math.ceil(0.98 * (len(ordered) - 1))]
+        margin = 0.12 * max(high - low, 1e-3 * abs(high), 1e-9)
+        axes.set_ylim(low - margin, high + 2 * margin)

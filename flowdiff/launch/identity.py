@@ -1,0 +1,49 @@
+"""Who a run is: a hash of everything that decides its numbers, and a readable name beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# What a run may change and still be the same run: where things lie, what is logged, what it runs on.
+NOT_IDENTITY = ("hydra", "resume", "force", "plugins", "tags", "logger", "accelerator")
+NOT_IDENTITY_KEYS = {
+    "dataset": ("root", "download", "num_workers"),
+    "metrics": ("cache_dir",),
+    "trainer": ("profiler", "benchmark", "max_time"),
+}
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Eight hex digits of the SHA-256 of a resolved config (plain containers), less paths, logging and hardware."""
+    kept = {}
+    for key, value in config.items():
+        if key in NOT_IDENTITY:
+            continue
+        if key in NOT_IDENTITY_KEYS and isinstance(value, Mapping):
+            value = {k: v for k, v in value.items() if k not in NOT_IDENTITY_KEYS[key]}
+        kept[key] = value
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_name(overrides: Iterable[str]) -> str:
+    """The overrides that matter, readable: "flow.n_flows=5 activation=elu"; "default" when there are none."""
+    kept = [o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in NOT_IDENTITY]
+    return " ".join(kept) or "default"
+
+
+def run_folder(name: str, identity: str) -> str:
+    """A short folder name, safe on every file system: the readable name cut to 80 characters, then the identity."""
+    slug = re.sub(r"[^A-Za-z0-9.=_+-]+", ",", name).strip(",.")[:80]
+    return f"{slug}-{identity}"
+
+
+def sweep_name(overrides: Iterable[str], experiment: str | None) -> str:
+    """The folder of a sweep: the experiment's name, or the keys that the command line sets."""
+    if experiment:
+        return experiment
+    keys = sorted({o.lstrip("+~").partition("=")[0].split("@")[0].replace("/", ".") for o in overrides} - {"seed"})
+    return re.sub(r"[^A-Za-z0-9.=_+-]+", ",", "+".join(keys))[:80] or "sweep"

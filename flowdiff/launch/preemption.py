@@ -1,0 +1,75 @@
+"""Stopping a run so that it can go on: a signal only sets a flag, and the end of the batch saves and stops.
+
+The checkpoint is written to a temporary name and renamed, so `last.ckpt` is always whole.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from flowdiff.errors import FlowdiffError
+
+
+class Interrupted(FlowdiffError):
+    """Training was asked to stop and has saved a checkpoint that it can resume from."""
+
+
+class ResumableCheckpoint(Callback):
+    """Keeps `last.ckpt`: every `every_n_steps`, at the last step, and when SIGINT or SIGTERM asks to stop.
+
+    A second Ctrl-C stops at once, without saving. Must stand behind the weight average in the list of callbacks, so
+    that a saved average has seen the saved step.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int, resume_hint: str):
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self.resume_hint = resume_hint
+        self._asked: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        owner = os.getpid()
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != owner:  # a forked data worker inherits the handler
+                raise SystemExit(128 + number)
+            if self._asked is signal.SIGINT and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._asked = signal.Signals(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, ask)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # gradients are half accumulated: a checkpoint here would lose them
+        if self._asked or step % self.every_n_steps == 0 or step == trainer.max_steps:
+            self.save(trainer)
+        if self._asked:
+            raise Interrupted(
+                f"{self._asked.name} stopped the run after step {step:,} of {trainer.max_steps:,}; go on with: "
+                f"{self.resume_hint}"
+            )
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def save(self, trainer: Trainer) -> None:
+        """Write last.ckpt, whole or not at all."""
+        temporary = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)

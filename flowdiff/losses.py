@@ -1,0 +1,127 @@
+"""Training objectives, all of x = x0 + σ·noise, per sample and per dimension (D = prod(shape)).
+
+denoising       w(σ)·‖D(x) − x0‖²/D                    (or ‖·‖₁)
+score_matching  σ²·‖s(x) − (x0 − x)/σ²‖²/D
+nll             −log p_σ(x|c)/D                        nats per dimension, first-order only
+hybrid          denoising + λ·nll
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor
+
+from flowdiff.conditioning import Conditioning
+from flowdiff.denoiser import Denoiser
+from flowdiff.noise import Generators, randn, randn_like
+from flowdiff.registry import register
+from flowdiff.shapes import append_dims, mean_except_batch
+from flowdiff.weightings import Weighting
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss per sample (B,), and its named parts (B,) for logging."""
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Loss(ABC):
+    """loss(denoiser, x0 (B, …), sigma (B,), noise like x0, cond) → LossOutput with loss (B,)."""
+
+    needs_density = False  # whether it calls log_prob, which only a score flow has
+
+    @abstractmethod
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput: ...
+
+    def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
+        """The noise this loss trains on: N(0, I) like x0."""
+        return randn_like(x0, generator)
+
+
+@register("loss", "denoising")
+class Denoising(Loss):
+    """w(σ)·‖D(x, σ, c) − x0‖²/D, or w(σ)·‖·‖₁/D with norm="l1" (Vincent, 2011; Karras et al., 2022).
+
+    offset_noise ≥ 0 adds that much of one common normal number per channel to the noise (Guttenberg, 2023).
+    """
+
+    def __init__(self, weighting: Weighting, *, norm: Literal["l1", "l2"], offset_noise: NonNegativeFloat):
+        self.weighting = weighting
+        self.distance = {"l1": Tensor.abs, "l2": Tensor.square}[norm]
+        self.offset_noise = offset_noise
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        D = denoiser(x0 + append_dims(sigma, x0.ndim) * noise, sigma, cond)
+        weight = self.weighting(sigma, denoiser.sigma_data)
+        return LossOutput(weight * mean_except_batch(self.distance(D - x0)))
+
+    def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
+        noise = randn_like(x0, generator)
+        if self.offset_noise:
+            per_channel = x0.shape[:2] + (1,) * (x0.ndim - 2)  # (B, C, 1, 1)
+            noise = noise + self.offset_noise * randn(per_channel, generator, device=x0.device, dtype=x0.dtype)
+        return noise
+
+
+@register("loss", "score_matching")
+class ScoreMatching(Loss):
+    """σ²·‖s(x, σ, c) + noise/σ‖²/D: denoising score matching with λ(σ) = σ² (Song & Ermon, 2019)."""
+
+    def __init__(self):
+        pass
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        scale = append_dims(sigma, x0.ndim)
+        s = denoiser.score(x0 + scale * noise, sigma, cond)
+        return LossOutput(mean_except_batch((scale * s + noise).square()))
+
+
+@register("loss", "nll")
+class NLL(Loss):
+    """−log p_σ(x|c)/D, nats per dimension of the noised data: first-order autograd only; needs a density."""
+
+    needs_density = True
+
+    def __init__(self):
+        pass
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        x = x0 + append_dims(sigma, x0.ndim) * noise
+        return LossOutput(-denoiser.log_prob(x, sigma, cond) / x0[0].numel())
+
+
+@register("loss", "hybrid")
+class Hybrid(Loss):
+    """w(σ)·‖D − x0‖²/D + λ·(−log p_σ(x|c)/D) from one evaluation of the flow; λ = nll_weight > 0; needs a density.
+
+    Score matching is blind to the weights of separated modes, likelihood is not.
+    """
+
+    needs_density = True
+
+    def __init__(self, weighting: Weighting, *, nll_weight: PositiveFloat):
+        self.weighting = weighting
+        self.nll_weight = nll_weight
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        x = x0 + append_dims(sigma, x0.ndim) * noise
+        log_prob, D = denoiser.log_prob_and_denoised(x, sigma, cond)
+        denoising = self.weighting(sigma, denoiser.sigma_data) * mean_except_batch((D - x0).square())
+        nll = -log_prob / x0[0].numel()
+        return LossOutput(denoising + self.nll_weight * nll, {"denoising": denoising, "nll": nll})

@@ -1,0 +1,43 @@
+"""A residual MLP on flattened samples, F(x, c_noise, c): the unconstrained counterpart of a vector flow."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from flowdiff.activations import Activation
+from flowdiff.conditioning import Conditioning
+from flowdiff.nn.embeddings import ConditionEmbedding
+from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.registry import register
+
+
+@register("network", "mlp")
+class MLP(nn.Module):
+    """Residual MLP with FiLM on the embedding of (c_noise, c), for samples of any shape; F = 0 at the start.
+
+    x (B, *shape), c_noise (B,) of any scaling, cond.vector (B, cond_dim) or none if cond_dim = 0 → F like x.
+    width, depth: of the residual blocks; embed_dim: width of the embedding.
+    Source: He et al., "Identity Mappings in Deep Residual Networks", 2016 (the residual form).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        cond_dim: int,
+        activation: Activation,
+        *,
+        width: PositiveInt,
+        depth: PositiveInt,
+        embed_dim: PositiveInt,
+    ):
+        super().__init__()
+        dim = math.prod(shape)
+        self.embedding = ConditionEmbedding(embed_dim, cond_dim)
+        self.net = ResidualMLP(dim, dim, width, depth, embed_dim, activation)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:
+        e = self.embedding(c_noise, cond).vector
+        return self.net(x.flatten(1), e).view_as(x)

@@ -1,0 +1,184 @@
+"""Names to components: `@register(group, name)` on a class, `build(group, node)` from a config node.
+
+A component's signature is its contract. What stands before `*` is *runtime*: built objects and shapes that the
+program hands in. What stands after `*` are *hyperparameters*: exactly the keys of `conf/<group>/<name>.yaml`, whose
+types and ranges are the annotations (`PositiveInt`, `Literal["l1", "l2"]`, …), checked by pydantic.
+
+Nothing here imports torch; a group's room is imported when one of its names is first resolved.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowdiff.errors import ConfigurationError
+
+# Which room holds which config group: the whole of it is imported when a name of the group is asked for.
+ROOMS = {
+    "activation": "flowdiff.activations",
+    "flow": "flowdiff.flows",
+    "whitening": "flowdiff.networks.whitening",
+    "network": "flowdiff.networks",
+    "scaling": "flowdiff.scalings",
+    "weighting": "flowdiff.weightings",
+    "sigma_sampler": "flowdiff.sigma_samplers",
+    "schedule": "flowdiff.schedules",
+    "sampler": "flowdiff.samplers",
+    "guidance": "flowdiff.guidance",
+    "loss": "flowdiff.losses",
+    "conditioner": "flowdiff.conditioners",
+    "first_stage": "flowdiff.first_stage",
+    "dataset": "flowdiff.data",
+    "metrics": "flowdiff.evaluation",
+    "optimizer": "flowdiff.optimizers",
+    "accelerator": "flowdiff.accelerators",
+    "logger": "flowdiff.loggers",
+}
+
+_components: dict[str, dict[str, type]] = {group: {} for group in ROOMS}
+_imported: set[str] = set()
+
+
+def register(group: str, name: str) -> Callable[[type], type]:
+    """Class decorator: make the class known as `name` in config group `group`."""
+    if group not in ROOMS:
+        raise ConfigurationError(f"{group!r} is not a config group: {nearest(group, ROOMS)}.")
+
+    def decorate(component: type) -> type:
+        known = _components[group].get(name)
+        if known is not None and known.__qualname__ != component.__qualname__:
+            raise ConfigurationError(
+                f"{group} {name!r} is already registered by {known.__module__}.{known.__qualname__}."
+            )
+        _components[group][name] = component
+        return component
+
+    return decorate
+
+
+def names(group: str) -> list[str]:
+    """All registered names of a group, sorted (imports the group's room)."""
+    _import_room(group)
+    return sorted(_components[group])
+
+
+def resolve(group: str, name: str) -> type:
+    """The class registered as `name`; ConfigurationError names the nearest and lists all."""
+    known = names(group)
+    if name not in _components[group]:
+        raise ConfigurationError(f"{group}={name} is unknown: {nearest(name, known)}.")
+    return _components[group][name]
+
+
+def nearest(given: str, allowed: typing.Iterable[str]) -> str:
+    """'did you mean "x"? Allowed are a, b, c' — the half-sentence every unknown name ends with."""
+    allowed = [str(a) for a in allowed]
+    close = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Allowed are {', '.join(allowed)}" if hint else f"allowed are {', '.join(allowed)}"
+
+
+def hyperparameters(component: type) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters: what a YAML file of this component holds."""
+    parameters = inspect.signature(component).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def runtime_parameters(component: type) -> list[str]:
+    """The parameters before `*`: what the program hands in."""
+    parameters = inspect.signature(component).parameters.values()
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def check(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold a config node against its component's signature and return the hyperparameters.
+
+    Raises ConfigurationError with one sentence per first offence: unknown name or key, missing key, wrong type, value
+    out of range.
+    """
+    import pydantic
+
+    component = resolve(group, str(node["name"]))
+    hints = typing.get_type_hints(component.__init__, include_extras=True)
+    fields = {
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
+        for name, p in hyperparameters(component).items()
+    }
+    given = {key: value for key, value in node.items() if key != "name"}
+    for key in given:
+        if key not in fields:
+            allowed = nearest(key, fields) if fields else "it takes no settings"
+            raise ConfigurationError(f"{group}.{key} is not a setting of {group}={node['name']}: {allowed}.")
+    config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    # A model's fields may not shadow its own attributes, hence the prefix-free names are carried as aliases.
+    model = pydantic.create_model(
+        "Hyperparameters",
+        __config__=config,
+        **{f"p_{k}": (t, pydantic.Field(d, alias=k)) for k, (t, d) in fields.items()},
+    )
+    try:
+        valid = model(**given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigurationError(f"{group}.{key} is missing: {group}={node['name']} needs it.") from None
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        raise ConfigurationError(f"{group}.{key}={first['input']} is not allowed: {expected}.") from None
+    return {k: getattr(valid, f"p_{k}") for k in fields}
+
+
+def build(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:
+    """Make the component that a config node describes.
+
+    node: a mapping with `name` and hyperparameters, or just a name, which then takes its YAML file's defaults; a
+    hyperparameter given in `runtime` replaces the node's. Runtime values that the component's signature does not
+    take are left out, so that every component asks only for what it uses.
+    """
+    if isinstance(node, str):
+        from flowdiff.config import defaults
+
+        node = defaults(group, node)
+    component = resolve(group, str(node["name"]))
+    overrides = {k: v for k, v in runtime.items() if k in hyperparameters(component)}
+    settings = check(group, {**node, **overrides})
+    wanted = {k: v for k, v in runtime.items() if k in runtime_parameters(component)}
+    return component(**wanted, **settings)
+
+
+def import_plugin(path: str | Path) -> dict[str, list[str]]:
+    """Run a user's Python file for its `@register` lines; returns what it added as {group: [names]}."""
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise ConfigurationError(f"plugins names {path}, which is not a file: give the path of a Python file.")
+    before = {group: set(known) for group, known in _components.items()}
+    module_name = f"flowdiff_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigurationError(f"plugin {path} could not be imported: {type(error).__name__}: {error}.") from error
+    return {
+        group: sorted(set(known) - before[group]) for group, known in _components.items() if set(known) - before[group]
+    }
+
+
+def _import_room(group: str) -> None:
+    if group not in ROOMS:
+        raise ConfigurationError(f"{group!r} is not a config group: {nearest(group, ROOMS)}.")
+    room = ROOMS[group]
+    if room in _imported:
+        return
+    package = importlib.import_module(room)
+    for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+        importlib.import_module(f"{room}.{module.name}")
+    _imported.add(room)

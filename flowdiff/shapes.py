@@ -1,0 +1,18 @@
+"""Broadcasting a per-sample number over a sample, and summing a sample to a number."""
+
+from torch import Tensor
+
+
+def append_dims(v: Tensor, ndim: int) -> Tensor:
+    """View v (B,) as (B, 1, …, 1) with `ndim` dimensions, so that it multiplies a batch x of that many."""
+    return v.reshape(v.shape + (1,) * (ndim - v.ndim))
+
+
+def sum_except_batch(x: Tensor) -> Tensor:
+    """Sum x (B, …) over all but the first dimension: (B,)."""
+    return x.flatten(1).sum(1)
+
+
+def mean_except_batch(x: Tensor) -> Tensor:
+    """Average x (B, …) over all but the first dimension: (B,)."""
+    return x.flatten(1).mean(1)

@@ -1,0 +1,327 @@
+"""One run from its config to its finished folder: measure, train, evaluate, draw, write the result."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from rich.table import Table
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from flowdiff.engine import Engine, assemble
+from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
+from flowdiff.evaluation import pictures
+from flowdiff.evaluation.metrics import Metrics
+from flowdiff.launch.preemption import ResumableCheckpoint
+from flowdiff.launch.run_folder import RunFolder, git_commit, versions
+from flowdiff.loggers import MetricsCSV, Tracker
+from flowdiff.progress import TrainingBar, counting
+from flowdiff.registry import build
+
+log = logging.getLogger(__name__)
+
+PICTURE_SEED = 1  # the pictures' samples: the same at every step, so that the eye compares models, not noise
+SCATTERED = 2000  # points of a 2-D picture
+# Lightning's advice that does not fit: our loaders index whole batches in memory, and srun on the PATH is not a job.
+# The last one is lightning 2.6 calling torch >= 2.15.
+ADVICE = (
+    ".*does not have many workers.*",
+    ".*The `srun` command is available.*",
+    ".*GPU available but not used.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+
+
+class Divergence(FlowdiffError, ArithmeticError):
+    """The training loss is no longer a number."""
+
+
+def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: str, sweep: str | None) -> dict[str, Any]:
+    """Train, evaluate and leave a complete run folder; returns what result.json holds.
+
+    config: resolved and checked. Goes on from the folder's last.ckpt when there is one. Raises Interrupted after a
+    signal (the folder can be resumed), Divergence when the loss is not finite, DataError, ConfigurationError.
+    """
+    started = time.perf_counter()
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # what it announces, we announce
+    seed_everything(config["seed"], workers=True, verbose=False)
+    engine = assemble(config)
+    metrics = build("metrics", config["metrics"], data=engine.data)
+    tracker: Tracker = build("logger", config["logger"])
+    checkpoint = _checkpoint(folder)
+    folder.write_config(dict(config))
+
+    sigma_data = engine.measure()
+    log.info(
+        "data %s: %s training and %s test samples of shape %s, sigma_data %.4f (measured)",
+        engine.data.name,
+        f"{len(engine.data.train):,}",
+        f"{len(engine.data.test):,}",
+        "×".join(map(str, engine.data.shape)),
+        sigma_data,
+    )
+    csv = MetricsCSV(folder.metrics)
+    clock = Stopwatch()
+    exit_code = 1
+    try:
+        loggers = [csv, *tracker.start(folder.path, _about(config, name, run_id, sweep))]
+        evaluation = PeriodicEvaluation(metrics, engine, folder, tracker)
+        trainer = _trainer(config, folder, loggers, [clock, TrainingBar(), evaluation])
+        log.info(
+            "model %s: %s parameters, on %s", config["network"]["name"], f"{engine.num_parameters:,}", _device(trainer)
+        )
+        if checkpoint is not None:
+            step = checkpoint["global_step"]
+            csv.truncate(step)
+            engine.data.start_step = step * trainer.accumulate_grad_batches
+            log.info("going on from step %s of %s", f"{step:,}", f"{trainer.max_steps:,}")
+        engine.data.seed = config["seed"]
+        with warnings.catch_warnings():
+            for message in ADVICE:
+                warnings.filterwarnings("ignore", message)
+            trainer.fit(engine, datamodule=engine.data, ckpt_path=folder.checkpoint if checkpoint else None)
+        if not trainer.is_global_zero:
+            return {}
+        steps = trainer.global_step
+        numbers = _evaluate(engine, metrics, config)
+        _draw(engine, metrics, folder, csv)
+        csv.log_metrics(numbers, steps)
+        result = {
+            "run_id": run_id,
+            "name": name,
+            "sweep": sweep,
+            "seed": config["seed"],
+            "metrics": numbers,
+            "parameters": engine.num_parameters,
+            "steps": steps,
+            "seconds": {"train": clock.seconds, "total": time.perf_counter() - started},
+            "device": _device(trainer),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        shown = {"samples": folder.samples, "trajectory": folder.trajectory, "loss_curve": folder.loss_curve}
+        tracker.pictures(shown, steps)
+        tracker.summary({**numbers, "parameters": engine.num_parameters, "train_seconds": clock.seconds})
+        exit_code = 0
+    finally:
+        tracker.finish(exit_code)
+    folder.write_result(result)
+    return result
+
+
+def show(result: Mapping[str, Any], folder: RunFolder) -> None:
+    """Print the table of a finished run."""
+    numbers = result["metrics"]
+    table = Table(title=f"{result['name']}  ({result['run_id']})", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("about", style="dim")
+    for row in rows_of(numbers):
+        table.add_row(*row)
+    seconds = result["seconds"]
+    table.add_row("training time", f"{seconds['train']:.0f} s", f"{result['steps']:,} steps on {result['device']}")
+    table.add_row("parameters", f"{result['parameters']:,}", "")
+    Console().print(table)
+    log.info("results in %s", folder.path)
+
+
+class Stopwatch(Callback):
+    """Seconds of training, without evaluation, over all the sessions of a run."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
+
+    def state_dict(self) -> dict[str, float]:
+        self._stop()
+        self._since = time.perf_counter()
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+
+class PeriodicEvaluation(Callback):
+    """At every validation: a Fréchet distance on few samples and a sample grid, by the averaged weights.
+
+    Must stand before the weight average in the list of callbacks, which swaps the weights back when it ends.
+    """
+
+    def __init__(self, metrics: Metrics, engine: Engine, folder: RunFolder, tracker: Tracker):
+        self.metrics = metrics
+        self.engine = engine
+        self.folder = folder
+        self.tracker = tracker
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.global_step >= trainer.max_steps:
+            return  # the last step is evaluated in full after training
+        n = self.metrics.periodic_num_samples
+        if self.metrics.with_frechet:
+            samples = self.engine.denoiser.sample(n, seed=PICTURE_SEED)
+            module.log_dict(self.metrics.frechet(samples), rank_zero_only=True)
+        draw_samples(self.engine, self.folder.samples)
+        self.tracker.pictures({"samples": self.folder.samples}, trainer.global_step)
+
+
+class FiniteLoss(Callback):
+    """Stops a run whose loss is no longer a number, while the last checkpoint is still good."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["loss"]):
+            raise Divergence(
+                f"the training loss is {float(outputs['loss'])} at step {trainer.global_step:,}: lower optimizer.lr "
+                "or trainer.gradient_clip_val; the last checkpoint is from before."
+            )
+
+
+def draw_samples(engine: Engine, path: Path) -> None:
+    """The sample picture of a model: a grid, with classes in rows if it has some, or a scatter beside 2-D data."""
+    data, denoiser = engine.data, engine.denoiser
+    if len(data.shape) == 1:
+        samples = denoiser.sample(SCATTERED, seed=PICTURE_SEED)
+        pictures.scatter(samples.cpu(), data.to_model(data.train[: min(SCATTERED, len(data.train))].x), path)
+        return
+    classes = denoiser.num_classes
+    rows, columns = min(classes or 8, 10), 10
+    labels = [row for row in range(rows) for _ in range(columns)] if classes else None
+    samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels)
+    row_labels = [str(row) for row in range(rows)] if classes else None
+    pictures.sample_grid(data.to_uint8(samples.cpu()), path, columns=columns, row_labels=row_labels)
+
+
+def _evaluate(engine: Engine, metrics: Metrics, config: Mapping[str, Any]) -> dict[str, float]:
+    denoiser = engine.denoiser.eval()
+    sigma_min = build("schedule", config["schedule"]).sigma_min
+    with counting("sampling for evaluation") as progress:
+        return metrics.evaluate(
+            denoiser,
+            lambda n, seed: denoiser.sample(n, seed=seed, batch_size=metrics.batch_size, progress=progress),
+            denoiser.cond_of,
+            sigma_min,
+            config["seed"],
+        )
+
+
+def _draw(engine: Engine, metrics: Metrics, folder: RunFolder, csv: MetricsCSV) -> None:
+    denoiser = engine.denoiser
+    draw_samples(engine, folder.samples)
+    steps: list[tuple[float, torch.Tensor, torch.Tensor]] = []
+    n = SCATTERED if len(engine.data.shape) == 1 else min(denoiser.num_classes or 8, 10)
+    denoiser.sample(
+        n, seed=PICTURE_SEED, batch_size=n, callback=lambda i, sigma, x, D: steps.append((sigma, x.cpu(), D.cpu()))
+    )
+    decode = denoiser.first_stage.decode
+    pictures.trajectory([(sigma, decode(x), decode(D)) for sigma, x, D in steps], folder.trajectory)
+    pictures.loss_curve(csv.rows(), folder.loss_curve)
+
+
+def _trainer(config: Mapping[str, Any], folder: RunFolder, loggers: list[Any], callbacks: list[Callback]) -> Trainer:
+    arguments = dict(config["trainer"])
+    decay = config["optimizer"]["ema_decay"]
+    if decay:
+        average = WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        callbacks = [*callbacks, average]
+    every = arguments["val_check_interval"]
+    saving = ResumableCheckpoint(
+        folder.checkpoint, every or arguments["max_steps"], f"python train.py resume={folder.path}"
+    )
+    if every is None:
+        arguments["limit_val_batches"] = 0
+        del arguments["val_check_interval"]
+    try:
+        return Trainer(
+            **build("accelerator", config["accelerator"]).trainer_arguments,
+            **arguments,
+            logger=loggers,
+            callbacks=[*callbacks, FiniteLoss(), saving],
+            default_root_dir=folder.path,
+            check_val_every_n_epoch=None,  # the training stream is endless: validation counts steps
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data module gives every rank its own part
+            inference_mode=False,  # a score is a gradient, also in validation
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        raise ConfigurationError(f"the trainer refuses this configuration: {first}.") from error
+
+
+def _checkpoint(folder: RunFolder) -> dict[str, Any] | None:
+    if not folder.checkpoint.is_file():
+        return None
+    try:
+        return torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RunError(
+            f"{folder.checkpoint} cannot be read ({type(error).__name__}): remove it, or start anew with force=true."
+        ) from error
+
+
+def _about(config: Mapping[str, Any], name: str, run_id: str, sweep: str | None) -> dict[str, Any]:
+    return {"run_id": run_id, "name": name, "sweep": sweep, "tags": list(config["tags"]), "config": dict(config)}
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {torch.get_num_threads()} threads"
+    )
+
+
+def rows_of(numbers: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """The lines of the result table: metric, value, what it is."""
+
+    def value(key: str, spread: str) -> str:
+        spread = f" ± {numbers[spread]:.4f}" if numbers.get(spread) is not None else ""
+        return f"{numbers[key]:.4f}{spread}"
+
+    rows = []
+    if "test_loss" in numbers:
+        rows.append(("denoising test loss", value("test_loss", "test_loss_se"), "EDM weighting, per dimension"))
+    for key in numbers:
+        if key.startswith("fd_") and not key.endswith(("_sd", "_floor")):
+            about = f"{numbers['num_samples']:,} samples against the training split"
+            rows.append((key, f"{numbers[key]:.2f}", about))
+            floor = numbers[f"{key}_floor"]
+            rows.append((f"{key} floor", f"{floor:.2f}", f"{numbers['num_test']:,} real test samples, same reference"))
+    if "bpd" in numbers:
+        rows.append(("bits/dim", value("bpd", "bpd_se"), "exact density, uniform dequantisation"))
+    if "nats_per_dim" in numbers:
+        rows.append(("nats/dim", value("nats_per_dim", "nats_per_dim_se"), "−log p per dimension, exact density"))
+    if "samples_per_second" in numbers:
+        rows.append(("sampling speed", f"{numbers['samples_per_second']:,.0f} /s", ""))
+    return rows

@@ -1,0 +1,182 @@
+"""EDM-format archives, written here, read back pixel by pixel; and every way in which one may not fit."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowdiff import registry
+from flowdiff.errors import DataError
+
+PAIRS = "pairs"  # write the labels as EDM does
+
+
+def pictures(n, channels=3, side=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, channels), dtype=np.uint8)
+
+
+def member(i):
+    return f"{i // 4:05d}/img{i:08d}.png"
+
+
+def write(path, images, labels=None, info=PAIRS):
+    """An archive of `images`; labels None writes null, info None no dataset.json, other text replaces it."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for i, image in enumerate(images):
+            buffer = io.BytesIO()
+            Image.fromarray(image.squeeze()).save(buffer, "png")
+            archive.writestr(member(i), buffer.getvalue())
+        if info is PAIRS:
+            pairs = None if labels is None else [[member(i), int(k)] for i, k in enumerate(labels)]
+            # EDM's labels come in any order.
+            info = json.dumps({"labels": pairs and pairs[::-1]})
+        if info is not None:
+            archive.writestr("dataset.json", info)
+    return str(path)
+
+
+def build(path, **settings):
+    return registry.build("dataset", "image_zip", path=path, **{"image_size": 8, "batch_size": 4, **settings})
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_reads_what_was_written(channels, tmp_path):
+    train, test = pictures(10, channels), pictures(5, channels, seed=1)
+    labels = np.arange(10) % 3
+    data = build(
+        write(tmp_path / "train.zip", train, labels),
+        test_path=write(tmp_path / "test.zip", test, labels[:5]),
+        channels=channels,
+        num_classes=3,
+    )
+    data.setup()
+    assert data.shape == (channels, 8, 8)
+    for split, images, classes in ((data.train, train, labels), (data.test, test, labels[:5])):
+        batch = split[:]
+        assert batch.x.dtype == torch.uint8
+        assert torch.equal(batch.x, torch.from_numpy(images).permute(0, 3, 1, 2))
+        assert batch.label.tolist() == classes.tolist()
+        assert torch.equal(split[[3, 0]].x, batch.x[[3, 0]])
+
+
+@pytest.mark.parametrize("info", [PAIRS, None])
+def test_unlabelled(info, tmp_path):
+    data = build(write(tmp_path / "a.zip", pictures(10), info=info))
+    data.setup()
+    assert data.num_classes is None
+    assert data.train[:].label.unique().tolist() == [0]
+
+
+def test_labels_are_not_looked_at_when_unconditional(tmp_path):
+    data = build(write(tmp_path / "a.zip", pictures(10), labels=range(10)))
+    data.setup()
+    assert data.train[:].label.unique().tolist() == [0]
+
+
+@pytest.mark.parametrize(("n", "fraction", "num_test"), [(20, 0.25, 5), (3, 0.01, 1), (3, 0.99, 2)])
+def test_holds_out_a_fixed_part(n, fraction, num_test, tmp_path):
+    path = write(tmp_path / "a.zip", pictures(n), labels=range(n))
+    parts = []
+    for _ in range(2):
+        data = build(path, num_classes=n, test_fraction=fraction)
+        data.setup()
+        parts.append((data.train[:].label.tolist(), data.test[:].label.tolist()))
+    assert parts[0] == parts[1]
+    train, test = parts[0]
+    assert len(test) == num_test
+    assert sorted(train + test) == list(range(n))
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels", "info", "sentence"),
+    [
+        ({"image_size": 16}, None, PAIRS, "8×8 pixels of mode RGB where dataset.image_size=16"),
+        ({"channels": 1}, None, PAIRS, r"mode RGB where .*dataset.channels=1 \(mode L\)"),
+        ({"num_classes": 3}, None, PAIRS, "no labels where dataset.num_classes=3"),
+        ({"num_classes": 3}, None, None, "no labels where dataset.num_classes=3"),
+        ({"num_classes": 3}, range(10), PAIRS, r"labels .* where 0…2 is allowed"),
+        (
+            {"num_classes": 3},
+            None,
+            '{"labels": [["00000/img00000000.png", 1]]}',
+            "no label for 00000/img00000001.png",
+        ),
+        ({"num_classes": 3}, None, '{"labels": [1, 2]}', r"not a list of \[name, label\] pairs"),
+        (
+            {"num_classes": 3},
+            None,
+            json.dumps({"labels": [[member(i), 0.5] for i in range(10)]}),
+            "label 0.5 where",
+        ),
+        ({}, None, "[]", "not a JSON object"),
+        ({}, None, "{", "not a JSON object"),
+    ],
+)
+def test_an_archive_that_does_not_fit(settings, labels, info, sentence, tmp_path):
+    path = write(tmp_path / "a.zip", pictures(10), labels, info)
+    with pytest.raises(DataError, match=sentence):
+        build(path, **settings).setup()
+
+
+def test_an_archive_that_is_none(tmp_path):
+    (tmp_path / "text.zip").write_text("no archive")
+    for path, sentence in (
+        (str(tmp_path / "missing.zip"), r"dataset\.path=.*missing\.zip is not a file"),
+        (str(tmp_path), "is not a file"),
+        (str(tmp_path / "text.zip"), "not a readable zip"),
+        (write(tmp_path / "empty.zip", []), "holds no pictures"),
+        (write(tmp_path / "one.zip", pictures(1)), "one image, none to hold out"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            build(path).setup()
+    good = write(tmp_path / "good.zip", pictures(4))
+    with pytest.raises(DataError, match=r"dataset\.test_path=.*is not a file"):
+        build(good, test_path=str(tmp_path / "missing.zip")).setup()
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    path = write(tmp_path / "a.zip", pictures(4))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("00009/broken.png", b"no picture")
+    data = build(path, test_path=path)
+    data.setup()
+    with pytest.raises(DataError, match=r"00009/broken\.png .* cannot be decoded"):
+        data.train[:]
+
+
+def test_worker_processes_read_the_same(tmp_path):
+    path = write(tmp_path / "a.zip", pictures(40), labels=range(40))
+    batches = []
+    for num_workers in (0, 2):
+        data = build(path, num_classes=40, num_workers=num_workers)
+        data.setup()  # opens the archive here, before the workers are forked
+        batches.append([batch for _, batch in zip(range(15), data.train_dataloader(), strict=False)])
+    for alone, worker in zip(*batches, strict=True):
+        assert torch.equal(alone.x, worker.x)
+        assert torch.equal(alone.label, worker.label)
+
+
+def test_a_split_can_be_sent_to_another_process(tmp_path):
+    data = build(write(tmp_path / "a.zip", pictures(10)))
+    data.setup()
+    data.train[:2]
+    assert torch.equal(pickle.loads(pickle.dumps(data.train))[:].x, data.train[:].x)
+
+
+def test_real_archive():
+    path = Path(os.environ.get("FLOWDIFF_DATA", "")) / "cifar10-32x32-test.zip"
+    if "FLOWDIFF_DATA" not in os.environ or not path.is_file():
+        pytest.skip("FLOWDIFF_DATA does not hold cifar10-32x32-test.zip")
+    data = build(str(path), image_size=32, num_classes=10)
+    data.setup()
+    assert (len(data.train), len(data.test)) == (9000, 1000)
+    batch = data.train[:200]
+    assert batch.x.shape == (200, 3, 32, 32)
+    assert batch.label.unique().tolist() == list(range(10))

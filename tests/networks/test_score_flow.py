@@ -1,0 +1,222 @@
+"""The laws of the score flow for every flow behind every whitening, at the start and far from it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flow_cases import label, make_flow, perturb, variants
+
+from flowdiff import noise, registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.networks.score_flow import ScoreFlow
+
+EMBED, CLASSES = 8, 3
+ALL_CASES = pytest.mark.parametrize("case", variants(), ids=label)
+STATES = pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
+WHITENINGS = pytest.mark.parametrize("whitening", registry.names("whitening"))
+COND_DIMS = pytest.mark.parametrize("cond_dim", [0, CLASSES], ids=["unconditional", "class"])
+SIGMA = torch.tensor([0.01, 0.3, 2.0, 30.0], dtype=torch.float64)
+
+
+def data(shape) -> torch.Tensor:
+    """Correlated, off-centre training data: a whitening has something to measure."""
+    generator = torch.Generator().manual_seed(0)
+    D = math.prod(shape)
+    mixing = torch.randn((D, D), generator=generator, dtype=torch.float64) / D**0.5
+    x = 0.4 * torch.randn((512, D), generator=generator, dtype=torch.float64) @ mixing + 0.2
+    return x.reshape(-1, *shape)
+
+
+def make(case, whitening: str, shape=(3,), cond_dim: int = 0, far: bool = True) -> ScoreFlow:
+    fitted = registry.build("whitening", whitening, shape=shape).double()
+    fitted.fit([data(shape)])
+    flow = make_flow(case, shape, EMBED)
+    runtime = {"flow": flow, "whitening": fitted, "shape": shape, "cond_dim": cond_dim, "embed_dim": EMBED}
+    model = registry.build("network", "score_flow", **runtime).double().eval()
+    return perturb(model) if far else model
+
+
+def noised(shape=(3,), cond_dim: int = 0) -> tuple[torch.Tensor, torch.Tensor, Conditioning | None]:
+    generator = torch.Generator().manual_seed(1)
+    eps = torch.randn((len(SIGMA), *shape), generator=generator, dtype=torch.float64)
+    x = data(shape)[: len(SIGMA)] + SIGMA.reshape(-1, *[1] * len(shape)) * eps
+    c = torch.randn((len(SIGMA), cond_dim), generator=generator, dtype=torch.float64) if cond_dim else None
+    return x, SIGMA, None if c is None else Conditioning(c)
+
+
+@ALL_CASES
+@WHITENINGS
+@STATES
+@COND_DIMS
+def test_score_is_the_slope_of_log_prob(case, whitening, far, cond_dim):
+    model = make(case, whitening, cond_dim=cond_dim, far=far)
+    x, sigma, cond = noised(cond_dim=cond_dim)
+    score = model(x, sigma, cond)
+    h = 1e-5 * sigma  # central differences: error h²·third derivative, about 1e-10 of the score
+    slopes = []
+    with torch.no_grad():
+        for unit in torch.eye(3, dtype=x.dtype):
+            step = h[:, None] * unit
+            rise = model.log_prob(x + step, sigma, cond) - model.log_prob(x - step, sigma, cond)
+            slopes.append(rise / (2 * h))
+    torch.testing.assert_close(score, torch.stack(slopes, 1), rtol=1e-5, atol=1e-5)
+
+
+@ALL_CASES
+@WHITENINGS
+def test_far_is_far(case, whitening):
+    """The score that the other tests call far is no longer the Gaussian's, and c changes it."""
+    x, sigma, cond = noised(cond_dim=CLASSES)
+    score = make(case, whitening, cond_dim=CLASSES)(x, sigma, cond)
+    start = make(case, whitening, cond_dim=CLASSES, far=False)(x, sigma, cond)
+    assert ((score - start).norm(dim=1) > 0.1 * start.norm(dim=1)).all()
+    other = make(case, whitening, cond_dim=CLASSES)(x, sigma, Conditioning(cond.vector.flip(0)))
+    assert ((score - other).norm(dim=1) > 1e-3 * score.norm(dim=1)).all()
+
+
+@ALL_CASES
+def test_the_flow_itself_knows_the_noise_level(case):
+    """Behind the identity, which does not look at σ, the density still depends on it."""
+    model = make(case, "identity")
+    x, sigma, _ = noised()
+    with torch.no_grad():
+        change = model.log_prob(x, 2 * sigma) - model.log_prob(x, sigma)
+    assert (change.abs() > 1e-4).all()
+
+
+@ALL_CASES
+@WHITENINGS
+@STATES
+def test_score_is_a_gradient_field(case, whitening, far):
+    """∂s/∂x is symmetric, as the second derivatives of log p are."""
+    model = make(case, whitening, far=far)
+    x, sigma, _ = noised()
+
+    def score(x):  # ScoreFlow.forward detaches x: its score has no graph to x, so take it from log_prob
+        return torch.autograd.grad(model.log_prob(x, sigma).sum(), x, create_graph=True)[0].sum(0)
+
+    J = torch.autograd.functional.jacobian(score, x).transpose(0, 1)  # (B, 3, 3)
+    size = J.abs().amax((1, 2), keepdim=True)
+    torch.testing.assert_close(J / size, J.mT / size, rtol=0, atol=1e-9)
+
+
+@ALL_CASES
+@WHITENINGS
+def test_score_works_without_gradients(case, whitening):
+    """Under no_grad and in eval mode there is the same score, without a graph; in train mode with one."""
+    model = make(case, whitening)
+    x, sigma, _ = noised()
+    expected = model(x, sigma)
+    assert not expected.requires_grad
+    model.train()
+    with torch.no_grad():
+        silent = model(x, sigma)
+    assert not silent.requires_grad
+    training = model(x, sigma)
+    assert training.requires_grad
+    for score in (silent, training):
+        torch.testing.assert_close(score, expected, rtol=1e-12, atol=1e-12)
+    log_prob, score = model.eval().log_prob_and_score(x, sigma)
+    assert not log_prob.requires_grad
+    torch.testing.assert_close(score, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_prob, model.log_prob(x, sigma).detach(), rtol=1e-12, atol=1e-12)
+    assert all(p.grad is None for p in model.parameters())  # the score leaves nothing behind
+
+
+@ALL_CASES
+@WHITENINGS
+@COND_DIMS
+def test_a_score_loss_has_the_gradient_of_its_differences(case, whitening, cond_dim):
+    """Double backward: d/dθ of a score loss along a random direction in parameter space."""
+    model = make(case, whitening, cond_dim=cond_dim).train()
+    x, sigma, cond = noised(cond_dim=cond_dim)
+
+    def loss() -> torch.Tensor:
+        # Scaled by σ, as every score loss: unscaled, the smallest σ would drown the others.
+        return (sigma[:, None] * model(x, sigma, cond)).square().sum()
+
+    loss().backward()
+    parameters = list(model.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
+    generator = torch.Generator().manual_seed(2)
+    v = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, v, strict=True))
+    h, ends = 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, d in zip(parameters, v, strict=True):
+                p += sign * h * d
+            ends.append(float(loss()))
+            for p, d in zip(parameters, v, strict=True):
+                p -= sign * h * d
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4)
+
+
+@ALL_CASES
+@WHITENINGS
+@STATES
+def test_density_integrates_to_one(case, whitening, far):
+    model = make(case, whitening, shape=(2,), far=far)
+    sigma = torch.full((20_000,), 0.5, dtype=torch.float64)
+    draws = model.sample(sigma, generator=torch.Generator().manual_seed(3))
+    low, high = draws.amin(0), draws.amax(0)
+    margin = 0.15 * (high - low)
+    ends = zip(low - margin, high + margin, strict=True)
+    axes = [torch.linspace(a, b, 256, dtype=torch.float64) for a, b in ends]
+    grid = torch.cartesian_prod(*axes)
+    with torch.no_grad():
+        p = model.log_prob(grid, sigma[:1].expand(len(grid))).exp()
+    cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
+    # Left out beyond the box: of the order of one sample in 20,000.
+    assert float(p.sum()) * cell == pytest.approx(1.0, abs=5e-4)
+
+
+@ALL_CASES
+@WHITENINGS
+def test_samples_follow_the_density(case, whitening):
+    """With x ~ p of D dimensions E[s(x)] = 0 and E[(x − μ)·s(x)] = −D for any μ (Stein's identity)."""
+    model = make(case, whitening)
+    n = 4000
+    sigma = torch.full((n,), 0.5, dtype=torch.float64)
+    x = model.sample(sigma, generator=torch.Generator().manual_seed(4))
+    score = model(x, sigma)
+    inner = ((x - x.mean(0)) * score).sum(1)
+    five_errors = 5 * float(inner.std()) / n**0.5
+    assert five_errors < 0.6  # the check can tell a wrong scale of 20% from the right one
+    assert float(inner.mean()) == pytest.approx(-3.0, abs=five_errors)
+    assert (score.mean(0).abs() < 5 * score.std(0) / n**0.5).all()
+
+
+@ALL_CASES
+@WHITENINGS
+def test_samples_belong_to_their_generators(case, whitening):
+    """With one generator per sample, sample i is the same in every batch; images keep their shape."""
+    shape = (1, 2, 2)
+    model = make(case, whitening, shape=shape)
+    sigma = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
+    together = model.sample(sigma, generator=noise.generators(7, range(3)))
+    assert together.shape == (3, *shape)
+    assert not together.requires_grad
+    for i in range(3):
+        alone = model.sample(sigma[i : i + 1], generator=noise.generators(7, [i]))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-8, atol=1e-8)
+
+
+@ALL_CASES
+def test_starts_as_the_gaussian_fit(case):
+    """Behind zca the start is N(μ, Σ + σ²I) of the data, behind isotropic N(0, (E[x0²] + σ²)·I)."""
+    x0 = data((3,))
+    x, sigma, _ = noised()
+    eye = torch.eye(3, dtype=x.dtype)
+    power = x0.square().mean()
+    for whitening, mean, covariance in (
+        ("zca", x0.mean(0), torch.cov(x0.T, correction=0)),
+        ("isotropic", torch.zeros(3, dtype=x.dtype), power * eye),
+    ):
+        noisy = covariance + sigma[:, None, None] ** 2 * eye
+        gaussian = torch.distributions.MultivariateNormal(mean.expand(4, 3), noisy)
+        log_prob = make(case, whitening, far=False).log_prob(x, sigma).detach()
+        # The statistics may be kept in float32: relative 1e-7, divided by small eigenvalues.
+        torch.testing.assert_close(log_prob, gaussian.log_prob(x), rtol=1e-4, atol=1e-4)

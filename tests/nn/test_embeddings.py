@@ -1,0 +1,90 @@
+"""Embeddings: resolved over the whole noise range in every scaling, smooth, strict about their input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowdiff.conditioning import Conditioning
+from flowdiff.nn.embeddings import ConditionEmbedding, NoiseEmbedding
+
+SIGMA = torch.logspace(-2.7, 1.9, 24)  # 0.002 … 80, five to a decade
+SCALES = pytest.mark.parametrize("c_noise", [0.25 * SIGMA.log(), SIGMA], ids=["log", "sigma"])
+
+
+@SCALES
+def test_noise_levels_are_told_apart(c_noise):
+    """A linear map of the embedding can follow ln σ: it varies along σ, and without collisions."""
+    torch.manual_seed(0)
+    e = NoiseEmbedding(64)(c_noise).detach().double()
+    target = SIGMA.log().double()
+    design = torch.cat([e, torch.ones(len(e), 1)], dim=1)
+    # Ridge, so that rounding errors cannot serve as features.
+    gram = design.T @ design + 1e-6 * torch.eye(design.shape[1], dtype=torch.float64)
+    fit = design @ torch.linalg.solve(gram, design.T @ target)
+    # Neighbours lie 0.46 apart in ln σ. The error is largest where c_noise = σ is nearly 0.
+    assert (fit - target).abs().max() < 0.46
+    assert (fit - target).abs()[SIGMA > 0.1].max() < 0.1
+
+
+@pytest.mark.parametrize("c_noise", [-1e4, -2.0, 0.0, 80.0, 1e4])
+def test_values_stay_digestible(c_noise):
+    torch.manual_seed(0)
+    e = NoiseEmbedding(32)(torch.tensor([c_noise]))
+    assert e.abs().max() < 20  # u = asinh(1e4) = 9.9; raw it would be 1e4
+
+
+def test_smooth_in_the_noise_level():
+    torch.manual_seed(0)
+    embedding = NoiseEmbedding(8).double()
+    c_noise = torch.tensor([-1.5, 0.0, 0.7, 40.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(embedding, c_noise)
+    assert torch.autograd.gradgradcheck(embedding, c_noise)
+
+
+def test_noise_and_condition_interact():
+    """The embedding is no sum of a function of σ and one of c: their mixed difference does not vanish."""
+    torch.manual_seed(0)
+    embedding = ConditionEmbedding(16, 4)
+    c_noise = torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    a, b = torch.randn(2, 4)
+    e = embedding(c_noise, Conditioning(torch.stack([a, b, a, b]))).vector
+    assert e.shape == (4, 16)
+    assert (e[0] - e[1] - e[2] + e[3]).norm() > 0.05 * (e[0] - e[3]).norm()
+
+
+def test_tokens_pass_through():
+    tokens, mask = torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
+    out = ConditionEmbedding(8, 4)(torch.zeros(2), Conditioning(torch.randn(2, 4), tokens, mask))
+    assert out.tokens is tokens
+    assert out.mask is mask
+    out = ConditionEmbedding(8, 0)(torch.zeros(2), Conditioning(None, tokens, mask))
+    assert out.vector.shape == (2, 8)
+    assert out.tokens is tokens
+
+
+@pytest.mark.parametrize(
+    ("cond_dim", "cond"),
+    [
+        (4, None),
+        (4, Conditioning()),
+        (4, Conditioning(torch.zeros(2, 5))),
+        (0, Conditioning(torch.zeros(2, 5))),
+    ],
+)
+def test_a_condition_that_does_not_fit_is_refused(cond_dim, cond):
+    with pytest.raises(ValueError, match=f"cond_dim={cond_dim}"):
+        ConditionEmbedding(8, cond_dim)(torch.zeros(2), cond)
+
+
+@SCALES
+def test_noise_level_and_condition_both_show(c_noise):
+    """At the start already, σ and c move the embedding by amounts of the order of its size."""
+    torch.manual_seed(0)
+    embedding = ConditionEmbedding(64, 64)
+    c = torch.randn(len(SIGMA), 64)
+    with torch.no_grad():
+        along_sigma = embedding(c_noise, Conditioning(c[:1].expand(len(SIGMA), -1))).vector
+        along_c = embedding(c_noise[:1].expand(len(SIGMA)), Conditioning(c)).vector
+    for e in (along_sigma, along_c):
+        assert e.std(0).mean() > 0.2 * e.square().mean().sqrt()

@@ -1,0 +1,40 @@
+"""Conditioners: label dropout at its rate, reproducible, only in training; the null condition is a class of its own."""
+
+import pytest
+import torch
+
+from flowdiff import registry
+from flowdiff.errors import ConfigurationError
+
+
+def test_dropout_replaces_labels_by_the_null_condition():
+    torch.manual_seed(0)
+    conditioner = registry.build("conditioner", "class", num_classes=10, drop=0.25)
+    labels = torch.arange(4000) % 10
+    conditioner.train()
+    first = conditioner(labels, torch.Generator().manual_seed(1)).vector
+    again = conditioner(labels, torch.Generator().manual_seed(1)).vector
+    assert torch.equal(first, again)
+    dropped = (first == conditioner.null(1).vector).all(1).float().mean()
+    assert abs(float(dropped) - 0.25) < 0.03  # 4,000 draws: standard error 0.007
+    conditioner.eval()
+    assert torch.equal(conditioner(labels).vector, conditioner.embedding.weight[labels])
+
+
+def test_null_is_no_class():
+    conditioner = registry.build("conditioner", "class", num_classes=3)
+    null = conditioner.null(2).vector
+    assert null.shape == (2, conditioner.dim)
+    assert not any(torch.equal(null[0], row) for row in conditioner.embedding.weight[:3])
+
+
+def test_class_needs_classes():
+    with pytest.raises(ConfigurationError, match="take conditioner=none"):
+        registry.build("conditioner", "class", num_classes=None)
+
+
+def test_none():
+    conditioner = registry.build("conditioner", "none")
+    assert conditioner(torch.zeros(3)) is None
+    assert conditioner.null(3) is None
+    assert conditioner.dim == 0

@@ -1,0 +1,75 @@
+"""Composing and checking: what makes no sense is refused in one sentence before anything is built."""
+
+import pytest
+
+from flowdiff import config
+from flowdiff.errors import ConfigurationError
+
+
+def offence(*overrides):
+    with pytest.raises(ConfigurationError) as error:
+        config.check(config.compose(overrides))
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["flow=reelnvp"], ["flow=reelnvp is unknown", "did you mean 'realnvp'", "linear_activation"]),
+        (["flow.n_flow=3"], ["flow.n_flow is not a setting", "did you mean 'n_flows'", "linear"]),
+        (["flow.n_flows=many"], ["flow.n_flows=many is not allowed", "valid integer"]),
+        (["flow.n_flows=0"], ["flow.n_flows=0 is not allowed", "greater than 0"]),
+        (["flow.n_flows=2.5"], ["flow.n_flows=2.5 is not allowed"]),
+        (["dataset.batch_size=-1"], ["dataset.batch_size=-1 is not allowed", "greater than 0"]),
+        (["schedule.sigma_min=100"], ["sigma_min", "100", "80"]),
+        (["scaling=edm"], ["network=score_flow scaling=edm makes no sense", "scaling=score"]),
+        (["network=unet", "loss=nll"], ["loss=nll needs a log-density", "network=score_flow"]),
+        (["network=mlp", "loss=hybrid"], ["loss=hybrid needs a log-density"]),
+        (["network=unet", "flow=realnvp"], ["flow has no part in network=unet", "network=score_flow"]),
+        (["network=unet", "flow.n_flows=3"], ["flow has no part in network=unet"]),
+        (["loss=nll", "weighting=edm"], ["weighting has no part in loss=nll"]),
+        (["guidance=cfg", "conditioner.drop=0.0"], ["guidance=cfg needs the null condition"]),
+        (["guidance=cfg", "conditioner=none"], ["guidance=cfg needs the null condition"]),
+        (["sede=3"], ["sede is not a setting", "did you mean 'seed'"]),
+        (["seed=-1"], ["seed=-1 is not allowed"]),
+        (["trainer.max_steps=0"], ["trainer.max_steps=0 is not allowed"]),
+        (["trainer.max_step=5"], ["trainer.max_step is not a setting", "did you mean 'max_steps'"]),
+        (["trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val=-1 is not allowed"]),
+        (["accelerator.compile=true"], ["no double backward", "loss=nll"]),
+        (["flows=realnvp"], ["flows is not a", "did you mean 'flow'"]),
+        (["flow.n_flows=[1"], ["flow.n_flows=[1"]),
+    ],
+)
+def test_offences(overrides, parts):
+    text = offence(*overrides)
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize("network", config.options("network"))
+@pytest.mark.parametrize("scaling", config.options("scaling"))
+def test_raw_networks_take_every_scaling_and_score_flows_only_score(network, scaling):
+    composed = config.compose([f"network={network}", f"scaling={scaling}"])
+    if network == "score_flow" and scaling != "score":
+        with pytest.raises(ConfigurationError, match="makes no sense"):
+            config.check(composed)
+    else:
+        config.check(composed)
+
+
+def test_flow_brings_its_activation_and_whitening_and_both_can_be_replaced():
+    assert config.compose().activation.name == "softplus"
+    realnvp = config.compose(["flow=realnvp"])
+    assert (realnvp.activation.name, realnvp.whitening.name) == ("swish", "isotropic")
+    assert config.compose(["flow=realnvp", "whitening=zca"]).whitening.name == "zca"
+    assert "flow" not in config.compose(["network=unet"])
+
+
+def test_resolved_is_plain_and_without_hydra():
+    plain = config.resolved(config.compose())
+    assert plain["trainer"]["val_check_interval"] == plain["metrics"]["every_n_steps"]
+    assert "hydra" not in plain
+    assert type(plain["flow"]) is dict

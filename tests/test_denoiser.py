@@ -1,0 +1,44 @@
+"""The denoiser: Tweedie's identity, and refusals of what a raw network cannot give."""
+
+import pytest
+import torch
+from torch import nn
+
+from flowdiff import registry
+from flowdiff.denoiser import Denoiser
+from flowdiff.errors import NotADensity
+from flowdiff.shapes import append_dims, mean_except_batch, sum_except_batch
+
+
+class Half(nn.Module):
+    def forward(self, x, c_noise, cond=None):
+        return 0.5 * x
+
+
+@pytest.mark.parametrize("scaling", registry.names("scaling"))
+def test_score_is_tweedie(scaling):
+    denoiser = Denoiser(Half(), registry.build("scaling", scaling))
+    x, sigma = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 1.0, 10.0])
+    s, D = denoiser.score(x, sigma), denoiser(x, sigma)
+    assert torch.allclose(x + append_dims(sigma**2, 4) * s, D, atol=1e-5)
+
+
+def test_raw_networks_have_no_density():
+    denoiser = Denoiser(Half(), registry.build("scaling", "edm"))
+    assert not denoiser.is_density
+    for method in (denoiser.log_prob, denoiser.log_prob_and_denoised):
+        with pytest.raises(NotADensity, match="network=Half has no log-density"):
+            method(torch.zeros(1, 2), torch.ones(1))
+
+
+def test_sigma_data_travels_with_the_weights():
+    one, other = (Denoiser(Half(), registry.build("scaling", "edm")) for _ in range(2))
+    one.sigma_data.fill_(0.37)
+    other.load_state_dict(one.state_dict())
+    assert other.sigma_data == one.sigma_data
+
+
+def test_shapes():
+    assert append_dims(torch.ones(3), 4).shape == (3, 1, 1, 1)
+    assert torch.equal(sum_except_batch(torch.ones(2, 3, 4)), torch.tensor([12.0, 12.0]))
+    assert torch.equal(mean_except_batch(torch.ones(2, 3, 4)), torch.ones(2))

@@ -1,0 +1,115 @@
+"""Losses: closed-form values on an oracle, the same gradient for equal objectives, refusals."""
+
+import pytest
+import torch
+from oracles import Gaussian
+from torch import nn
+
+from flowdiff import registry
+from flowdiff.denoiser import Denoiser
+from flowdiff.errors import NotADensity
+
+
+class OracleFlow(nn.Module):
+    """A Gaussian's exact score and density, in the shape of a score flow."""
+
+    def __init__(self):
+        super().__init__()
+        self.oracle = Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
+
+    def forward(self, x, sigma, cond=None):
+        return self.oracle.score(x, sigma)
+
+    def log_prob(self, x, sigma, cond=None):
+        return self.oracle.log_prob(x, sigma)
+
+    def log_prob_and_score(self, x, sigma, cond=None):
+        return self.log_prob(x, sigma), self(x, sigma)
+
+
+class Raw(nn.Module):
+    def forward(self, x, c_noise, cond=None):
+        return 0 * x
+
+
+@pytest.fixture
+def denoiser():
+    return Denoiser(OracleFlow(), registry.build("scaling", "score")).double()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    noise = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    return x0, torch.tensor([0.01, 0.1, 0.5, 2.0, 50.0], dtype=torch.float64), noise
+
+
+def build(name, **settings):
+    return registry.build("loss", name, weighting=registry.build("weighting", "edm"), **settings)
+
+
+def test_denoising(denoiser, batch):
+    x0, sigma, noise = batch
+    D = denoiser(x0 + sigma[:, None] * noise, sigma)
+    weight = (sigma**2 + 1) / sigma**2  # EDM's, at sigma_data = 1
+    for norm, distance in (("l2", (D - x0) ** 2), ("l1", (D - x0).abs())):
+        loss = build("denoising", norm=norm)(denoiser, x0, sigma, noise).loss
+        assert torch.allclose(loss, weight * distance.mean(1))
+
+
+def test_score_matching_is_denoising_with_the_eps_weighting(denoiser, batch):
+    # σ²‖s − (x0 − x)/σ²‖² = σ⁻²‖D − x0‖², by Tweedie.
+    x0, sigma, noise = batch
+    denoising = registry.build("loss", "denoising", weighting=registry.build("weighting", "eps"))
+    assert torch.allclose(
+        build("score_matching")(denoiser, x0, sigma, noise).loss, denoising(denoiser, x0, sigma, noise).loss
+    )
+
+
+def test_nll_and_hybrid(denoiser, batch):
+    x0, sigma, noise = batch
+    nll = build("nll")(denoiser, x0, sigma, noise).loss
+    assert torch.allclose(nll, -denoiser.log_prob(x0 + sigma[:, None] * noise, sigma) / 2)
+    output = build("hybrid", nll_weight=0.3)(denoiser, x0, sigma, noise)
+    assert torch.allclose(output.loss, build("denoising")(denoiser, x0, sigma, noise).loss + 0.3 * nll)
+    assert set(output.parts) == {"denoising", "nll"}
+
+
+@pytest.mark.parametrize("name", [n for n in registry.names("loss") if registry.resolve("loss", n).needs_density])
+def test_losses_of_a_density_refuse_a_raw_network(name, batch):
+    raw = Denoiser(Raw(), registry.build("scaling", "edm")).double()
+    with pytest.raises(NotADensity, match="only network=score_flow"):
+        build(name)(raw, *batch)
+
+
+@pytest.mark.parametrize("name", registry.names("loss"))
+def test_one_number_per_sample(name, denoiser, batch):
+    assert build(name)(denoiser, *batch).loss.shape == (5,)
+
+
+def test_offset_noise_is_common_to_a_channel():
+    x0 = torch.zeros(400, 2, 8, 8)
+    plain = build("denoising", offset_noise=0.0).draw_noise(x0, torch.Generator().manual_seed(0))
+    offset = build("denoising", offset_noise=0.5).draw_noise(x0, torch.Generator().manual_seed(0))
+    shift = offset - plain
+    assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
+    assert abs(float(shift[..., 0, 0].std()) - 0.5) < 0.05  # 800 numbers: standard error 0.0125
+
+
+def test_all_gradients_reach_the_network(batch):
+    x0, sigma, noise = (v.float() for v in batch)
+    for name in registry.names("loss"):
+        torch.manual_seed(0)
+        activation = registry.build("activation", "softplus")
+        flow = registry.build("flow", "linear_activation", shape=(2,), embed_dim=8, activation=activation)
+        whitening = registry.build("whitening", "zca", shape=(2,))
+        network = registry.build(
+            "network", "score_flow", flow=flow, whitening=whitening, shape=(2,), cond_dim=0, embed_dim=8
+        )
+        for parameter in network.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        denoiser = Denoiser(network, registry.build("scaling", "score")).train()
+        build(name)(denoiser, x0, sigma, noise).loss.mean().backward()
+        without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not without, (name, without)

@@ -1,0 +1,141 @@
+import pytest
+import torch
+
+from flowdiff import registry
+from flowdiff.errors import ConfigurationError
+from flowdiff.schedules import TABLES, ddpm_sigmas
+
+SCHEDULES = registry.names("schedule")
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 18, 250])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_grid_decreases_to_zero(name, num_steps):
+    schedule = registry.build("schedule", name)
+    sigmas = schedule(num_steps)
+    assert sigmas.shape == (num_steps + 1,)
+    assert sigmas.dtype == torch.float64
+    assert sigmas[0].item() == schedule.sigma_max
+    assert sigmas[-1].item() == 0
+    assert (sigmas.diff() < 0).all()
+    assert sigmas[-2].item() >= schedule.sigma_min * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_grid_can_start_lower(name, num_steps):
+    schedule = registry.build("schedule", name)
+    sigmas = schedule(num_steps, sigma_max=1.7)
+    assert sigmas.shape == (num_steps + 1,)
+    assert sigmas[0].item() == 1.7
+    assert sigmas[-1].item() == 0
+    assert (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_start_at_the_bottom_is_one_step(name, share):
+    schedule = registry.build("schedule", name)
+    start = share * schedule.sigma_min
+    assert schedule(10, sigma_max=start).tolist() == [start, 0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_refuses_what_makes_no_grid(name):
+    schedule = registry.build("schedule", name)
+    with pytest.raises(ConfigurationError, match="num_steps=0 "):
+        schedule(0)
+    for start in (0.0, -1.0, schedule.sigma_max * 1.01, float("nan")):
+        with pytest.raises(ConfigurationError, match="a start at sigma="):
+            schedule(5, sigma_max=start)
+
+
+@pytest.mark.parametrize("name", ["karras", "exponential"])
+@pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (1.0, float("inf"))])
+def test_refuses_an_empty_range(name, low, high):
+    with pytest.raises(ConfigurationError, match=r"sigma_min=.* sigma_max="):
+        registry.build("schedule", name, sigma_min=low, sigma_max=high)
+
+
+def test_karras_is_even_in_its_power():
+    sigmas = registry.build("schedule", "karras", sigma_min=0.01, sigma_max=50.0, rho=5.0)(9)[:-1]
+    steps = (sigmas**0.2).diff()
+    torch.testing.assert_close(steps, steps[0].expand(8))
+    assert sigmas[-1].item() == pytest.approx(0.01, rel=1e-12)
+
+
+def test_exponential_is_geometric():
+    sigmas = registry.build("schedule", "exponential", sigma_min=0.01, sigma_max=50.0)(9)[:-1]
+    ratios = sigmas[1:] / sigmas[:-1]
+    torch.testing.assert_close(ratios, ratios[0].expand(8))
+    assert sigmas[-1].item() == pytest.approx(0.01, rel=1e-12)
+
+
+def test_ddpm_takes_every_level_and_no_more():
+    schedule = registry.build("schedule", "ddpm", num_levels=20)
+    torch.testing.assert_close(schedule(20)[:-1].flip(0), schedule.table, rtol=0, atol=0)
+    torch.testing.assert_close(schedule(4)[:-1], schedule.table[[19, 14, 9, 4]], rtol=0, atol=0)
+    with pytest.raises(ConfigurationError, match="20 levels"):
+        schedule(21)
+
+
+def test_ddpm_started_low_runs_out_of_levels():
+    schedule = registry.build("schedule", "ddpm", num_levels=20)
+    start = (schedule.table[2] + schedule.table[3]).item() / 2
+    expected = [start, *schedule.table[[2, 1, 0]].tolist(), 0]
+    assert schedule(10, sigma_max=start).tolist() == expected
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_table_follows_its_formula(table):
+    sigmas = ddpm_sigmas(table, 1000)
+    assert sigmas.shape == (1000,)
+    assert (sigmas.diff() > 0).all()
+    alpha_bar = 1 / (1 + sigmas**2)
+    if table == "cosine":
+        # before β's cap of 0.999 sets in, ᾱ_t is the cosine itself, up to its value at t = 0
+        t = torch.arange(0, 991, dtype=torch.float64) / 1000
+        cosine = torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2
+        torch.testing.assert_close(alpha_bar[:990], cosine[1:] / cosine[0], rtol=1e-9, atol=0)
+        assert (1 - alpha_bar[-1] / alpha_bar[-2]).item() == pytest.approx(0.999)
+        return
+    first, last = {"linear": (1e-4, 0.02), "sqrt_linear": (0.00085, 0.012)}[table]
+    betas = torch.cat([1 - alpha_bar[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]])
+    root = betas if table == "linear" else betas.sqrt()
+    torch.testing.assert_close(betas[[0, -1]], betas.new_tensor([first, last]), rtol=1e-9, atol=0)
+    torch.testing.assert_close(root.diff(), root.diff()[0].expand(999), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("table", "theirs"),
+    [("linear", "linear"), ("sqrt_linear", "scaled_linear"), ("cosine", "squaredcos_cap_v2")],
+)
+def test_table_equals_diffusers(table, theirs):
+    from diffusers import DDPMScheduler
+
+    ends = {"sqrt_linear": {"beta_start": 0.00085, "beta_end": 0.012}}.get(table, {})
+    alpha_bar = DDPMScheduler(1000, beta_schedule=theirs, **ends).alphas_cumprod
+    # their cumulative product of 1000 factors is in float32: 1000 roundings of 6e-8
+    torch.testing.assert_close((1 + ddpm_sigmas(table, 1000) ** 2) ** -1, alpha_bar.double(), rtol=6e-5, atol=0)
+
+
+def test_betas_can_be_given():
+    given = ddpm_sigmas("linear", 10, beta_start=0.1, beta_end=0.5)
+    assert given[0].item() == pytest.approx((0.1 / 0.9) ** 0.5)
+    assert ddpm_sigmas("linear", 10, beta_end=0.5)[0].item() == pytest.approx((1e-4 / (1 - 1e-4)) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"table": "cosine", "beta_end": 0.1}, "beta_end cannot be set"),
+        ({"beta_start": 1.0}, "beta_start=1.0"),
+        ({"num_levels": 1}, "num_levels=1"),
+        ({"table": "linaer"}, "table=linaer"),
+    ],
+)
+def test_senseless_tables_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        registry.build("schedule", "ddpm", **settings)
+    with pytest.raises(ConfigurationError, match=message):
+        ddpm_sigmas(**{"table": "linear", "num_levels": 1000} | settings)
