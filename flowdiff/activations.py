@@ -51,7 +51,7 @@ class Activation(ABC):
         return x + strength * self._bend(u) / sharpness, torch.log1p(strength * self._bend_slope(u))
 
     def inverse(self, y: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-        """x with bijection(x) = y, and log dx/dy, by Newton's method kept inside a bracket; differentiable in y, w and k.
+        """x with bijection(x) = y, and log dx/dy, by Newton's method kept inside a bracket; differentiable.
 
         Raises InverseDidNotConverge if |bijection(x) − y| stays above 1e-6·(1 + |y|).
         """
@@ -129,7 +129,7 @@ class LeakyReLU(Activation):
         return F.leaky_relu(x, self.negative_slope)
 
     def slope(self, x: Tensor) -> Tensor:
-        return torch.where(x > 0, 1.0, self.negative_slope).to(x.dtype)
+        return torch.where(x > 0, x.new_ones(()), x.new_full((), self.negative_slope))
 
     def bijection(self, x: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
         if not LeakyReLU._warned:

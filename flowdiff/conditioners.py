@@ -1,4 +1,4 @@
-"""What a batch says about itself, as a Conditioning: a conditioner maps labels to vectors and knows the null condition."""
+"""From what a batch says about itself to a Conditioning: labels become vectors, and there is a null condition."""
 
 from __future__ import annotations
 

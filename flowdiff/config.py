@@ -111,10 +111,13 @@ def _plugin_node(path: str, group: str, name: str) -> dict[str, Any]:
 
 
 def check(config: DictConfig) -> None:
-    """Raise ConfigurationError for the first thing that makes no sense; builds nothing and reads no data."""
+    """Raise ConfigurationError for the first thing that makes no sense; reads no data."""
     for key in config:
         if key in registry.ROOMS:
-            registry.check(key, OmegaConf.to_container(config[key], resolve=True))
+            node = OmegaConf.to_container(config[key], resolve=True)
+            registry.check(key, node)
+            if not registry.runtime_parameters(registry.resolve(key, node["name"])):
+                registry.build(key, node)  # its constructor holds its numbers against each other
     _check_top_level(config)
     _check_combinations(config)
 
@@ -126,12 +129,15 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and "/" in error.missing_cfg_file:
         group, name = error.missing_cfg_file.rsplit("/", 1)
         return f"{group}={name} is unknown: {registry.nearest(name, options(group))}."
-    failed = re.match(r"Could not (?:override|append to config|delete from config)\.? ?'?([^'.\s][^'\s]*)?", text)
-    key = failed.group(1) if failed else None
-    if key and "No match in the defaults list" in text:
-        return _misplaced_group(key, overrides)
-    if key and "is not in struct" in text:
-        return _unknown_key(key, overrides, config_name)
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} cannot be read as an override: {text.splitlines()[0].rstrip('.')}; check its brackets."
+        )
+    failed = re.match(r"Could not (?:override|append to config|delete from config)\.? ?'([^']+)'", text)
+    if failed and "No match in the defaults list" in text:
+        return _misplaced_group(failed.group(1), overrides)
+    if failed:
+        return _unknown_key(failed.group(1), overrides, config_name)
     first = (text.strip() or str(error.__cause__ or type(error).__name__)).splitlines()[0].rstrip(". ")
     return f"{first}."
 
@@ -160,10 +166,10 @@ def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
         allowed = [str(k) for k in node] if OmegaConf.is_config(node) else []
     except (HydraException, OmegaConfBaseException):
         allowed = []
-    where = f"{parent}." if parent else ""
     if not allowed:
         return f"{key} is not a setting of this configuration: see --cfg job for all of them."
-    return f"{key} is not a setting: {registry.nearest(leaf, [f for f in allowed if f != 'name'])} (below {where or 'the top level'})."
+    hint = registry.nearest(leaf, [f for f in allowed if f != "name"])
+    return f"{key} is not a setting{f' of {parent}' if parent else ''}: {hint}."
 
 
 def options_of_groups() -> set[str]:

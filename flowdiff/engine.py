@@ -147,7 +147,7 @@ class ConditionedDenoiser(nn.Module):
         return build("guidance", node, denoiser=self, null=self.conditioner.null)
 
     def labels(self, n: int, label: int | Sequence[int] | None) -> Tensor | None:
-        """The class of each of n samples, (n,), or None for an unconditional model; ConfigurationError if out of range."""
+        """The class of each of n samples, (n,), None for an unconditional model; ConfigurationError if out of range."""
         if self.num_classes is None:
             if label is not None:
                 raise ConfigurationError(f"class_label={label} was given to an unconditional model: leave it out.")

@@ -1,4 +1,4 @@
-"""What can go wrong by a user's hand: every message is one sentence saying what was given, what is allowed, what to do."""
+"""What can go wrong by a user's hand: every message says what was given, what is allowed and what to do."""
 
 
 class FlowdiffError(Exception):

@@ -156,10 +156,9 @@ class WandB(Tracker):
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True),
         )
+        # WandbLogger defines its step axis only for a run that it made itself.
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         for metric in ("fd_*", "fid", "val_loss"):
-            if "*" in metric:
-                continue
             self._run.define_metric(metric, step_metric="trainer/global_step", summary="min")
         return [WandbLogger(experiment=self._run)]
 

@@ -1,4 +1,4 @@
-"""What moves the weights: the optimiser, its learning-rate schedule, and the average of the weights it passes through."""
+"""What moves the weights: the optimiser, its learning-rate schedule, and the average of the weights on its way."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: st
         )
         if checkpoint is not None:
             step = checkpoint["global_step"]
-            csv.truncate(step)
+            csv.truncate(step - 1)  # a row is logged under the steps done before it
             engine.data.start_step = step * trainer.accumulate_grad_batches
             log.info("going on from step %s of %s", f"{step:,}", f"{trainer.max_steps:,}")
         engine.data.seed = config["seed"]

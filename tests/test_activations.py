@@ -1,4 +1,4 @@
-"""Both faces of every registered activation: the derivative is exact, the bijection is one, with the promised slopes."""
+"""Both faces of every registered activation: an exact derivative, and a bijection with the promised slopes."""
 
 import warnings
 

@@ -19,7 +19,7 @@ def offence(*overrides):
     ("overrides", "parts"),
     [
         (["flow=reelnvp"], ["flow=reelnvp is unknown", "did you mean 'realnvp'", "linear_activation"]),
-        (["flow.n_flow=3"], ["flow.n_flow is not a setting", "did you mean 'n_flows'", "linear"]),
+        (["flow.n_flow=3"], ["flow.n_flow is not a setting of flow", "did you mean 'n_flows'", "linear"]),
         (["flow.n_flows=many"], ["flow.n_flows=many is not allowed", "valid integer"]),
         (["flow.n_flows=0"], ["flow.n_flows=0 is not allowed", "greater than 0"]),
         (["flow.n_flows=2.5"], ["flow.n_flows=2.5 is not allowed"]),

@@ -100,6 +100,9 @@ def test_the_walk_sees_imports():
     ],
 )
 def test_composing_needs_no_torch(code):
-    probe = f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit: pass\nprint([m for m in ('torch', 'lightning') if m in sys.modules])"
+    probe = (
+        f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'lightning') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Results that are computed once and kept on disk: a folder of tensors whose file names are the hash of what made them."""
+"""Results computed once and kept on disk, in files whose names hold a hash of what they were made from."""
 
 from __future__ import annotations
 

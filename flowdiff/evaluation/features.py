@@ -122,8 +122,8 @@ def check_extractable(data: Any) -> None:
     """
     if len(data.shape) == 3 and data.num_classes is None:
         raise ConfigurationError(
-            f"metrics.frechet=true needs class labels to train its feature extractor, and dataset={data.name} has none: "
-            f"set metrics.frechet=false."
+            f"metrics.frechet=true needs class labels to train its feature extractor, and dataset={data.name} has "
+            "none: set metrics.frechet=false."
         )
 
 

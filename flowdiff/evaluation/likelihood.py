@@ -62,7 +62,7 @@ def bits_per_dim(
 
 
 def dequantised(data: Any, x_raw: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
-    """Raw samples in model space, each spread uniformly over its grey levels by its own generator; vectors as they are."""
+    """Raw samples in model space, each image spread uniformly over its grey levels by its own generator."""
     x = centred(data, x_raw)
     if data.levels is None:
         return x

@@ -105,10 +105,12 @@ class Metrics:
         """Everything in the final table.
 
         sample_fn(n, seed) returns n samples in model space; cond_of maps labels (B,) to a Conditioning or None;
-        sigma_min is the likelihood's σ where sigma_eval is null. test_loss and test_loss_se; with a Fréchet distance
-        fd_<extractor> (its mean, and fd_<extractor>_sd if there are repeats), fd_<extractor>_floor, num_samples, num_test
-        (the floor's n), extractor_accuracy (of a classifier), samples_per_second; for densities bpd and bpd_se (or
-        nats_per_dim and nats_per_dim_se of continuous data). The denoiser is in eval mode meanwhile.
+        sigma_min is the likelihood's σ where sigma_eval is null. The denoiser is in eval mode meanwhile. Returns
+
+        always: test_loss, test_loss_se;
+        frechet: fd_<extractor> (the mean over repeats, fd_<extractor>_sd if there are several), fd_<extractor>_floor,
+        num_samples, num_test (the floor's n), samples_per_second, extractor_accuracy if it is a classifier;
+        likelihood of densities: bpd, bpd_se of images, nats_per_dim, nats_per_dim_se of continuous data.
         """
         results: dict[str, float] = {}
         with _evaluating(denoiser):

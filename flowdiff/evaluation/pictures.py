@@ -17,7 +17,7 @@ from torch import Tensor
 DPI = 150  # dots per inch
 INK, FAINT, ACCENT, SECOND = "#1b1f24", "#8b949e", "#1f6feb", "#d1570b"
 
-Step = tuple[float, Tensor, Tensor]  # sigma, x (N, …), D (N, …)
+Step = tuple[float, Tensor, Tensor]  # σ, x (N, …), D (N, …)
 
 
 def sample_grid(
@@ -54,7 +54,7 @@ def sample_grid(
 
 
 def scatter(samples: Tensor, data: Tensor, path: str | Path, *, title: str = "") -> None:
-    """Samples (N, D) beside data (M, D) on the same axes, D ≥ 2; of more than two dimensions the first two are drawn."""
+    """Samples (N, D) beside data (M, D) on the same axes, D ≥ 2; only the first two dimensions are drawn."""
     width, height, side = 8.6, 5.0, 3.75  # inches
     figure = _figure((width, height))
     limits = _limits(data)
@@ -75,9 +75,9 @@ def trajectory(
 ) -> None:
     """What a sampler saw on its way: x_σ above, D(x_σ, σ) below, from the largest σ at the left to the smallest.
 
-    steps: (σ, x, D) of every step, in model space, images (N, C, H, W) or vectors (N, D ≥ 2). At most `columns` steps are
-    drawn, the first and the last among them, and of images the first `num_samples`. Images x_σ are drawn as x_σ/√(1 + σ²),
-    which keeps noise in the range of grey levels.
+    steps: (σ, x, D) of every step, in model space, images (N, C, H, W) or vectors (N, D ≥ 2). At most `columns` steps
+    are drawn, the first and the last among them, and of images the first `num_samples`. Images x_σ are drawn as
+    x_σ/√(1 + σ²), which keeps noise in the range of grey levels.
     """
     chosen = sorted({round(i * (len(steps) - 1) / max(columns - 1, 1)) for i in range(columns)})
     kept = [steps[i] for i in chosen]
@@ -143,7 +143,7 @@ def _trajectory_of_images(steps: Sequence[Step], num_samples: int) -> Any:
                 if column == 0:
                     label = (r"$x_\sigma$", "$D$")[offset]
                     axes.set_ylabel(label, color=INK, rotation=0, ha="right", va="center", fontsize=11)
-        panels[0, column].set_title(rf"$\sigma$ = {sigma:.3g}", fontsize=9, color=INK)
+        panels[0, column].set_title(rf"$\sigma$ = {float(sigma):.3g}", fontsize=9, color=INK)
     note = r"$x_\sigma$ drawn as $x_\sigma/\sqrt{1+\sigma^2}$"
     figure.text(0.99, 1 - 0.12 / figure.get_figheight(), note, ha="right", va="top", color=FAINT, fontsize=9)
     figure.subplots_adjust(
@@ -166,7 +166,7 @@ def _trajectory_of_points(steps: Sequence[Step], num_samples: int) -> Any:
         # x spreads with σ: its window widens with it, D's stays the data's.
         _dots(panels[0, column], x, [(low - 3 * sigma, high + 3 * sigma) for low, high in final], ACCENT, size=1.2)
         _dots(panels[1, column], denoised, final, SECOND, size=1.2)
-        panels[0, column].set_title(rf"$\sigma$ = {sigma:.3g}", fontsize=9, color=INK)
+        panels[0, column].set_title(rf"$\sigma$ = {float(sigma):.3g}", fontsize=9, color=INK)
         for axes in panels[:, column]:
             axes.set(xticks=[], yticks=[])
             axes.grid(False)

@@ -1,6 +1,6 @@
 """The linear–activation flow: invertible linear maps with conditioned, invertible activations between them.
 
-One layer is  z ← W z,   z ← e^g·z + b,   z ← z + w·r(k·z)/k,   and after the last one  z ← W z  (unless W is orthogonal),
+One layer is  z ← W z,  z ← e^g·z + b,  z ← z + w·r(k·z)/k,  and after the last one  z ← W z  (unless W is orthogonal),
 where r is the bend of the chosen activation (flowdiff/activations.py) and g, b, w, k, one number per dimension each,
 are a linear map of the embedding of (¼ ln σ, c), which starts at zero: with W = I the flow starts as the identity,
 and nothing but (σ, c) decides how far it leaves it.
@@ -24,7 +24,7 @@ from flowdiff.registry import register
 
 @register("flow", "linear_activation")
 class LinearActivation(Flow):
-    """z = W_n a_{n−1}(… W_1 a_0(W_0 x)), a_i the (σ, c)-conditioned affine map and activation of the module's docstring.
+    """z = W_n a_{n−1}(… W_1 a_0(W_0 x)), a_i the (σ, c)-conditioned affine map and activation.
 
     x (B, …) of any shape, seen as D = prod(shape) dimensions. n_flows ≥ 1 layers. `linear` is W: `rotation` (Cayley
     map of a skew matrix, log-det 0), `plu` (permutation and triangular factors, log-det in O(D)), `householder`
@@ -45,14 +45,11 @@ class LinearActivation(Flow):
     ):
         super().__init__()
         dim = math.prod(shape)
-        maps = {"rotation": Rotation, "plu": PLU, "householder": Householder}[linear].chain(dim, n_flows + 1)
+        maps = {"rotation": Rotation, "plu": PLU, "householder": Householder}[linear].chain(dim, n_flows)
         layers: list[Flow] = []
         for i in range(n_flows):
-            layers += [
-                maps[i],
-                ConditionedActivation(dim, embed_dim, activation, log_scale_bound, log_sharpness_bound),
-            ]
-        self.flow = Flattened(Sequential([*layers, maps[n_flows]]))
+            layers += [maps[i], ConditionedActivation(dim, embed_dim, activation, log_scale_bound, log_sharpness_bound)]
+        self.flow = Flattened(Sequential([*layers, *maps[n_flows:]]))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         return self.flow(x, cond)

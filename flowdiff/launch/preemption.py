@@ -33,6 +33,7 @@ class ResumableCheckpoint(Callback):
         self.every_n_steps = every_n_steps
         self.resume_hint = resume_hint
         self._asked: signal.Signals | None = None
+        self._saved: int | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -56,11 +57,12 @@ class ResumableCheckpoint(Callback):
             return  # gradients are half accumulated: a checkpoint here would lose them
         if self._asked or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self.save(trainer)
-        if self._asked:
-            raise Interrupted(
-                f"{self._asked.name} stopped the run after step {step:,} of {trainer.max_steps:,}; go on with: "
-                f"{self.resume_hint}"
-            )
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._stop(trainer)  # not at the end of the batch before: its numbers are logged after all callbacks
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
@@ -73,3 +75,11 @@ class ResumableCheckpoint(Callback):
         trainer.save_checkpoint(temporary)
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
+        self._saved = trainer.global_step
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._asked and self._saved == trainer.global_step:
+            raise Interrupted(
+                f"{self._asked.name} stopped the run after step {trainer.global_step:,} of {trainer.max_steps:,}; "
+                f"go on with: {self.resume_hint}"
+            )

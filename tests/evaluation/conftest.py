@@ -1,6 +1,5 @@
 """Small data with the contract of the data room, and an extractor trained once for all tests of this folder."""
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -115,8 +114,3 @@ class GaussianDenoiser(torch.nn.Module):
 @pytest.fixture
 def gaussian():
     return GaussianDenoiser
-
-
-@pytest.fixture
-def namespace():
-    return SimpleNamespace

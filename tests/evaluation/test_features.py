@@ -1,0 +1,108 @@
+import copy
+
+import pytest
+import torch
+
+from flowdiff.errors import ConfigurationError
+from flowdiff.evaluation import features
+from flowdiff.evaluation.features import IdentityFeatures, SmallCNN, build_extractor, extract, fingerprint
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setitem(features.TRAINING, "steps", 12)
+
+
+def test_digits_cnn_is_accurate_and_frozen(digits_cnn):
+    assert digits_cnn.name == "digits_cnn"
+    assert digits_cnn.accuracy >= 0.95
+    assert len(digits_cnn.weight_hash) == 12
+    assert not digits_cnn.training
+    assert not any(p.requires_grad for p in digits_cnn.parameters())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 5, 64)])
+def test_cnn_takes_any_image(shape):
+    model = SmallCNN("x_cnn", shape, 7).eval()
+    assert model(torch.randn(2, *shape)).shape == (2, model.num_features)
+    assert model.logits(torch.randn(2, *shape)).shape == (2, 7)
+
+
+def test_same_weights_whatever_the_global_state_which_stays(tiny, tmp_path, quick):
+    first = build_extractor(tiny, tmp_path / "a")
+    torch.manual_seed(1234)
+    before = torch.get_rng_state(), torch.get_num_threads()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        second = build_extractor(tiny, tmp_path / "b")
+        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+    assert first.weight_hash == second.weight_hash != "untrained"
+    assert not any(p.is_inference() for p in second.parameters())
+
+
+def test_read_from_the_cache_without_training(tiny, tmp_path, quick, monkeypatch):
+    first = build_extractor(tiny, tmp_path)
+    monkeypatch.setattr(features, "_train", lambda *_: pytest.fail("trained again"))
+    second = build_extractor(tiny, tmp_path)
+    assert (second.weight_hash, second.accuracy) == (first.weight_hash, first.accuracy)
+    x = torch.rand(5, 3, 8, 8) * 2 - 1
+    assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize("change", ["name", "data", "labels", "training"])
+def test_another_cache_file_for(change, tiny, tmp_path, quick, monkeypatch):
+    build_extractor(tiny, tmp_path)
+    other = copy.deepcopy(tiny)
+    if change == "name":
+        other.name = "tiny2"
+    elif change == "data":
+        other.train.x[7, 0, 3, 3] ^= 1
+    elif change == "labels":
+        other.train.label[7] = (other.train.label[7] + 1) % 4
+    else:
+        monkeypatch.setitem(features.TRAINING, "seed", 1)
+    build_extractor(other, tmp_path)
+    assert len(list((tmp_path / "extractors").iterdir())) == 2
+
+
+def test_fingerprint_reads_little_of_a_large_split(points):
+    class Large:
+        def __len__(self):
+            return 10**7
+
+        def __getitem__(self, indices):
+            assert len(indices) <= 1024
+            assert (indices[0], indices[-1]) == (0, 10**7 - 1)
+            return points.train[torch.zeros(3, dtype=torch.long)]
+
+    assert fingerprint(Large()) != fingerprint(points.train)
+
+
+def test_vectors_are_their_own_features(points, tmp_path):
+    extractor = build_extractor(points, tmp_path)
+    assert isinstance(extractor, IdentityFeatures)
+    assert (extractor.name, extractor.num_features, extractor.accuracy) == ("data", 2, None)
+    found = torch.cat(list(extract(extractor, points, points.test.x, 32)))
+    assert torch.equal(found, points.test.x)
+
+
+def test_images_without_classes_are_a_sentence(tiny, tmp_path):
+    unlabelled = copy.copy(tiny)
+    unlabelled.num_classes = None
+    with pytest.raises(ConfigurationError, match=r"set metrics\.frechet=false"):
+        build_extractor(unlabelled, tmp_path)
+
+
+def test_dequantisation_and_overshoot_do_not_show_in_the_features(digits, digits_cnn):
+    real = digits.test[torch.arange(20)].x
+    midpoints = digits.quantize(digits.to_model(real, torch.Generator().manual_seed(0)))
+    dequantised = digits.to_model(real, torch.Generator().manual_seed(1))
+    black = midpoints < -0.93
+    overshot = torch.where(black, dequantised - 0.5, dequantised)
+    wanted = torch.cat(list(extract(digits_cnn, digits, midpoints, 20)))
+    assert torch.equal(torch.cat(list(extract(digits_cnn, digits, overshot.double(), 20))), wanted)
+    # another batch size sums in another order, nothing else
+    torch.testing.assert_close(torch.cat(list(extract(digits_cnn, digits, overshot, 7))), wanted, rtol=1e-4, atol=1e-5)

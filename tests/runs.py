@@ -1,0 +1,49 @@
+"""Tiny runs for the tests of training and of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowdiff import config, training
+from flowdiff.launch import identity
+from flowdiff.launch.run_folder import RunFolder
+
+# Toy data needs no feature extractor, and everything is small: a run takes a second or two.
+TINY = [
+    "dataset=two_moons",
+    "dataset.num_train=256",
+    "dataset.num_test=64",
+    "dataset.batch_size=32",
+    "trainer.max_steps=8",
+    "trainer.log_every_n_steps=1",
+    "metrics.every_n_steps=4",
+    "metrics.num_samples=64",
+    "metrics.periodic_num_samples=16",
+    "sampler.num_steps=3",
+    "logger=csv",
+    "accelerator=cpu",
+]
+TINY_DIGITS = [
+    "trainer.max_steps=3",
+    "metrics.frechet=false",
+    "metrics.likelihood=false",
+    "metrics.every_n_steps=2",
+    "dataset.batch_size=16",
+    "sampler.num_steps=2",
+    "logger=csv",
+    "accelerator=cpu",
+]
+
+
+def settings(*overrides: str) -> dict:
+    """The checked, resolved config of some overrides."""
+    composed = config.compose(overrides)
+    config.check(composed)
+    return config.resolved(composed)
+
+
+def train(folder: Path, *overrides: str) -> dict:
+    """Train a run in `folder`; what result.json holds."""
+    config_ = settings(*overrides)
+    run_id = identity.run_id(config_)
+    return training.train(config_, RunFolder(folder), name=identity.run_name(overrides), run_id=run_id, sweep=None)

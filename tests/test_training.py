@@ -1,0 +1,201 @@
+"""A run: everything is in its folder, it resumes exactly, and what goes wrong leaves nothing that looks finished."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from runs import TINY, TINY_DIGITS, settings, train
+
+from flowdiff import api, registry, training
+from flowdiff.engine import Engine, assemble
+from flowdiff.errors import RunError
+from flowdiff.launch.preemption import Interrupted
+from flowdiff.launch.run_folder import RunFolder
+from flowdiff.loggers import MetricsCSV
+
+PICTURES = ("samples.png", "trajectory.png", "loss_curve.png")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("outputs") / "run"
+    return RunFolder(path), train(path, *TINY)
+
+
+def test_folder_holds_everything(run):
+    folder, result = run
+    for name in (*PICTURES, "config.yaml", "metrics.csv", "checkpoints/last.ckpt", "result.json"):
+        assert (folder.path / name).stat().st_size > 0
+    assert folder.result() == json.loads(json.dumps(result))
+    assert result["steps"] == 8
+    assert result["parameters"] > 0
+    expected = {"test_loss", "test_loss_se", "fd_data", "fd_data_floor", "num_samples", "num_test", "nats_per_dim"}
+    assert expected <= set(result["metrics"])
+    assert result["seconds"]["train"] <= result["seconds"]["total"]
+
+
+def test_metrics_csv_has_the_curves_and_the_final_numbers(run):
+    folder, result = run
+    rows = MetricsCSV(folder.metrics).rows()
+    trained = [int(r["step"]) for r in rows if r["train_loss"]]
+    assert trained == list(range(8))
+    assert [bool(r["val_loss"]) for r in rows].count(True) == 2
+    assert [bool(r["fd_data"]) for r in rows].count(True) == 2  # one periodic, one final
+    assert float(rows[-1]["test_loss"]) == result["metrics"]["test_loss"]
+
+
+def test_checkpoint_holds_plain_types(run):
+    folder, _ = run
+    checkpoint = torch.load(folder.checkpoint, weights_only=True)
+    assert checkpoint["global_step"] == 8
+
+
+def test_load_gives_the_averaged_weights_and_changes_nothing(run):
+    folder, result = run
+    engine = api.load_engine(folder.path)
+    averaged = torch.load(folder.checkpoint, weights_only=True)
+    state = engine.state_dict()
+    for key, value in averaged["state_dict"].items():
+        assert torch.equal(state[key], value)
+    current = averaged["current_model_state"]
+    assert any(not torch.equal(current[k], v) for k, v in state.items())  # the average is not the last step
+    # The same weights give the same table.
+    engine.measure()
+    metrics = registry.build("metrics", folder.config()["metrics"], data=engine.data)
+    again = metrics.evaluate(
+        engine.denoiser,
+        lambda n, seed: engine.denoiser.sample(n, seed=seed, batch_size=metrics.batch_size),
+        engine.denoiser.cond_of,
+        0.002,
+        0,
+    )
+    for key in ("test_loss", "fd_data", "nats_per_dim"):
+        assert again[key] == pytest.approx(result["metrics"][key], rel=1e-5)
+
+
+def interrupt_at(step, monkeypatch, number=signal.SIGINT):
+    original = Engine.training_step
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == step:
+            os.kill(os.getpid(), number)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Engine, "training_step", training_step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("extra", [[], ["trainer.accumulate_grad_batches=2"]])
+def test_an_interrupted_run_goes_on_exactly(tmp_path, run, monkeypatch, number, extra):
+    whole = tmp_path / "whole"
+    train(whole, *TINY, *extra)
+    halved = tmp_path / "halved"
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch, number)
+        with pytest.raises(Interrupted, match=r"stopped the run after step .* resume="):
+            train(halved, *TINY, *extra)
+    assert not RunFolder(halved).is_complete
+    train(halved, *TINY, *extra)
+    assert (
+        RunFolder(halved).metrics.read_text().splitlines()[:-1]
+        == (RunFolder(whole).metrics.read_text().splitlines()[:-1])
+    )  # but for the last row, which holds samples per second
+    one, other = (torch.load(RunFolder(p).checkpoint, weights_only=True) for p in (whole, halved))
+    for kind in ("state_dict", "current_model_state"):
+        for key, value in one[kind].items():
+            assert torch.equal(value, other[kind][key]), key
+
+
+def test_signal_handlers_are_given_back(run):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypatch):
+    original = Engine.training_step
+    monkeypatch.setattr(Engine, "training_step", lambda *a: original(*a) * float("nan"))
+    with pytest.raises(training.Divergence, match="the training loss is nan at step 1"):
+        train(tmp_path / "run", *TINY)
+    assert not RunFolder(tmp_path / "run").is_complete
+
+
+def test_a_broken_checkpoint_is_a_sentence(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_config(settings(*TINY))
+    folder.checkpoint.write_bytes(b"not a checkpoint")
+    with pytest.raises(RunError, match="cannot be read"):
+        train(folder.path, *TINY)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*TINY_DIGITS],
+        [*TINY_DIGITS, "flow=realnvp", "flow.n_flows=2", "flow.hidden=16"],
+        [*TINY_DIGITS, "network=mlp", "scaling=edm", "network.width=16", "network.depth=1"],
+        [*TINY_DIGITS, "network=unet", "scaling=v", "network.channels=[8,8]", "network.norm_groups=4"],
+        [*TINY_DIGITS, "conditioner=none", "loss=hybrid", "optimizer=adam", "optimizer.ema_decay=0.0"],
+        [*TINY_DIGITS, "loss=nll", "whitening=isotropic", "sigma_sampler=log_uniform", "guidance=cfg"],
+        [*TINY, "loss=score_matching", "sampler=ddpm", "schedule=ddpm", "logger=tensorboard"],
+    ],
+    ids=lambda o: " ".join(x for x in o if x not in TINY and x not in TINY_DIGITS) or "default",
+)
+def test_every_kind_of_run_ends_complete(tmp_path, overrides):
+    train(tmp_path / "run", *overrides)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.is_complete
+    assert all((folder.path / name).is_file() for name in PICTURES)
+
+
+def test_wandb_offline_files_hold_the_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    result = train(tmp_path / "run", *(o for o in TINY if o != "logger=csv"))
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    assert result["run_id"] in file.name
+    seen = _read_wandb(file)
+    assert {"train_loss", "val_loss", "fd_data", "samples", "trajectory"} <= seen["history"]
+    assert float(seen["summary"]["parameters"]) == result["parameters"]
+    assert {"fd_*", "val_loss"} <= seen["minimised"]
+    assert seen["exit_code"] == 0
+
+
+def _read_wandb(file):
+    from wandb.proto import wandb_internal_pb2
+
+    history, summary, minimised, exit_code = set(), {}, set(), None
+    for data in _log_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        history |= {item.key or item.nested_key[0] for item in record.history.item}
+        for update in record.summary.update:
+            summary[update.key or "/".join(update.nested_key)] = update.value_json
+        if record.HasField("metric") and record.metric.summary.min:
+            minimised.add(record.metric.name or record.metric.glob_name)
+        if record.HasField("exit"):
+            exit_code = record.exit.exit_code
+    return {"history": history, "summary": summary, "minimised": minimised, "exit_code": exit_code}
+
+
+def _log_records(data, block=32768):
+    """The records of a LevelDB log: fragments of [crc 4][length 2][type 1][payload] that never cross a block."""
+    at, whole = 7, b""  # W&B's own header comes first
+    while at + 7 <= len(data):
+        if block - at % block < 7:  # the rest of a block too short for a header is padding
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a full record, or the last fragment of one
+            yield whole
+            whole = b""
+
+
+def test_measure_takes_statistics_from_the_training_split():
+    engine = assemble(settings(*TINY))
+    sigma_data = engine.measure()
+    x = engine.data.to_model(engine.data.train[:].x)
+    assert sigma_data == pytest.approx(float(x.square().mean().sqrt()), rel=1e-5)
+    assert torch.allclose(engine.denoiser.network.whitening.mean, x.mean(0), atol=1e-5)
