@@ -10,6 +10,7 @@ Nothing here imports torch; a group's room is imported when one of its names is 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -54,7 +55,10 @@ def register(group: str, name: str) -> Callable[[type], type]:
 
     def decorate(component: type) -> type:
         known = _components[group].get(name)
-        if known is not None and known.__qualname__ != component.__qualname__:
+        if known is not None and (known.__module__, known.__qualname__) != (
+            component.__module__,
+            component.__qualname__,
+        ):
             raise ConfigurationError(
                 f"{group} {name!r} is already registered by {known.__module__}.{known.__qualname__}."
             )
@@ -159,17 +163,18 @@ def import_plugin(path: str | Path) -> dict[str, list[str]]:
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise ConfigurationError(f"plugins names {path}, which is not a file: give the path of a Python file.")
-    before = {group: set(known) for group, known in _components.items()}
-    module_name = f"flowdiff_plugin_{path.stem}"
+    module_name = f"flowdiff_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ConfigurationError(f"plugin {path} could not be imported: {type(error).__name__}: {error}.") from error
-    return {
-        group: sorted(set(known) - before[group]) for group, known in _components.items() if set(known) - before[group]
+    added = {
+        group: sorted(n for n, c in known.items() if c.__module__ == module_name)
+        for group, known in _components.items()
     }
+    return {group: names for group, names in added.items() if names}
 
 
 def _import_room(group: str) -> None:

@@ -76,7 +76,7 @@ def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: st
     try:
         loggers = [csv, *tracker.start(folder.path, _about(config, name, run_id, sweep))]
         evaluation = PeriodicEvaluation(metrics, engine, folder, tracker)
-        trainer = _trainer(config, folder, loggers, [clock, TrainingBar(), evaluation])
+        trainer = make_trainer(config, folder, loggers, [clock, TrainingBar(), evaluation])
         log.info(
             "model %s: %s parameters, on %s", config["network"]["name"], f"{engine.num_parameters:,}", _device(trainer)
         )
@@ -245,7 +245,10 @@ def _draw(engine: Engine, metrics: Metrics, folder: RunFolder, csv: MetricsCSV) 
     pictures.loss_curve(csv.rows(), folder.loss_curve)
 
 
-def _trainer(config: Mapping[str, Any], folder: RunFolder, loggers: list[Any], callbacks: list[Callback]) -> Trainer:
+def make_trainer(
+    config: Mapping[str, Any], folder: RunFolder, loggers: list[Any], callbacks: list[Callback]
+) -> Trainer:
+    """The Trainer of a run: Lightning's own arguments from `trainer` and `accelerator`, ours for what a run needs."""
     arguments = dict(config["trainer"])
     decay = config["optimizer"]["ema_decay"]
     if decay:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from flowdiff.errors import FlowdiffError
 
@@ -25,6 +26,26 @@ def main() -> None:
         sys.exit(f"flowdiff {name} is unknown: {nearest(name, commands)}.")
     sys.argv[0] = f"flowdiff {name}"
     commands[name]()
+
+
+def hydra_command(job: Callable[[Any], Any], config_name: str) -> None:
+    """Run `job(config)` under Hydra, once or for every job of a sweep; the first error is raised at the end."""
+    import hydra
+
+    from flowdiff.config import CONF
+
+    errors: list[FlowdiffError] = []
+
+    def quiet(config: Any) -> Any:
+        try:
+            return job(config)
+        except FlowdiffError as error:  # Hydra would print its own line above the sentence
+            errors.append(error)
+            return None
+
+    hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(quiet)()
+    if errors:
+        raise errors[0]
 
 
 def in_sentences(command: Callable[[], None], config_name: str) -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flowdiff import config
-from flowdiff.cli import in_sentences
+from flowdiff.cli import hydra_command, in_sentences
 from flowdiff.errors import ConfigurationError
+from flowdiff.launch.identity import slug
 from flowdiff.launch.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ def main() -> None:
 
     def command() -> None:
         offer_settings_of_run(sys.argv[1:])
-        hydra.main(config_path=str(config.CONF), config_name="sample", version_base="1.3")(run)()
+        hydra_command(run, "sample")
 
     in_sentences(command, "sample")
 
@@ -124,7 +123,7 @@ def _evaluate(settings: dict[str, Any], engine: Any, folder: RunFolder, options:
         return denoiser.sample(n, seed=seed, label=settings["class_label"], **options)
 
     began = time.perf_counter()
-    numbers = metrics.sample_metrics(sample, settings["seed"])
+    numbers = metrics.quality(sample, settings["seed"])
     hook.remove()
     row = {
         "sampler": settings["sampler"]["name"],
@@ -154,7 +153,7 @@ def _evaluate(settings: dict[str, Any], engine: Any, folder: RunFolder, options:
 def _what(overrides: list[str]) -> str:
     """A folder name for what was asked: the overrides less the run, or "default"."""
     kept = [o for o in overrides if o.split("=")[0] not in ("run", "out", "evaluate", "device", "batch_size")]
-    return re.sub(r"[^A-Za-z0-9.=_+-]+", ",", ",".join(kept))[:120] or "default"
+    return slug(" ".join(kept)) or "default"
 
 
 def _describe(settings: dict[str, Any]) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
 import sys
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flowdiff import config
-from flowdiff.cli import in_sentences
-from flowdiff.errors import ConfigurationError, FlowdiffError
-from flowdiff.launch.identity import NOT_IDENTITY, run_id, run_name
+from flowdiff.cli import hydra_command, in_sentences
+from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
+from flowdiff.launch.identity import NOT_IDENTITY
+from flowdiff.launch.job import Job, checked_retry
 from flowdiff.launch.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,10 @@ def main() -> None:
 
     def command() -> None:
         config.load_plugins(sys.argv[1:])
-        hydra.main(config_path=str(config.CONF), config_name="config", version_base="1.3")(run)()
+        for argument in sys.argv[1:]:
+            if argument.startswith("resume=") and argument != "resume=null":
+                RunFolder.open(argument.partition("=")[2])  # before Hydra makes the folder it is to run in
+        hydra_command(run, "config")
 
     in_sentences(command, "config")
 
@@ -39,25 +42,30 @@ def run(cfg: DictConfig) -> float | None:
         config.check(cfg)
         settings = _resumed(cfg, overrides) if cfg.resume else config.resolved(cfg)
         folder = RunFolder(cfg.resume or _relative(path))
-        if cfg.force and folder.path.is_dir():
-            _empty(folder.path)
-        if folder.is_complete:
+        sweep = Path(runtime.sweep.dir).name if runtime.mode.name == "MULTIRUN" else None
+        job = Job(settings, folder.path, tuple(overrides), sweep)
+        verdict = job.verdict(checked_retry(cfg.retry), cfg.force)
+        if verdict == "complete":
             return _already_complete(folder)
-        return _train(settings, folder, overrides, runtime)
+        if verdict == "failed":
+            raise RunError(f"{folder.path} has failed before: {folder.failure()} (retry=failed tries again)")
+        job.prepare(cfg.force)
+        return _train(job)
     except FlowdiffError:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()  # a run that was refused leaves no folder behind
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # nor the one that Hydra made to hold it, unless others are in it
         raise
 
 
-def _train(settings: dict, folder: RunFolder, overrides: list[str], runtime: DictConfig) -> float | None:
+def _train(job: Job) -> float | None:
     from flowdiff import training
 
-    _print_tree(settings)
-    sweep = Path(runtime.sweep.dir).name if runtime.mode.name == "MULTIRUN" else None
-    result = training.train(settings, folder, name=run_name(overrides), run_id=run_id(settings), sweep=sweep)
+    _print_tree(job.config)
+    result = job.execute(training.train)
     if result:
-        training.show(result, folder)
+        training.show(result, job.folder)
     return result.get("metrics", {}).get("test_loss")
 
 
@@ -90,11 +98,6 @@ def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
 
 def _relative(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _print_tree(settings: dict) -> None:

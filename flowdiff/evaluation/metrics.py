@@ -123,12 +123,13 @@ class Metrics:
                 num_levels=self.sigmas_per_sample,
             )
             if self.with_frechet:
-                results |= self._evaluate_samples(sample_fn, seed)
+                results |= self.quality(sample_fn, seed)
             if self.with_likelihood:
                 results |= self._evaluate_likelihood(denoiser, cond_of, self.sigma_eval or sigma_min, seed)
         return results
 
-    def _evaluate_samples(self, sample_fn: Callable[[int, int], Tensor], seed: int) -> dict[str, float]:
+    def quality(self, sample_fn: Callable[[int, int], Tensor], seed: int) -> dict[str, float]:
+        """The part of the table that needs only samples: sample_fn(n, seed) gives n of them in model space."""
         name = f"fd_{self.extractor.name}"
         distances, seconds = [], 0.0
         for repeat in range(self.repeats):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # What a run may change and still be the same run: where things lie, what is logged, what it runs on.
-NOT_IDENTITY = ("hydra", "resume", "force", "plugins", "tags", "logger", "accelerator")
+NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger", "accelerator")
 NOT_IDENTITY_KEYS = {
     "dataset": ("root", "download", "num_workers"),
     "metrics": ("cache_dir",),
@@ -36,9 +36,8 @@ def run_name(overrides: Iterable[str]) -> str:
 
 
 def run_folder(name: str, identity: str) -> str:
-    """A short folder name, safe on every file system: the readable name cut to 80 characters, then the identity."""
-    slug = re.sub(r"[^A-Za-z0-9.=_+-]+", ",", name).strip(",.")[:80]
-    return f"{slug}-{identity}"
+    """A short folder name, "flow.n_flows-5__activation-elu-1a2b3c4d": the readable name, cut, then the identity."""
+    return f"{slug(name)}-{identity}"
 
 
 def sweep_name(overrides: Iterable[str], experiment: str | None) -> str:
@@ -46,4 +45,10 @@ def sweep_name(overrides: Iterable[str], experiment: str | None) -> str:
     if experiment:
         return experiment
     keys = sorted({o.lstrip("+~").partition("=")[0].split("@")[0].replace("/", ".") for o in overrides} - {"seed"})
-    return re.sub(r"[^A-Za-z0-9.=_+-]+", ",", "+".join(keys))[:80] or "sweep"
+    return slug(" ".join(keys)) or "sweep"
+
+
+def slug(name: str) -> str:
+    """Letters, digits, dot, dash and underscore only: a path of these needs no quotes in a shell or an override."""
+    words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-.") for word in name.split()]
+    return "__".join(words)[:80].rstrip("-_.")

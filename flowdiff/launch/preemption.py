@@ -14,11 +14,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from flowdiff.errors import FlowdiffError
-
-
-class Interrupted(FlowdiffError):
-    """Training was asked to stop and has saved a checkpoint that it can resume from."""
+from flowdiff.launch.job import Interrupted
 
 
 class ResumableCheckpoint(Callback):

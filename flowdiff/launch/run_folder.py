@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,18 @@ from typing import Any
 import yaml
 
 from flowdiff.errors import RunError
+from flowdiff.launch import lock
 
 VERSIONED = ("torch", "lightning", "hydra-core", "wandb", "diffusers", "torchmetrics", "numpy")
+
+TAIL = 4096  # bytes at the end of metrics.csv that are read for the progress of a run
 
 
 class RunFolder:
     """The paths of one run and what they hold.
 
     `result.json` exists exactly when the run is complete: it is written last, to a temporary name, and renamed.
+    `failed.json` exists exactly when the last attempt ended in an error.
     """
 
     def __init__(self, path: str | Path):
@@ -31,6 +37,7 @@ class RunFolder:
         self.evaluations = self.path / "evaluations.csv"
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.result_file = self.path / "result.json"
+        self.failed_file = self.path / "failed.json"
         self.samples = self.path / "samples.png"
         self.trajectory = self.path / "trajectory.png"
         self.loss_curve = self.path / "loss_curve.png"
@@ -67,6 +74,42 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, atomically: from here on the run is complete."""
         _replace(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+
+    def write_failure(self, error: str) -> None:
+        """Write failed.json, atomically: the sentence that says why the run ended."""
+        _replace(self.failed_file, json.dumps({"error": error}, ensure_ascii=False) + "\n")
+
+    def failure(self) -> str | None:
+        """Why the last attempt failed, None if it did not."""
+        try:
+            return str(json.loads(self.failed_file.read_text())["error"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return "failed.json cannot be read"
+
+    def reopen(self, *, from_scratch: bool) -> None:
+        """Make the run neither complete nor failed; from_scratch: forget all of it. The caller owns the folder."""
+        if from_scratch:
+            for entry in self.path.iterdir():
+                if entry.name != lock.NAME:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self.result_file.unlink(missing_ok=True)
+        self.failed_file.unlink(missing_ok=True)
+
+    def progress(self) -> tuple[int, float | None]:
+        """Optimiser steps known to be done and the last training loss, from the end of metrics.csv."""
+        steps, loss = 0, None
+        with suppress(OSError, ValueError, StopIteration), self.metrics.open("rb") as file:
+            header = next(csv.reader([file.readline().decode()]))
+            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().decode().splitlines()
+            # A row is logged under the steps done before it; the first line of the tail may be the rest of a row.
+            for row in csv.DictReader(lines, header):
+                if row["step"].isdecimal() and None not in row.values():
+                    steps = max(steps, int(row["step"]) + 1)
+                    loss = float(row["train_loss"]) if row.get("train_loss") else loss
+        return steps, loss
 
     def append_evaluation(self, row: dict[str, Any]) -> None:
         """One more row in evaluations.csv; a column that is new to it stays empty in the rows before."""

@@ -34,7 +34,8 @@ def test_folder_names_are_short_and_safe():
     assert name == "flow.n_flows=5 activation=elu"
     folder = identity.run_folder("dataset.path=/a b/c:d,e " + "x" * 300, "12345678")
     assert len(folder) < 100
-    assert not set(folder) & set("/ :\\*?\"<>|'")
+    assert set(folder) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    assert identity.run_folder(name, "12345678") == "flow.n_flows-5__activation-elu-12345678"
     assert folder.endswith("-12345678")
     assert identity.run_name([]) == "default"
 

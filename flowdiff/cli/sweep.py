@@ -1,0 +1,118 @@
+"""From Hydra's list of overrides to finished runs: compose and check all jobs, then hand them to a pool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from flowdiff import config
+from flowdiff.errors import ConfigurationError, RunError
+from flowdiff.launch.board import Row
+from flowdiff.launch.identity import run_id
+from flowdiff.launch.job import Job, Retry, checked_retry
+from flowdiff.launch.local import LocalPool, Worker
+from flowdiff.launch.preflight import checked
+
+WORKER = Worker("flowdiff.cli.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
+
+
+class Pool(Protocol):
+    """Something that runs jobs: this machine, or a queue."""
+
+    def warm(self) -> None:
+        """Get ready, while the jobs are still being composed."""
+
+    def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
+        """Run them; a row for each."""
+
+
+def local_pool(jobs_per_device: int | None) -> LocalPool:
+    """The pool behind hydra/launcher=local."""
+    return LocalPool(WORKER, jobs_per_device)
+
+
+def launch(context: HydraContext, sweep: DictConfig, overrides: Sequence[Sequence[str]], pool: Pool) -> list[JobReturn]:
+    """Hydra's Launcher.launch: a JobReturn for each list of overrides.
+
+    Raises ConfigurationError, before anything starts, naming every job that makes no sense.
+    """
+    setup_globals()
+    configure_log(sweep.hydra.hydra_logging, sweep.hydra.verbose)
+    pool.warm()
+    folder = Path(sweep.hydra.sweep.dir)
+    try:
+        configs = checked(overrides, lambda given: _compose(context, sweep, given))
+    except ConfigurationError:
+        _remove_if_new(folder)
+        raise
+    jobs = _jobs(configs, folder)
+    rows = pool.run(jobs, checked_retry(sweep.retry), sweep.force)
+    _sum_up(rows, folder)
+    return [_returned(cfg, job, row) for cfg, job, row in zip(configs, jobs, rows, strict=True)]
+
+
+def _compose(context: HydraContext, sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    try:
+        cfg = context.config_loader.load_sweep_config(sweep, list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(config.explain(error, overrides)) from error
+    if cfg.resume:
+        raise ConfigurationError(
+            f"resume={cfg.resume} goes on with one run, and this is a sweep: leave out -m, or leave out resume "
+            "(a sweep started again goes on by itself)."
+        )
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(Path(sweep.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
+    config.check(cfg)
+    return cfg
+
+
+def _jobs(configs: Sequence[DictConfig], folder: Path) -> list[Job]:
+    """Each in the folder that already holds its run, whatever it is called, or in a new one."""
+    there = {path.name.rpartition("-")[2]: path for path in folder.glob("*/") if path.is_dir()}
+    jobs = []
+    for cfg in configs:
+        settings = config.resolved(cfg)
+        path = there.setdefault(run_id(settings), folder / cfg.hydra.sweep.subdir)
+        jobs.append(Job(settings, path, tuple(cfg.hydra.overrides.task), folder.name))
+    return jobs
+
+
+def _sum_up(rows: Sequence[Row], folder: Path) -> None:
+    names = {"done": "finished", "skipped": "skipped (complete)", "busy": "written by another process"}
+    counts = Counter(names.get(row.state, row.state) for row in rows)
+    print(f"{len(rows)} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}; flowdiff report {folder}")
+    for row in rows:
+        if row.state in ("failed", "busy"):
+            print(f"  {row.state} {row.name}: {row.note}")
+
+
+def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
+    result = JobReturn(
+        overrides=list(job.overrides),
+        cfg=OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]),
+        hydra_cfg=OmegaConf.masked_copy(cfg, "hydra"),
+        working_dir=str(job.path),
+        task_name=cfg.hydra.job.name,
+        status=JobStatus.COMPLETED if job.folder.is_complete else JobStatus.FAILED,
+    )
+    if result.status is JobStatus.COMPLETED:
+        result.return_value = job.folder.result()["metrics"].get("test_loss")
+    else:
+        result.return_value = RunError(f"{row.name} {row.state}: {row.note}")
+    return result
+
+
+def _remove_if_new(folder: Path) -> None:
+    """A sweep that was refused leaves no folder behind; Hydra has written multirun.yaml into it."""
+    if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
+        (folder / "multirun.yaml").unlink()
+        folder.rmdir()

@@ -1,0 +1,135 @@
+"""What a sweep shows while it runs: a live table on a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from flowdiff.launch.run_folder import RunFolder
+
+State = Literal["queued", "running", "done", "skipped", "failed", "stopped", "busy"]
+# In the table, from top to bottom; what ends is said beside it.
+STYLES: dict[State, str] = {
+    "running": "bold",
+    "failed": "red",
+    "busy": "red",
+    "stopped": "yellow",
+    "queued": "dim",
+    "done": "green",
+    "skipped": "green",
+}
+
+
+@dataclass
+class Row:
+    """One run of the sweep, as the board knows it. note: what is said when its state changes, one sentence."""
+
+    name: str
+    folder: RunFolder
+    max_steps: int
+    state: State = "queued"
+    note: str = ""
+    started: float = 0.0
+    first_step: int = 0
+    step: int = 0
+    loss: float | None = None
+
+    def look(self) -> None:
+        """Read how far the run is."""
+        step, self.loss = self.folder.progress()
+        self.step = min(step, self.max_steps)
+
+    def remaining(self) -> float | None:
+        """Seconds of training left at the pace so far; None before there is a pace."""
+        done = self.step - self.first_step
+        if self.state != "running" or done <= 0:
+            return None
+        return (time.monotonic() - self.started) * (self.max_steps - self.step) / done
+
+
+class Board:
+    """Shows rows; `change` moves one to another state. Used as a context manager around the sweep."""
+
+    def __init__(self, rows: list[Row], console: Console | None = None):
+        self.rows = rows
+        self.console = console or Console()
+        self._live: Live | None = None
+        self._shown = True
+
+    def __enter__(self) -> Board:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None and self._shown:
+            self._live.stop()
+            self._live = None
+
+    def change(self, row: Row, state: State, note: str = "") -> None:
+        """Move a row to a state, and say so where there is no table to show it."""
+        row.state, row.note = state, note
+        if state == "running":
+            row.started = time.monotonic()
+            row.look()
+            row.first_step = row.step
+        if self._live is None:
+            place = f"{sum(r.state not in ('queued', 'running') for r in self.rows)}/{len(self.rows)}"
+            self.say(f"{place:>7}  {state:<7}  {row.name}{'  ' if note else ''}{note}")
+
+    def say(self, message: str) -> None:
+        """One line, above the table if there is one."""
+        if self._shown:
+            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def detach(self) -> None:
+        """The terminal is gone: go on in silence."""
+        self._shown = False
+        if self._live is not None:
+            self._live.auto_refresh = False
+            self._live.get_renderable = lambda: ""
+
+    def table(self) -> Table:
+        """The table of now: what runs first, and as many rows as the terminal is high."""
+        counts = self.counts()
+        table = Table(title=", ".join(f"{n} {state}" for state, n in counts.items()), title_justify="left", expand=True)
+        table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("state")
+        table.add_column("steps", justify="right")
+        table.add_column("loss", justify="right")
+        table.add_column("left", justify="right")
+        order = list(STYLES)
+        rows = sorted(self.rows, key=lambda row: order.index(row.state))
+        fit = max(3, self.console.height - 7)
+        for row in rows[:fit]:
+            left = row.remaining()
+            table.add_row(
+                f"{row.name}  [dim]{row.note}[/]" if row.note else row.name,
+                row.state,
+                f"{row.step:,}/{row.max_steps:,}",
+                "" if row.loss is None else f"{row.loss:.4f}",
+                "" if left is None else duration(left),
+                style=STYLES[row.state],
+            )
+        if len(rows) > fit:
+            table.caption = f"… and {len(rows) - fit} more"
+        return table
+
+    def counts(self) -> dict[State, int]:
+        """How many rows are in each state that has any."""
+        found = Counter(row.state for row in self.rows)
+        return {state: found[state] for state in STYLES if found[state]}
+
+
+def duration(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

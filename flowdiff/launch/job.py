@@ -1,0 +1,119 @@
+"""One run as it is handed from the process that composed it to the process that trains it.
+
+It holds plain values only and the config already resolved, so that it can travel by pickle, JSON or a queue, and later
+edits of YAML files do not reach it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flowdiff.errors import ConfigurationError, FlowdiffError
+from flowdiff.launch import identity
+from flowdiff.launch.lock import held
+from flowdiff.launch.run_folder import RunFolder
+
+Retry = Literal["failed", "all", "none"]
+Verdict = Literal["run", "complete", "failed"]
+
+
+class Interrupted(FlowdiffError):
+    """Training was asked to stop and has saved a checkpoint that it can resume from."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A resolved config, the folder it is trained in, and what the run is called; sweep is None for a single run."""
+
+    config: dict[str, Any]
+    path: Path
+    overrides: tuple[str, ...]
+    sweep: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The overrides that matter, readable."""
+        return identity.run_name(self.overrides)
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where it is trained."""
+        return RunFolder(self.path)
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config["trainer"]["max_steps"]
+
+    def verdict(self, retry: Retry, force: bool) -> Verdict:
+        """What is to be done: "run" it, or leave it because it is complete, or has failed and is not retried."""
+        folder = self.folder
+        if force or retry == "all":
+            return "run"
+        if folder.is_complete:
+            return "complete"
+        return "failed" if folder.failure() is not None and retry == "none" else "run"
+
+    def prepare(self, force: bool) -> None:
+        """Take back that it is complete or failed; with force empty its folder. Busy when another process writes it."""
+        if self.path.is_dir():
+            with held(self.path):
+                self.folder.reopen(from_scratch=force)
+
+    def execute(self, train: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+        """Train it (`flowdiff.training.train`) as the only writer of its folder; an error is left there as failed.json.
+
+        Returns what result.json holds, {} on ranks other than 0.
+        """
+        with ExitStack() as stack:
+            if is_first_rank():
+                stack.enter_context(held(self.path))
+            try:
+                return train(
+                    self.config, self.folder, name=self.name, run_id=identity.run_id(self.config), sweep=self.sweep
+                )
+            except Interrupted:
+                raise
+            except Exception as error:
+                if is_first_rank():
+                    self.fail(sentence(error))
+                raise
+
+    def fail(self, error: str) -> None:
+        """Leave failed.json, and for a run of a sweep that did not get to it config.yaml, for the report."""
+        if self.sweep is not None and not self.folder.config_file.is_file():
+            self.folder.write_config(self.config)
+        if self.folder.config_file.is_file():
+            self.folder.write_failure(error)
+
+
+def labels(jobs: Sequence[Job]) -> list[str]:
+    """For each job of a sweep, the overrides that not all of them share."""
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return [identity.run_name(o for o in job.overrides if o not in shared) for job in jobs]
+
+
+def sentence(error: BaseException) -> str:
+    """An error on one line: its own words when they are meant for users, its type and first line otherwise."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, FlowdiffError):
+        return " ".join(lines)
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def checked_retry(retry: Any) -> Retry:
+    """`retry` when it is one of the three; ConfigurationError otherwise."""
+    if retry not in ("failed", "all", "none"):
+        raise ConfigurationError(f"retry={retry} is not allowed: take failed (those that failed), all or none.")
+    return retry
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one of a distributed run that writes."""
+    given: Iterable[str | None] = (os.environ.get(key) for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((rank for rank in given if rank is not None), 0)) == 0

@@ -1,0 +1,87 @@
+"""sample.py from outside: pictures and arrays of a finished run, its metrics, and sentences for mistakes."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from cli_process import outcomes, script
+from runs import TINY, TINY_DIGITS, train
+
+DIGITS = [*TINY_DIGITS, "guidance=none"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "run"
+    train(folder, *DIGITS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "toy"
+    train(folder, *TINY, "conditioner=none")
+    return folder
+
+
+def test_grid_and_arrays(run, tmp_path):
+    command = ["num_samples=12", "sampler=heun", "sampler.num_steps=2", "class_label=3", "guidance=cfg"]
+    done = script("sample", f"run={run}", *command, "guidance.scale=2", "start=flow", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (npz,) = (run / "samples").glob("*class_label-3*/samples.npz")
+    array = np.load(npz)["arr_0"]
+    assert array.shape == (12, 8, 8, 1)
+    assert array.dtype == np.uint8
+    assert (npz.parent / "samples.png").is_file()
+    assert "12 samples in" in done.stdout + done.stderr
+
+
+def test_sweep_of_steps_without_retraining(toy, tmp_path):
+    done = script("sample", "-m", f"run={toy}", "sampler.num_steps=1,2", "num_samples=8", "evaluate=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (toy / "evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["num_steps"] for row in rows] == ["1", "2"]
+    assert [float(row["nfe"]) for row in rows] == [1.0, 3.0]  # heun: 2N − 1
+    assert all(float(row["fd_data"]) > 0 for row in rows)
+    assert (toy / "result.json").is_file()
+
+
+MISTAKES = [
+    (["run=nowhere"], "run=nowhere does not exist"),
+    ([], "needs run=<run folder>"),
+    (["run={tmp}"], "is not a run folder"),
+    (["run={run}", "class_label=10"], "class_label=10 is out of range: this model knows the classes 0 … 9"),
+    (["run={run}", "samplr.num_steps=3"], "samplr"),
+    (["run={run}", "sampler=hein"], "did you mean 'heun'?"),
+    (["run={run}", "sampler.num_steps=0"], "sampler.num_steps=0 is not allowed"),
+    (["run={run}", "start=middle"], "start=middle is unknown"),
+    (["run={run}", "start=flow", "sigma_start=1000"], "a start at sigma=1000 is not allowed"),
+    (["run={run}", "num_samples=-1"], "num_samples=-1 is not allowed"),
+    (["run={toy}", "guidance=cfg"], "trained without label dropout"),
+    (["run={toy}", "class_label=1"], "unconditional model"),
+]
+
+
+def test_mistakes_end_as_one_sentence(run, toy, tmp_path):
+    commands = [[a.format(run=run, toy=toy, tmp=tmp_path) for a in arguments] for arguments, _ in MISTAKES]
+    for (_, sentence), (status, stderr) in zip(MISTAKES, outcomes("sample", commands, tmp_path), strict=True):
+        assert status == 2, stderr
+        assert sentence in stderr
+        assert len(stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_and_foreign_checkpoints_are_sentences(run, toy, tmp_path):
+    foreign, missing = tmp_path / "foreign", tmp_path / "missing"
+    shutil.copytree(run, foreign)
+    shutil.copy(toy / "checkpoints" / "last.ckpt", foreign / "checkpoints" / "last.ckpt")
+    shutil.copytree(run, missing)
+    (missing / "checkpoints" / "last.ckpt").unlink()
+    answers = outcomes("sample", [[f"run={foreign}"], [f"run={missing}"]], tmp_path)
+    for (status, stderr), sentence in zip(
+        answers, ("is not a checkpoint of this run's configuration", "has no checkpoint"), strict=True
+    ):
+        assert status == 2
+        assert sentence in stderr
