@@ -2,7 +2,8 @@
 
     python benchmarks/stability.py [--json FILE] [overrides]
 
-The start is the test loss of the untrained model, i.e. the Wiener filter's behind whitening=zca; the end is result.json's.
+The start is the test loss of the untrained model, which is the Wiener filter behind whitening=zca; the end is
+result.json's.
 Runs lie in outputs/ and are not repeated when they are complete there.
 """
 

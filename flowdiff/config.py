@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -201,6 +202,15 @@ def _check_top_level(config: DictConfig) -> None:
         value = trainer[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ConfigurationError(f"trainer.{key}={value} is not allowed: it must be an integer ≥ {low}.")
+    more = [str(key) for key in trainer if key not in OmegaConf.load(CONF / "config.yaml").trainer]
+    if more:
+        from lightning.pytorch import Trainer
+
+        allowed = inspect.signature(Trainer).parameters
+        for key in more:
+            if key not in allowed:
+                hint = registry.nearest(key, allowed)
+                raise ConfigurationError(f"trainer.{key} is not an argument of Lightning's Trainer: {hint}.")
     clip = trainer.gradient_clip_val
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise ConfigurationError(f"trainer.gradient_clip_val={clip} is not allowed: it must be a number > 0 or null.")

@@ -2,7 +2,9 @@
 
 
 class FlowdiffError(Exception):
-    """Base of all errors the command line prints as a sentence, without a traceback."""
+    """Base of all errors that the command line prints as a sentence, without a traceback; exit_status is its own."""
+
+    exit_status = 2
 
 
 class ConfigurationError(FlowdiffError, ValueError):

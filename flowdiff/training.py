@@ -21,6 +21,7 @@ from flowdiff.engine import Engine, assemble
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.evaluation import pictures
 from flowdiff.evaluation.metrics import Metrics
+from flowdiff.launch.job import Interrupted
 from flowdiff.launch.preemption import ResumableCheckpoint
 from flowdiff.launch.run_folder import RunFolder, git_commit, versions
 from flowdiff.loggers import MetricsCSV, Tracker
@@ -92,6 +93,8 @@ def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: st
             trainer.fit(engine, datamodule=engine.data, ckpt_path=folder.checkpoint if checkpoint else None)
         if not trainer.is_global_zero:
             return {}
+        # A run that was killed between its last step and here resumes past the end, where no weights are averaged.
+        engine.load_state_dict(_checkpoint(folder)["state_dict"])
         steps = trainer.global_step
         numbers = _evaluate(engine, metrics, config)
         _draw(engine, metrics, folder, csv)
@@ -113,10 +116,19 @@ def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: st
         tracker.pictures(shown, steps)
         tracker.summary({**numbers, "parameters": engine.num_parameters, "train_seconds": clock.seconds})
         exit_code = 0
+    except KeyboardInterrupt:
+        if not folder.checkpoint.is_file():
+            raise
+        raise Interrupted(f"stopped; go on with: {resume_command(folder)}") from None
     finally:
         tracker.finish(exit_code)
     folder.write_result(result)
     return result
+
+
+def resume_command(folder: RunFolder) -> str:
+    """What a user types to go on with a run."""
+    return f"python train.py resume={folder.path}"
 
 
 def show(result: Mapping[str, Any], folder: RunFolder) -> None:
@@ -255,9 +267,7 @@ def make_trainer(
         average = WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
         callbacks = [*callbacks, average]
     every = arguments["val_check_interval"]
-    saving = ResumableCheckpoint(
-        folder.checkpoint, every or arguments["max_steps"], f"python train.py resume={folder.path}"
-    )
+    saving = ResumableCheckpoint(folder.checkpoint, every or arguments["max_steps"], resume_command(folder))
     if every is None:
         arguments["limit_val_batches"] = 0
         del arguments["val_check_interval"]

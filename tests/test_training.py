@@ -11,7 +11,7 @@ from runs import TINY, TINY_DIGITS, settings, train
 from flowdiff import api, registry, training
 from flowdiff.engine import Engine, assemble
 from flowdiff.errors import RunError
-from flowdiff.launch.preemption import Interrupted
+from flowdiff.launch.job import Interrupted
 from flowdiff.launch.run_folder import RunFolder
 from flowdiff.loggers import MetricsCSV
 
@@ -106,6 +106,16 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, run, monkeypatch, number, 
     for kind in ("state_dict", "current_model_state"):
         for key, value in one[kind].items():
             assert torch.equal(value, other[kind][key]), key
+
+
+def test_a_run_stopped_in_its_evaluation_ends_as_if_it_had_not(tmp_path, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Metrics, "evaluate", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted, match=r"stopped; go on with: python train.py resume="):
+            train(tmp_path / "run", *TINY)
+    result = train(tmp_path / "run", *TINY)
+    for key in ("test_loss", "fd_data", "nats_per_dim"):
+        assert result["metrics"][key] == pytest.approx(run[1]["metrics"][key], rel=1e-5)
 
 
 def test_signal_handlers_are_given_back(run):

@@ -73,7 +73,7 @@ def in_sentences(command: Callable[[], None], config_name: str) -> None:
 
 def _exit(message: object) -> None:
     print(message, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(getattr(message, "exit_status", 2))
 
 
 def _train() -> None:

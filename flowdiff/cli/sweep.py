@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.errors import HydraException
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import config
-from flowdiff.errors import ConfigurationError, RunError
+from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.board import Row
 from flowdiff.launch.identity import run_id
 from flowdiff.launch.job import Job, Retry, checked_retry
@@ -22,6 +22,14 @@ from flowdiff.launch.local import LocalPool, Worker
 from flowdiff.launch.preflight import checked
 
 WORKER = Worker("flowdiff.cli.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
+
+
+class FailedJob(JobReturn):
+    """Raises the error as Hydra's does, without a line of its own on stderr first."""
+
+    @property
+    def return_value(self) -> Any:
+        raise self._return_value
 
 
 class Pool(Protocol):
@@ -44,17 +52,18 @@ def launch(context: HydraContext, sweep: DictConfig, overrides: Sequence[Sequenc
 
     Raises ConfigurationError, before anything starts, naming every job that makes no sense.
     """
+    retry = checked_retry(sweep.retry)
     setup_globals()
     configure_log(sweep.hydra.hydra_logging, sweep.hydra.verbose)
     pool.warm()
     folder = Path(sweep.hydra.sweep.dir)
     try:
         configs = checked(overrides, lambda given: _compose(context, sweep, given))
-    except ConfigurationError:
+    except FlowdiffError:
         _remove_if_new(folder)
         raise
     jobs = _jobs(configs, folder)
-    rows = pool.run(jobs, checked_retry(sweep.retry), sweep.force)
+    rows = pool.run(jobs, retry, sweep.force)
     _sum_up(rows, folder)
     return [_returned(cfg, job, row) for cfg, job, row in zip(configs, jobs, rows, strict=True)]
 
@@ -96,18 +105,19 @@ def _sum_up(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
-    result = JobReturn(
+    complete = job.folder.is_complete
+    result = (JobReturn if complete else FailedJob)(
         overrides=list(job.overrides),
         cfg=OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]),
         hydra_cfg=OmegaConf.masked_copy(cfg, "hydra"),
         working_dir=str(job.path),
         task_name=cfg.hydra.job.name,
-        status=JobStatus.COMPLETED if job.folder.is_complete else JobStatus.FAILED,
+        status=JobStatus.COMPLETED if complete else JobStatus.FAILED,
     )
-    if result.status is JobStatus.COMPLETED:
+    if complete:
         result.return_value = job.folder.result()["metrics"].get("test_loss")
     else:
-        result.return_value = RunError(f"{row.name} {row.state}: {row.note}")
+        result._return_value = RunError(f"{row.name} {row.state}: {row.note}")
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from flowdiff.launch.run_folder import RunFolder
 
@@ -111,7 +112,7 @@ class Board:
         for row in rows[:fit]:
             left = row.remaining()
             table.add_row(
-                f"{row.name}  [dim]{row.note}[/]" if row.note else row.name,
+                Text(f"{row.name}  {row.note}".rstrip()),
                 row.state,
                 f"{row.step:,}/{row.max_steps:,}",
                 "" if row.loss is None else f"{row.loss:.4f}",

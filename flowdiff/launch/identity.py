@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # What a run may change and still be the same run: where things lie, what is logged, what it runs on.
@@ -35,17 +35,23 @@ def run_name(overrides: Iterable[str]) -> str:
     return " ".join(kept) or "default"
 
 
+def labels(sweep: Sequence[Sequence[str]]) -> list[str]:
+    """What tells the jobs of a sweep apart: for each list of overrides, the name of those that not all lists share."""
+    shared = set.intersection(*map(set, sweep)) if len(sweep) > 1 else set()
+    return [run_name(o for o in overrides if o not in shared) for overrides in sweep]
+
+
 def run_folder(name: str, identity: str) -> str:
     """A short folder name, "flow.n_flows-5__activation-elu-1a2b3c4d": the readable name, cut, then the identity."""
     return f"{slug(name)}-{identity}"
 
 
 def sweep_name(overrides: Iterable[str], experiment: str | None) -> str:
-    """The folder of a sweep: the experiment's name, or the keys that the command line sets."""
+    """The folder of a sweep: the experiment's name, or the keys that decide numbers among those of the command line."""
     if experiment:
         return experiment
-    keys = sorted({o.lstrip("+~").partition("=")[0].split("@")[0].replace("/", ".") for o in overrides} - {"seed"})
-    return slug(" ".join(keys)) or "sweep"
+    keys = {o.lstrip("+~").partition("=")[0].split("@")[0].replace("/", ".") for o in overrides} - {"seed"}
+    return slug(" ".join(sorted(key for key in keys if key.split(".")[0] not in NOT_IDENTITY))) or "sweep"
 
 
 def slug(name: str) -> str:

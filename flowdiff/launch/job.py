@@ -7,7 +7,7 @@ edits of YAML files do not reach it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ Verdict = Literal["run", "complete", "failed"]
 
 
 class Interrupted(FlowdiffError):
-    """Training was asked to stop and has saved a checkpoint that it can resume from."""
+    """The run was asked to stop and can go on from its checkpoint."""
+
+    exit_status = 130  # as a shell reports a program that Ctrl-C ended
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,6 @@ class Job:
             self.folder.write_config(self.config)
         if self.folder.config_file.is_file():
             self.folder.write_failure(error)
-
-
-def labels(jobs: Sequence[Job]) -> list[str]:
-    """For each job of a sweep, the overrides that not all of them share."""
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    return [identity.run_name(o for o in job.overrides if o not in shared) for job in jobs]
 
 
 def sentence(error: BaseException) -> str:

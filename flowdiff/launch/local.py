@@ -27,7 +27,8 @@ from typing import Any
 from rich.console import Console
 
 from flowdiff.launch.board import Board, Row
-from flowdiff.launch.job import Interrupted, Job, Retry, labels
+from flowdiff.launch.identity import labels
+from flowdiff.launch.job import Interrupted, Job, Retry
 from flowdiff.launch.lock import Busy, owner
 from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
 
@@ -73,7 +74,8 @@ class LocalPool:
     def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
         """Run what is to be run; a row for each job, none of them queued or running. KeyboardInterrupt after Ctrl-C."""
         self.warm()
-        rows = [Row(label, job.folder, job.max_steps) for label, job in zip(labels(jobs), jobs, strict=True)]
+        names = labels([job.overrides for job in jobs])
+        rows = [Row(name, job.folder, job.max_steps) for name, job in zip(names, jobs, strict=True)]
         with Board(rows, self.console) as board:
             queue = list(self._to_run(list(zip(jobs, rows, strict=True)), board, retry, force))
             if queue:

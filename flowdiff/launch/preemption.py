@@ -58,6 +58,8 @@ class ResumableCheckpoint(Callback):
         self._stop(trainer)  # not at the end of the batch before: its numbers are logged after all callbacks
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._saved != trainer.global_step:
+            self.save(trainer)  # stopped by trainer.max_time
         self._stop(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from flowdiff.errors import ConfigurationError
+from flowdiff.errors import ConfigurationError, FlowdiffError
+from flowdiff.launch.identity import labels
 
 Composed = TypeVar("Composed")
 
 
 def checked(jobs: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Composed]) -> list[Composed]:
-    """compose(overrides) for every job; one ConfigurationError with a line for each job that raises one."""
+    """compose(overrides) for every job; where that raises, one ConfigurationError with a line for each such job."""
     composed, refused = [], []
-    for overrides in jobs:
+    for overrides, label in zip(jobs, labels(jobs), strict=True):
         try:
             composed.append(compose(overrides))
-        except ConfigurationError as error:
-            refused.append((" ".join(overrides), str(error)))
+        except FlowdiffError as error:
+            refused.append((label, error))
     if not refused:
         return composed
     if len(jobs) == 1:
-        raise ConfigurationError(refused[0][1])
-    lines = "".join(f"\n  {overrides}: {error}" for overrides, error in refused)
+        raise refused[0][1]
+    lines = "".join(f"\n  {label}: {error}" for label, error in refused)
     raise ConfigurationError(f"{len(refused)} of {len(jobs)} jobs make no sense, so none was started:{lines}")

@@ -35,3 +35,41 @@ def test_versions_and_commit():
     assert versions()["torch"]
     commit = git_commit()
     assert commit is None or len(commit.removesuffix("+dirty")) == 40
+
+
+def test_failure_and_reopening(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.write_config({})
+    assert folder.failure() is None
+    folder.write_failure("es war größer.")
+    assert folder.failure() == "es war größer."
+    folder.failed_file.write_text("{")
+    assert folder.failure() == "failed.json cannot be read"
+    folder.reopen(from_scratch=False)
+    assert folder.failure() is None
+    assert folder.config_file.exists()
+    folder.reopen(from_scratch=True)
+    assert list(folder.path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "progress"),
+    [
+        (None, (0, None)),
+        ("", (0, None)),
+        ("step,train_loss\n", (0, None)),
+        ("step,train_loss,val_loss\n49,0.5,\n99,0.25,\n100,,0.3\n", (101, 0.25)),
+        ("step,train_loss,val_loss\n49,0.5,\n99,0.2", (50, 0.5)),  # a row half written
+    ],
+)
+def test_progress_is_read_from_the_end_of_the_metrics(tmp_path, text, progress):
+    folder = RunFolder(tmp_path)
+    if text is not None:
+        folder.metrics.write_text(text)
+    assert folder.progress() == progress
+
+
+def test_progress_of_a_long_run_reads_little(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text("step,train_loss\n" + "".join(f"{i},{i / 10}\n" for i in range(100_000)))
+    assert folder.progress() == (100_000, 9999.9)
