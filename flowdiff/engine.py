@@ -291,7 +291,7 @@ def assemble(config: Mapping[str, Any]) -> Engine:
             Denoiser(network, build("scaling", config["scaling"])),
             conditioner,
             first_stage,
-            data.to_uint8,
+            data.values.to_uint8,  # not the data's own: the weight average deep-copies what the module holds
             {group: config[group] for group in ("sampler", "schedule", "guidance")},
         ),
         build("loss", config["loss"], **weighting),

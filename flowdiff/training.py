@@ -21,7 +21,7 @@ from flowdiff.engine import Engine, assemble
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.evaluation import pictures
 from flowdiff.evaluation.metrics import Metrics
-from flowdiff.launch.job import Interrupted
+from flowdiff.launch.job import Interrupted, is_first_rank
 from flowdiff.launch.preemption import ResumableCheckpoint
 from flowdiff.launch.run_folder import RunFolder, git_commit, versions
 from flowdiff.loggers import MetricsCSV, Tracker
@@ -39,6 +39,7 @@ ADVICE = (
     ".*The `srun` command is available.*",
     ".*GPU available but not used.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*recommended to use `self.log\\('fd_.*sync_dist=True.*",  # measured on rank 0 only
 )
 
 
@@ -55,6 +56,8 @@ def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: st
     started = time.perf_counter()
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)  # what it announces, we announce
+    if not is_first_rank():
+        logging.getLogger("flowdiff").setLevel(logging.WARNING)
     seed_everything(config["seed"], workers=True, verbose=False)
     engine = assemble(config)
     metrics = build("metrics", config["metrics"], data=engine.data)

@@ -14,7 +14,7 @@ from flowdiff import config
 from flowdiff.cli import hydra_command, in_sentences
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.identity import NOT_IDENTITY
-from flowdiff.launch.job import Job, checked_retry
+from flowdiff.launch.job import Job, checked_retry, is_first_rank
 from flowdiff.launch.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ def run(cfg: DictConfig) -> float | None:
 def _train(job: Job) -> float | None:
     from flowdiff import training
 
-    _print_tree(job.config)
+    if is_first_rank():
+        _print_tree(job.config)
     result = job.execute(training.train)
     if result:
         training.show(result, job.folder)

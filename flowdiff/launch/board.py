@@ -61,16 +61,15 @@ class Board:
         self.rows = rows
         self.console = console or Console()
         self._live: Live | None = None
-        self._shown = True
 
     def __enter__(self) -> Board:
         if self.console.is_terminal:
-            self._live = Live(console=self.console, get_renderable=self.table, refresh_per_second=4)
-            self._live.start()
+            self._live = Live(console=self.console, get_renderable=self.table, auto_refresh=False)
+            self._live.start(refresh=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._live is not None and self._shown:
+        if self._live is not None:
             self._live.stop()
             self._live = None
 
@@ -87,15 +86,15 @@ class Board:
 
     def say(self, message: str) -> None:
         """One line, above the table if there is one."""
-        if self._shown:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def detach(self) -> None:
-        """The terminal is gone: go on in silence."""
-        self._shown = False
+    def refresh(self) -> None:
+        """Look at the runs that run, and show the table of now if there is one."""
+        for row in self.rows:
+            if row.state == "running":
+                row.look()
         if self._live is not None:
-            self._live.auto_refresh = False
-            self._live.get_renderable = lambda: ""
+            self._live.refresh()
 
     def table(self) -> Table:
         """The table of now: what runs first, and as many rows as the terminal is high."""

@@ -63,7 +63,7 @@ class Job:
 
     def prepare(self, force: bool) -> None:
         """Take back that it is complete or failed; with force empty its folder. Busy when another process writes it."""
-        if self.path.is_dir():
+        if is_first_rank() and self.path.is_dir():
             with held(self.path):
                 self.folder.reopen(from_scratch=force)
 

@@ -126,8 +126,7 @@ class _Sweep:
                         self._start(*self.queue.pop(0), self.free.pop(0))
                     for sentinel in wait(list(self.running), timeout=LOOK):
                         self._end(*self.running.pop(sentinel))
-                    for _, _, row, _ in self.running.values():
-                        row.look()
+                    self.board.refresh()
             finally:
                 self._signal_all(signal.SIGKILL)  # none is left, unless this process goes down by an error
         if self.asked is signal.SIGINT:
@@ -170,8 +169,13 @@ class _Sweep:
             if not again:
                 self.board.say("stopping: every run saves at the end of its batch; Ctrl-C again kills them")
 
+        terminals = [file for file in (1, 2) if os.isatty(file)]
+
         def hangup(number: int, frame: FrameType | None) -> None:
-            self.board.detach()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for file in terminals:  # writing to what is gone would be an error
+                os.dup2(nowhere, file)
+            os.close(nowhere)
 
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -34,18 +34,17 @@ class Busy(RunError):
 def held(folder: Path) -> Iterator[None]:
     """Own the run folder inside the `with`; Busy when a living process owns it. Makes the folder when there is none."""
     path = folder / NAME
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        with _opened(path) as file:
+            other = _living_owner(path)
+            if other:
+                raise Busy(f"{folder} is being written by process {other['pid']} on {other['host']}: wait or stop it.")
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(me).encode(), 0)
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error.strerror}; choose another place or make room.") from error
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
-    with _opened(path) as file:
-        other = _living_owner(path)
-        if other:
-            raise Busy(f"{folder} is being written by process {other['pid']} on {other['host']}: wait or stop it.")
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(me).encode(), 0)
     released = threading.Event()
     threading.Thread(target=_beat, args=(path, me, released), daemon=True).start()
     try:

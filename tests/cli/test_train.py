@@ -127,3 +127,13 @@ def test_digits_end_to_end(tmp_path):
     done = script("train", *TINY_DIGITS, "metrics.likelihood=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "bits/dim" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_run(tmp_path):
+    done = script("train", *TINY[:-1], "accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert json.loads((folder / "result.json").read_text())["steps"] == 8
+    assert done.stdout.count("denoising test loss") == 1
+    assert (done.stdout + done.stderr).count("sigma_data") == 1

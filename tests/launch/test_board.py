@@ -70,14 +70,5 @@ def test_a_resumed_run_is_not_taken_for_a_fast_one(tmp_path):
     assert (row.step, row.remaining()) == (80, None)
 
 
-def test_a_lost_terminal_is_survived(tmp_path):
-    given = rows(tmp_path)
-    with Board(given, console(force_terminal=True)) as board:
-        board.detach()
-        board.console.file.close()
-        board.change(given[0], "running")
-        board.say("nobody hears this")
-
-
 def test_duration():
     assert (duration(5), duration(125), duration(3725)) == ("0:05", "2:05", "1:02:05")

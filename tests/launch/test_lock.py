@@ -144,9 +144,9 @@ def test_of_many_that_find_it_stale_one_takes_it(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"file/run cannot be written: .*; choose another place"):
-        with lock.held(tmp_path / "file" / "run"):
-            pass
+    refusal = pytest.raises(RunError, match=r"file/run cannot be written: .*; choose another place")
+    with refusal, lock.held(tmp_path / "file" / "run"):
+        pass
 
 
 def wait_until(condition, seconds=30.0):
