@@ -62,7 +62,7 @@ def measure(overrides: list[str]) -> dict[str, str | int | float]:
     run_id, name = identity.run_id(settings), identity.run_name(overrides)
     folder = RunFolder(Path("outputs") / identity.run_folder(name, run_id))
     if not folder.is_complete:
-        training.train(settings, folder, name=name, run_id=run_id, sweep=None)
+        training.train(settings, folder, name=name, run_id=run_id, sweep=None, overrides=overrides)
     result = folder.result()
     numbers = result["metrics"]
     return {

@@ -252,7 +252,11 @@ def _run_folder(root: DictConfig) -> str:
 
 
 def _run_dir(root: DictConfig) -> str:
-    return root.resume or f"outputs/{_run_folder(root)}"
+    if root.resume:
+        return root.resume
+    # A run is found by what it is, whatever it was called when it was first asked for.
+    there = next(Path("outputs").glob(f"*-{_identity_of(root)}"), None)
+    return str(there or Path("outputs") / _run_folder(root))
 
 
 def _sweep_name(root: DictConfig) -> str:

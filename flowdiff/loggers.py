@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import netrc
 import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
@@ -181,6 +183,15 @@ class WandB(Tracker):
     def _resolved_mode(self) -> str:
         if self.mode != "auto":
             return self.mode
-        import wandb
+        return "online" if _has_wandb_key() else "offline"
 
-        return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+
+def _has_wandb_key() -> bool:
+    """Whether a key lies where `wandb login` puts it or the environment names one; asks nobody."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -59,7 +59,15 @@ def bar(*columns: str) -> Progress:
 
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a loop that reports (done, in all)."""
-    with bar() as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    """A bar for a loop that reports (done, in all); it appears with the first report."""
+    progress = bar()
+    task = progress.add_task(description, total=None)
+
+    def report(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        progress.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,15 @@ class Divergence(FlowdiffError, ArithmeticError):
     """The training loss is no longer a number."""
 
 
-def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: str, sweep: str | None) -> dict[str, Any]:
+def train(
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    *,
+    name: str,
+    run_id: str,
+    sweep: str | None,
+    overrides: Sequence[str],
+) -> dict[str, Any]:
     """Train, evaluate and leave a complete run folder; returns what result.json holds.
 
     config: resolved and checked. Goes on from the folder's last.ckpt when there is one. Raises Interrupted after a
@@ -106,6 +114,7 @@ def train(config: Mapping[str, Any], folder: RunFolder, *, name: str, run_id: st
             "run_id": run_id,
             "name": name,
             "sweep": sweep,
+            "overrides": list(overrides),
             "seed": config["seed"],
             "metrics": numbers,
             "parameters": engine.num_parameters,

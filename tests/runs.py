@@ -46,4 +46,6 @@ def train(folder: Path, *overrides: str) -> dict:
     """Train a run in `folder`; what result.json holds."""
     config_ = settings(*overrides)
     run_id = identity.run_id(config_)
-    return training.train(config_, RunFolder(folder), name=identity.run_name(overrides), run_id=run_id, sweep=None)
+    return training.train(
+        config_, RunFolder(folder), name=identity.run_name(overrides), run_id=run_id, sweep=None, overrides=overrides
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from flowdiff import config, registry, training
 from flowdiff.launch.job import Job
 
@@ -13,3 +16,7 @@ def work(job: Job) -> None:
     """Train one job of a sweep."""
     config.import_plugins(job.config["plugins"])
     job.execute(training.train)
+
+
+if __name__ == "__main__":  # another rank of a distributed run
+    work(Job.load(Path(sys.argv[1])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +71,8 @@ class Board:
 
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def change(self, row: Row, state: State, note: str = "") -> None:
@@ -86,7 +88,8 @@ class Board:
 
     def say(self, message: str) -> None:
         """One line, above the table if there is one."""
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # a terminal that is gone, or a full disk, is no reason to stop a sweep
+            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def refresh(self) -> None:
         """Look at the runs that run, and show the table of now if there is one."""
@@ -94,7 +97,8 @@ class Board:
             if row.state == "running":
                 row.look()
         if self._live is not None:
-            self._live.refresh()
+            with suppress(OSError):
+                self._live.refresh()
 
     def table(self) -> Table:
         """The table of now: what runs first, and as many rows as the terminal is high."""

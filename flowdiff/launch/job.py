@@ -6,7 +6,9 @@ edits of YAML files do not reach it.
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,6 +38,17 @@ class Job:
     path: Path
     overrides: tuple[str, ...]
     sweep: str | None = None
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, for a process that is started by a command line."""
+        fields = {"config": self.config, "path": str(self.path), "overrides": self.overrides, "sweep": self.sweep}
+        path.write_text(json.dumps(fields))
+
+    @classmethod
+    def load(cls, path: Path) -> Job:
+        """What `save` wrote."""
+        fields = json.loads(path.read_text())
+        return cls(fields["config"], Path(fields["path"]), tuple(fields["overrides"]), fields["sweep"])
 
     @property
     def name(self) -> str:
@@ -77,10 +90,17 @@ class Job:
                 stack.enter_context(held(self.path))
             try:
                 return train(
-                    self.config, self.folder, name=self.name, run_id=identity.run_id(self.config), sweep=self.sweep
+                    self.config,
+                    self.folder,
+                    name=self.name,
+                    run_id=identity.run_id(self.config),
+                    sweep=self.sweep,
+                    overrides=self.overrides,
                 )
             except Interrupted:
-                raise
+                if is_first_rank():
+                    raise
+                sys.exit()  # in peace: Lightning kills the first rank when another ends with an error
             except Exception as error:
                 if is_first_rank():
                     self.fail(sentence(error))

@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 
@@ -30,6 +32,7 @@ from flowdiff.launch.board import Board, Row
 from flowdiff.launch.identity import labels
 from flowdiff.launch.job import Interrupted, Job, Retry
 from flowdiff.launch.lock import Busy, owner
+from flowdiff.launch.pending import pending, prepared
 from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
 
 # Exit status of a run's process.
@@ -77,31 +80,12 @@ class LocalPool:
         names = labels([job.overrides for job in jobs])
         rows = [Row(name, job.folder, job.max_steps) for name, job in zip(names, jobs, strict=True)]
         with Board(rows, self.console) as board:
-            queue = list(self._to_run(list(zip(jobs, rows, strict=True)), board, retry, force))
-            if queue:
-                places = slots([job.config for job, _ in queue], self.jobs_per_device, _gpus(jobs), available_cores())
-                _Sweep(self._context, self.worker, board, queue, places).run()
+            chosen = pending(list(zip(jobs, rows, strict=True)), board, retry, force)
+            if chosen:
+                configs = [job.config for job, _ in chosen]
+                places = slots(configs, self.jobs_per_device, _gpus(jobs), available_cores())  # or a refusal
+                _Sweep(self._context, self.worker, board, prepared(chosen, board, force), places).run()
         return rows
-
-    @staticmethod
-    def _to_run(pairs: Sequence[tuple[Job, Row]], board: Board, retry: Retry, force: bool) -> Iterator[tuple[Job, Row]]:
-        seen: set[Path] = set()
-        for job, row in pairs:
-            verdict = job.verdict(retry, force)
-            if job.path in seen:
-                board.change(row, "skipped", "the same run as another of this sweep")
-            elif verdict == "complete":
-                board.change(row, "skipped", "complete; force=true trains it anew")
-            elif verdict == "failed":
-                board.change(row, "failed", f"before: {job.folder.failure()} (retry=failed tries again)")
-            else:
-                try:
-                    job.prepare(force)
-                except Busy as error:
-                    board.change(row, "busy", str(error))
-                else:
-                    yield job, row
-            seen.add(job.path)
 
 
 class _Sweep:
@@ -206,7 +190,8 @@ def _child(worker: Worker, job: Job, slot: Slot) -> None:
     _bind(slot)
     _redirect(job)
     try:
-        worker.load()(job)
+        with _as_command(worker, job):
+            worker.load()(job)
     except Busy:
         sys.exit(BUSY)
     except Interrupted as error:
@@ -241,6 +226,20 @@ def _redirect(job: Job) -> None:
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
     logging.getLogger("flowdiff").setLevel(logging.INFO)
+
+
+@contextmanager
+def _as_command(worker: Worker, job: Job) -> Iterator[None]:
+    """Lightning starts the other ranks of a distributed run by this process's command line: let it name the job."""
+    if job.config["accelerator"]["devices"] == 1:
+        yield
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "job.json"
+        job.save(file)
+        sys.modules["__main__"].__spec__ = find_spec(worker.module)
+        sys.argv = [worker.module, str(file)]
+        yield
 
 
 def _die_with_parent() -> None:

@@ -28,7 +28,8 @@ class ResumableCheckpoint(Callback):
         self.path = path
         self.every_n_steps = every_n_steps
         self.resume_hint = resume_hint
-        self._asked: signal.Signals | None = None
+        self._asked: signal.Signals | None = None  # by a signal to this process
+        self._stopping: signal.Signals | None = None  # as all ranks have agreed
         self._saved: int | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -51,7 +52,8 @@ class ResumableCheckpoint(Callback):
         step = trainer.global_step
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gradients are half accumulated: a checkpoint here would lose them
-        if self._asked or step % self.every_n_steps == 0 or step == trainer.max_steps:
+        self._agree(trainer)
+        if self._stopping or step % self.every_n_steps == 0 or step == trainer.max_steps:
             self.save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -60,6 +62,7 @@ class ResumableCheckpoint(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saved != trainer.global_step:
             self.save(trainer)  # stopped by trainer.max_time
+        self._agree(trainer)
         self._stop(trainer)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -75,9 +78,14 @@ class ResumableCheckpoint(Callback):
             os.replace(temporary, self.path)
         self._saved = trainer.global_step
 
+    def _agree(self, trainer: Trainer) -> None:
+        """All ranks stop at the same step, whichever was asked: a checkpoint needs every one of them."""
+        if trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+            self._stopping = self._asked or signal.SIGTERM
+
     def _stop(self, trainer: Trainer) -> None:
-        if self._asked and self._saved == trainer.global_step:
+        if self._stopping and self._saved == trainer.global_step:
             raise Interrupted(
-                f"{self._asked.name} stopped the run after step {trainer.global_step:,} of {trainer.max_steps:,}; "
+                f"{self._stopping.name} stopped the run after step {trainer.global_step:,} of {trainer.max_steps:,}; "
                 f"go on with: {self.resume_hint}"
             )

@@ -15,7 +15,10 @@ from flowdiff.launch.job import Interrupted, checked_retry
 
 def test_it_travels(tmp_path):
     given = job(tmp_path / "sweep" / "run")
+    given.config["sampler"] = {"s_max": float("inf"), "betas": [0.9, 0.99], "none": None}
     assert pickle.loads(pickle.dumps(given)) == given
+    given.save(tmp_path / "job.json")
+    assert job_module.Job.load(tmp_path / "job.json") == given
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,26 @@ def test_an_interrupted_sweep_of_real_runs_ends_as_an_undisturbed_one(tmp_path):
         assert rows_without_speed(given.folder) == rows_without_speed(other.folder)
 
 
+@pytest.mark.slow
+def test_a_distributed_run_stops_and_goes_on_within_a_sweep(tmp_path):
+    overrides = [*(o for o in runs.TINY if not o.startswith("accelerator")), "accelerator=ddp", "accelerator.kind=cpu"]
+    overrides += ["accelerator.devices=2", "trainer.max_steps=100", "metrics.every_n_steps=10"]
+    given = Job(runs.settings(*overrides), tmp_path / "s" / "run", ("seed=0",), "s")
+    stop = threading.Thread(
+        target=lambda: (wait_until(lambda: given.folder.progress()[0] > 12), os.kill(os.getpid(), signal.SIGINT))
+    )
+    stop.start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep([given], REAL)
+    stop.join()
+    assert not given.folder.is_complete
+    assert "SIGTERM stopped the run after step" in (given.path / "train.log").read_text()
+    rows, _ = sweep([given], REAL)
+    assert states(rows) == ["done"]
+    assert given.folder.result()["steps"] == 100
+    assert "going on from step" in (given.path / "train.log").read_text()
+
+
 def numbers(result):
     return {key: value for key, value in result["metrics"].items() if key != "samples_per_second"}
 

@@ -1,0 +1,97 @@
+"""How long a sweep takes with flowdiff's local launcher, with Hydra's basic launcher and with hydra-joblib-launcher.
+
+    pip install -e '.[bench]'
+    python benchmarks/sweep.py [--runs 20] [--seconds 10] [--json FILE]
+
+The runs are the same (digits, a few seconds each, as many steps as take `--seconds` alone with the basic launcher), the
+times are whole commands, start-up and imports included. joblib is left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMITS = {"basic": 0.6, "joblib": 0.8}  # of their time, at most
+SMALL = ["metrics.frechet=false", "metrics.likelihood=false", "metrics.every_n_steps=100000", "logger=csv"]
+WARM_UP = 50  # steps of the shorter of the two runs that measure the time of a step
+
+
+def sweep(folder: Path, launcher: str, runs: int, steps: int) -> float:
+    """Seconds of the whole command."""
+    seeds = ",".join(map(str, range(runs)))
+    options = ["-m", *SMALL, f"hydra/launcher={launcher}", f"trainer.max_steps={steps}", f"seed={seeds}"]
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", *options, f"hydra.sweep.dir={folder}"],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    taken = time.perf_counter() - start
+    complete = len(list(folder.glob("*/result.json")))
+    if done.returncode or complete != runs:
+        sys.exit(f"{launcher}: {complete} of {runs} runs complete, exit status {done.returncode}\n{done.stderr}")
+    return taken
+
+
+def total_seconds(folder: Path) -> list[float]:
+    """How long each run of a sweep took by itself."""
+    return [json.loads(path.read_text())["seconds"]["total"] for path in folder.glob("*/result.json")]
+
+
+def steps_for(seconds: float, scratch: Path) -> int:
+    """The steps of a run that takes so long with the basic launcher: a line through a short and a longer run."""
+    times = {}
+    for steps in (WARM_UP, 10 * WARM_UP):
+        folder = scratch / f"steps-{steps}"
+        sweep(folder, "basic", 2, steps)
+        times[steps] = min(total_seconds(folder))
+    per_step = (times[10 * WARM_UP] - times[WARM_UP]) / (9 * WARM_UP)
+    return max(WARM_UP, round(WARM_UP + (seconds - times[WARM_UP]) / per_step))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of one run by itself")
+    parser.add_argument("--json", type=Path, help="write the numbers here as well")
+    given = parser.parse_args()
+
+    launchers = ["local", "basic"]
+    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"):
+        launchers.append("joblib")
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        steps = steps_for(given.seconds, scratch)
+        times = {launcher: sweep(scratch / launcher, launcher, given.runs, steps) for launcher in launchers}
+        runs = {launcher: sorted(total_seconds(scratch / launcher))[given.runs // 2] for launcher in launchers}
+    finally:
+        shutil.rmtree(scratch)
+
+    print(f"{given.runs} runs of {steps:,} steps on {len(os.sched_getaffinity(0))} cores")
+    print(f"{'launcher':<10}{'seconds':>10}{'median run':>12}{'local is':>10}{'at most':>10}")
+    for launcher, taken in times.items():
+        ratio = f"{times['local'] / taken:.2f} ×" if launcher != "local" else ""
+        limit = f"{LIMITS[launcher]:.2f} ×" if launcher != "local" else ""
+        print(f"{launcher:<10}{taken:>10.1f}{runs[launcher]:>12.1f}{ratio:>10}{limit:>10}")
+    if given.json:
+        about = {"machine": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))}
+        numbers = {"runs": given.runs, "steps": steps, "seconds": times, "median_run_seconds": runs}
+        given.json.write_text(json.dumps({**about, **numbers}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
