@@ -32,7 +32,7 @@ def work(job: Job) -> None:
     job.execute(train)
 
 
-def train(config, folder, *, name, run_id, sweep) -> dict:
+def train(config, folder, *, name, run_id, sweep, overrides) -> dict:
     """In place of flowdiff.training.train."""
     import torch
 
