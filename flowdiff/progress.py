@@ -54,6 +54,7 @@ def bar(*columns: str) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         *(TextColumn(column) for column in columns),
+        refresh_per_second=2,  # drawing takes the interpreter from the training step
     )
 
 

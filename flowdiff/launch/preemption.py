@@ -80,7 +80,9 @@ class ResumableCheckpoint(Callback):
 
     def _agree(self, trainer: Trainer) -> None:
         """All ranks stop at the same step, whichever was asked: a checkpoint needs every one of them."""
-        if trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+        if trainer.world_size == 1:
+            self._stopping = self._asked
+        elif trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
             self._stopping = self._asked or signal.SIGTERM
 
     def _stop(self, trainer: Trainer) -> None:
