@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 
 from flowdiff.registry import register
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 class Accelerator:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,30 @@ CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / 
 PLUGIN_BRINGS = {"flow": "linear_activation", "activation": "swish", "whitening": "isotropic", "weighting": "edm"}
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_class(value: Any) -> bool:
+    return value is None or _is_integer(value) or (OmegaConf.is_list(value) and all(map(_is_integer, value)))
+
+
+# What the keys outside all groups may hold: the words of the sentence, and the test.
+TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "seed": ("an integer ≥ 0", lambda v: _is_integer(v) and v >= 0),
+    "force": ("true or false", lambda v: isinstance(v, bool)),
+    "tags": ("a list of words, e.g. [one,two]", OmegaConf.is_list),
+    "plugins": ("a list of Python files, e.g. [mine.py]", OmegaConf.is_list),
+    "num_samples": ("an integer ≥ 1", lambda v: _is_integer(v) and v >= 1),
+    "batch_size": ("an integer ≥ 1", lambda v: _is_integer(v) and v >= 1),
+    "class_label": ("a class number, a list of them, or null", _is_class),
+    "start": ("noise or flow", lambda v: v in ("noise", "flow")),
+    "sigma_start": ("a number > 0 or null", lambda v: v is None or (isinstance(v, int | float) and v > 0)),
+    "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
+    "evaluate": ("true or false", lambda v: isinstance(v, bool)),
+}
+
+
 def compose(overrides: Iterable[str] = (), config_name: str = "config") -> DictConfig:
     """The config that `python train.py <overrides>` would see; ConfigurationError where it cannot be composed."""
     overrides = list(overrides)
@@ -47,11 +71,14 @@ def compose(overrides: Iterable[str] = (), config_name: str = "config") -> DictC
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The config as plain containers with every interpolation resolved, without Hydra's own node."""
     # Only the top level is masked, so that ${…} in what is left still sees the whole.
-    return {
+    plain = {
         key: OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
         for key in config
         if key != "hydra"
     }
+    if "plugins" in plain:  # found again from any folder
+        plain["plugins"] = [str(Path(path).expanduser().resolve()) for path in plain["plugins"]]
+    return plain
 
 
 def defaults(group: str, name: str) -> dict[str, Any]:
@@ -121,6 +148,9 @@ def check(config: DictConfig) -> None:
                 registry.build(key, node)  # its constructor holds its numbers against each other
     _check_top_level(config)
     _check_combinations(config)
+    if "sampler" in config:
+        build = {g: registry.build(g, OmegaConf.to_container(config[g], resolve=True)) for g in ("schedule", "sampler")}
+        build["schedule"](build["sampler"].num_steps)  # a table cannot be walked in more steps than it has
 
 
 def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = "config") -> str:
@@ -131,9 +161,8 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
         group, name = error.missing_cfg_file.rsplit("/", 1)
         return f"{group}={name} is unknown: {registry.nearest(name, options(group))}."
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override} cannot be read as an override: {text.splitlines()[0].rstrip('.')}; check its brackets."
-        )
+        reason = text.splitlines()[0].rstrip(".")
+        return f"{error.override} cannot be read as an override ({reason}): write key=value, with its brackets closed."
     failed = re.match(r"Could not (?:override|append to config|delete from config)\.? ?'([^']+)'", text)
     if failed and "No match in the defaults list" in text:
         return _misplaced_group(failed.group(1), overrides)
@@ -192,9 +221,13 @@ def _misplaced_group(group: str, overrides: list[str]) -> str:
 
 
 def _check_top_level(config: DictConfig) -> None:
-    for key in ("seed", "num_samples", "batch_size"):
-        if key in config and (not isinstance(config[key], int) or isinstance(config[key], bool) or config[key] < 0):
-            raise ConfigurationError(f"{key}={config[key]} is not allowed: it must be an integer ≥ 0.")
+    for key, (allowed, fits) in TOP_LEVEL.items():
+        if key in config and not fits(config[key]):
+            raise ConfigurationError(f"{key}={config[key]} is not allowed: it must be {allowed}.")
+    if config.get("resume") and config.get("force"):
+        raise ConfigurationError(
+            f"resume={config.resume} force=true contradict each other: resume goes on with a run, force starts it anew."
+        )
     if "trainer" not in config:
         return
     trainer = config.trainer
@@ -255,8 +288,9 @@ def _run_dir(root: DictConfig) -> str:
     if root.resume:
         return root.resume
     # A run is found by what it is, whatever it was called when it was first asked for.
-    there = next(Path("outputs").glob(f"*-{_identity_of(root)}"), None)
-    return str(there or Path("outputs") / _run_folder(root))
+    there = sorted(Path("outputs").glob(f"*-{_identity_of(root)}"))
+    further = [*(p for p in there if (p / "result.json").is_file()), *(p for p in there if any(p.glob("*/last.ckpt")))]
+    return str(next(iter([*further, *there]), Path("outputs") / _run_folder(root)))
 
 
 def _sweep_name(root: DictConfig) -> str:

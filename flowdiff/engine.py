@@ -36,7 +36,7 @@ class ConditionedDenoiser(nn.Module):
     """A denoiser with what surrounds it: the conditioner, the first stage, and how its run samples by default.
 
     Itself a denoiser: called with (x, σ, cond), and with `network`, `score`, `log_prob` of the one inside.
-    settings holds the config nodes `sampler`, `schedule`, `guidance` that `sample` falls back on.
+    settings holds the config nodes `sampler`, `schedule`, `guidance` that `sample` falls back on, and `sigma_sampler`.
     """
 
     def __init__(
@@ -114,6 +114,11 @@ class ConditionedDenoiser(nn.Module):
         schedule = schedule or build("schedule", self.settings["schedule"])
         guide = guidance(self) if guidance else self.guided(self.settings["guidance"])
         labels = self.labels(n, label)
+        trained = build("sigma_sampler", self.settings["sigma_sampler"])
+        sigmas = None
+        if start == "noise" and hasattr(trained, "nearest"):  # a model of discrete levels is asked at these only
+            grid = schedule(sampler.num_steps)
+            sigmas = torch.cat([trained.nearest(grid[:-1]), grid[-1:]])
         was_training = self.training
         self.eval()
         try:
@@ -127,6 +132,7 @@ class ConditionedDenoiser(nn.Module):
                 cond_of=None if labels is None else lambda indices: self.cond_of(labels[list(indices)]),
                 start=start,
                 sigma_start=sigma_start,
+                sigmas=sigmas,
                 batch_size=batch_size,
                 device=self.sigma_data.device,
                 progress=progress,
@@ -292,7 +298,7 @@ def assemble(config: Mapping[str, Any]) -> Engine:
             conditioner,
             first_stage,
             data.values.to_uint8,  # not the data's own: the weight average deep-copies what the module holds
-            {group: config[group] for group in ("sampler", "schedule", "guidance")},
+            {group: config[group] for group in ("sampler", "schedule", "guidance", "sigma_sampler")},
         ),
         build("loss", config["loss"], **weighting),
         build("sigma_sampler", config["sigma_sampler"]),

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from flowdiff.errors import ConfigurationError
 from flowdiff.registry import register
 
 
@@ -132,6 +133,11 @@ class WandB(Tracker):
     """
 
     def __init__(self, *, project: str, entity: str | None, mode: Literal["auto", "online", "offline", "disabled"]):
+        if mode == "online" and not _has_wandb_key():
+            raise ConfigurationError(
+                "logger.mode=online needs a W&B API key and there is none: set WANDB_API_KEY or run `wandb login`, or "
+                "take logger.mode=offline."
+            )
         self.project = project
         self.entity = entity
         self.mode = mode

@@ -85,6 +85,8 @@ def resolve(group: str, name: str) -> type:
 def nearest(given: str, allowed: typing.Iterable[str]) -> str:
     """'did you mean "x"? Allowed are a, b, c' — the half-sentence every unknown name ends with."""
     allowed = [str(a) for a in allowed]
+    if not allowed:
+        return "there are none to choose from"
     close = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Allowed are {', '.join(allowed)}" if hint else f"allowed are {', '.join(allowed)}"
@@ -132,11 +134,13 @@ def check(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
         valid = model(**given)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = str(first["loc"][0])
         if first["type"] == "missing":
             raise ConfigurationError(f"{group}.{key} is missing: {group}={node['name']} needs it.") from None
-        expected = first["msg"][0].lower() + first["msg"][1:]
-        raise ConfigurationError(f"{group}.{key}={first['input']} is not allowed: {expected}.") from None
+        # A union fails once for each of its members: all of them are what is allowed.
+        messages = [e["msg"] for e in error.errors() if e["loc"][0] == first["loc"][0]]
+        expected = ", or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
+        raise ConfigurationError(f"{group}.{key}={given[key]} is not allowed: {expected}.") from None
     return {k: getattr(valid, f"p_{k}") for k in fields}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowdiff.engine import Engine, assemble
-from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
+from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation import pictures
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.launch.job import Interrupted, is_first_rank
@@ -43,10 +44,6 @@ ADVICE = (
 )
 
 
-class Divergence(FlowdiffError, ArithmeticError):
-    """The training loss is no longer a number."""
-
-
 def train(
     config: Mapping[str, Any],
     folder: RunFolder,
@@ -62,13 +59,10 @@ def train(
     signal (the folder can be resumed), Divergence when the loss is not finite, DataError, ConfigurationError.
     """
     started = time.perf_counter()
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # what it announces, we announce
     if not is_first_rank():
         logging.getLogger("flowdiff").setLevel(logging.WARNING)
     seed_everything(config["seed"], workers=True, verbose=False)
-    engine = assemble(config)
-    metrics = build("metrics", config["metrics"], data=engine.data)
+    engine, metrics = rehearse(config, folder)
     tracker: Tracker = build("logger", config["logger"])
     checkpoint = _checkpoint(folder)
     folder.write_config(dict(config))
@@ -88,7 +82,8 @@ def train(
     try:
         loggers = [csv, *tracker.start(folder.path, _about(config, name, run_id, sweep))]
         evaluation = PeriodicEvaluation(metrics, engine, folder, tracker)
-        trainer = make_trainer(config, folder, loggers, [clock, TrainingBar(), evaluation])
+        with _without_advice():
+            trainer = make_trainer(config, folder, loggers, [clock, TrainingBar(), evaluation])
         log.info(
             "model %s: %s parameters, on %s", config["network"]["name"], f"{engine.num_parameters:,}", _device(trainer)
         )
@@ -98,18 +93,18 @@ def train(
             engine.data.start_step = step * trainer.accumulate_grad_batches
             log.info("going on from step %s of %s", f"{step:,}", f"{trainer.max_steps:,}")
         engine.data.seed = config["seed"]
-        with warnings.catch_warnings():
-            for message in ADVICE:
-                warnings.filterwarnings("ignore", message)
+        with _without_advice():
             trainer.fit(engine, datamodule=engine.data, ckpt_path=folder.checkpoint if checkpoint else None)
         if not trainer.is_global_zero:
             return {}
         # A run that was killed between its last step and here resumes past the end, where no weights are averaged.
         engine.load_state_dict(_checkpoint(folder)["state_dict"])
+        engine.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
         steps = trainer.global_step
         numbers = _evaluate(engine, metrics, config)
         _draw(engine, metrics, folder, csv)
-        csv.log_metrics(numbers, steps)
+        cost = {"parameters": engine.num_parameters, "train_seconds": clock.seconds}
+        csv.log_metrics({**numbers, **cost}, steps)
         result = {
             "run_id": run_id,
             "name": name,
@@ -126,7 +121,7 @@ def train(
         }
         shown = {"samples": folder.samples, "trajectory": folder.trajectory, "loss_curve": folder.loss_curve}
         tracker.pictures(shown, steps)
-        tracker.summary({**numbers, "parameters": engine.num_parameters, "train_seconds": clock.seconds})
+        tracker.summary({**numbers, **cost})
         exit_code = 0
     except KeyboardInterrupt:
         if not folder.checkpoint.is_file():
@@ -136,6 +131,20 @@ def train(
         tracker.finish(exit_code)
     folder.write_result(result)
     return result
+
+
+def rehearse(config: Mapping[str, Any], folder: RunFolder) -> tuple[Engine, Metrics]:
+    """Everything of a run that can be refused without touching data or disk; the engine and what will measure it.
+
+    Raises ConfigurationError where components do not fit each other, the data's shape, or the machine.
+    """
+    engine = assemble(config)
+    metrics = build("metrics", config["metrics"], data=engine.data)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)  # what it announces, we announce
+    with _without_advice():
+        make_trainer(config, folder, [], [])
+    return engine, metrics
 
 
 def resume_command(folder: RunFolder) -> str:
@@ -215,19 +224,6 @@ class PeriodicEvaluation(Callback):
         self.tracker.pictures({"samples": self.folder.samples}, trainer.global_step)
 
 
-class FiniteLoss(Callback):
-    """Stops a run whose loss is no longer a number, while the last checkpoint is still good."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["loss"]):
-            raise Divergence(
-                f"the training loss is {float(outputs['loss'])} at step {trainer.global_step:,}: lower optimizer.lr "
-                "or trainer.gradient_clip_val; the last checkpoint is from before."
-            )
-
-
 def draw_samples(engine: Engine, path: Path) -> None:
     """The sample picture of a model: a grid, with classes in rows if it has some, or a scatter beside 2-D data."""
     data, denoiser = engine.data, engine.denoiser
@@ -283,12 +279,14 @@ def make_trainer(
     if every is None:
         arguments["limit_val_batches"] = 0
         del arguments["val_check_interval"]
+    elif isinstance(every, int):
+        arguments["val_check_interval"] = every * arguments["accumulate_grad_batches"]  # Lightning counts batches
     try:
         return Trainer(
             **build("accelerator", config["accelerator"]).trainer_arguments,
             **arguments,
             logger=loggers,
-            callbacks=[*callbacks, FiniteLoss(), saving],
+            callbacks=[*callbacks, saving],
             default_root_dir=folder.path,
             check_val_every_n_epoch=None,  # the training stream is endless: validation counts steps
             num_sanity_val_steps=0,
@@ -301,6 +299,14 @@ def make_trainer(
     except (MisconfigurationException, TypeError, ValueError) as error:
         first = str(error).strip().splitlines()[0].rstrip(".")
         raise ConfigurationError(f"the trainer refuses this configuration: {first}.") from error
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for message in ADVICE:
+            warnings.filterwarnings("ignore", message)
+        yield
 
 
 def _checkpoint(folder: RunFolder) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ import torch
 from runs import TINY, TINY_DIGITS, train
 
 import flowdiff
+from flowdiff import registry
 from flowdiff.errors import ConfigurationError, NotADensity, RunError
 
 
@@ -75,3 +76,13 @@ def test_raw_networks_say_that_they_have_no_density():
     x = torch.zeros(2, 2)
     with pytest.raises(NotADensity):
         engine.denoiser.log_prob(x, torch.ones(2), engine.conditioner(torch.tensor([0, 1])))
+
+
+def test_a_model_of_discrete_levels_is_sampled_at_these():
+    engine = flowdiff.build(*TINY[:4], "sigma_sampler=discrete")
+    engine.measure()
+    seen = []
+    engine.denoiser.sample(2, callback=lambda i, sigma, x, D: seen.append(sigma))
+    levels = registry.build("sigma_sampler", "discrete").levels
+    assert len(seen) > 3
+    assert all(float((levels - sigma).abs().min()) < 1e-9 for sigma in seen)

@@ -40,13 +40,21 @@ def offence(*overrides):
         (["trainer.max_steps=0"], ["trainer.max_steps=0 is not allowed"]),
         (["trainer.max_step=5"], ["trainer.max_step is not a setting", "did you mean 'max_steps'"]),
         (["trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val=-1 is not allowed"]),
+        (["sampler=ddpm", "schedule=ddpm", "sampler.num_steps=2000"], ["2000", "1000"]),
+        (["logger.mode=online"], ["logger.mode=online needs a W&B API key"]),
+        (["accelerator.devices=0"], ["accelerator.devices=0 is not allowed: input should be 'auto', or"]),
+        (["accelerator.precision=bf16-true"], ["accelerator.precision=bf16-true is not allowed"]),
+        (["resume=x", "force=true"], ["contradict each other"]),
+        (["experiment=foo"], ["experiment=foo is unknown: there are none to choose from"]),
         (["+trainer.max_setps=5"], ["trainer.max_setps is not an argument of Lightning", "did you mean 'max_steps'"]),
         (["accelerator.compile=true"], ["no double backward", "loss=nll"]),
         (["flows=realnvp"], ["flows is not a", "did you mean 'flow'"]),
         (["flow.n_flows=[1"], ["flow.n_flows=[1"]),
     ],
 )
-def test_offences(overrides, parts):
+def test_offences(overrides, parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no W&B key there
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     text = offence(*overrides)
     for part in parts:
         assert part in text

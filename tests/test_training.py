@@ -12,6 +12,7 @@ from flowdiff import api, registry, training
 from flowdiff.engine import Engine, assemble
 from flowdiff.errors import RunError
 from flowdiff.launch.job import Interrupted
+from flowdiff.launch.preemption import Divergence
 from flowdiff.launch.run_folder import RunFolder
 from flowdiff.loggers import MetricsCSV
 
@@ -125,7 +126,7 @@ def test_signal_handlers_are_given_back(run):
 def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypatch):
     original = Engine.training_step
     monkeypatch.setattr(Engine, "training_step", lambda *a: original(*a) * float("nan"))
-    with pytest.raises(training.Divergence, match="the training loss is nan at step 1"):
+    with pytest.raises(Divergence, match="the training loss is nan at step 1"):
         train(tmp_path / "run", *TINY)
     assert not RunFolder(tmp_path / "run").is_complete
 

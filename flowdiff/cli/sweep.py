@@ -13,13 +13,14 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import config
+from flowdiff import config, training
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.board import Row
 from flowdiff.launch.identity import run_id
 from flowdiff.launch.job import Job, Retry, checked_retry
 from flowdiff.launch.local import LocalPool, Worker
 from flowdiff.launch.preflight import checked
+from flowdiff.launch.run_folder import RunFolder
 
 WORKER = Worker("flowdiff.cli.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
 
@@ -81,6 +82,7 @@ def _compose(context: HydraContext, sweep: DictConfig, overrides: Sequence[str])
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(Path(sweep.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
     config.check(cfg)
+    training.rehearse(config.resolved(cfg), RunFolder(cfg.hydra.runtime.output_dir))
     return cfg
 
 

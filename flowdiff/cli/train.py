@@ -19,6 +19,8 @@ from flowdiff.launch.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+CHANGEABLE = (*NOT_IDENTITY, "accelerator")  # what may be given anew with resume
+
 
 def main() -> None:
     """Entry point of train.py and `flowdiff train`."""
@@ -85,10 +87,10 @@ def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
     settings = folder.config()
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key.split(".")[0] not in NOT_IDENTITY:
+        if key.split(".")[0] not in CHANGEABLE:
             raise ConfigurationError(
                 f"{override} cannot be changed with resume={cfg.resume}: a resumed run goes on as it was configured; "
-                f"allowed are {', '.join(k for k in NOT_IDENTITY if k != 'hydra')}."
+                f"allowed are {', '.join(k for k in CHANGEABLE if k != 'hydra')}."
             )
         group = key.split(".")[0]
         if group in settings:

@@ -154,10 +154,11 @@ class Householder(Orthogonal):
 
     def matrix(self) -> Tensor:
         V = self.vectors
-        gram = V @ V.T
-        S = gram.triu(1) + 0.5 * torch.diag_embed(gram.diagonal())
-        eye = torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
-        return eye - V.T @ torch.linalg.solve_triangular(S, V, upper=True)
+        with torch.autocast(V.device.type, enabled=False):  # a solve in half precision does not exist
+            gram = V @ V.T
+            S = gram.triu(1) + 0.5 * torch.diag_embed(gram.diagonal())
+            eye = torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
+            return eye - V.T @ torch.linalg.solve_triangular(S, V, upper=True)
 
 
 class PLU(LinearMap):

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # What a run may change and still be the same run: where things lie, what is logged, what it runs on.
-NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger", "accelerator")
+NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger")
 NOT_IDENTITY_KEYS = {
     "dataset": ("root", "download", "num_workers"),
     "metrics": ("cache_dir",),
-    "trainer": ("profiler", "benchmark", "max_time"),
+    "trainer": ("profiler", "benchmark"),
+    "accelerator": ("name", "kind", "strategy", "compile"),  # but precision and the number of devices count
 }
 
 

@@ -11,14 +11,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from flowdiff.errors import FlowdiffError
 from flowdiff.launch.job import Interrupted
+
+
+class Divergence(FlowdiffError, ArithmeticError):
+    """The training loss is no longer a number; last.ckpt is from when it was."""
 
 
 class ResumableCheckpoint(Callback):
     """Keeps `last.ckpt`: every `every_n_steps`, at the last step, and when SIGINT or SIGTERM asks to stop.
+
+    Looks at the loss before every save and every trainer.log_every_n_steps; raises Divergence when it is not finite.
 
     A second Ctrl-C stops at once, without saving. Must stand behind the weight average in the list of callbacks, so
     that a saved average has seen the saved step.
@@ -53,7 +61,14 @@ class ResumableCheckpoint(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gradients are half accumulated: a checkpoint here would lose them
         self._agree(trainer)
-        if self._stopping or step % self.every_n_steps == 0 or step == trainer.max_steps:
+        saving = self._stopping or step % self.every_n_steps == 0 or step == trainer.max_steps
+        # Looking makes a GPU wait, hence not at every step.
+        if (saving or step % trainer.log_every_n_steps == 0) and not torch.isfinite(outputs["loss"]):
+            raise Divergence(
+                f"the training loss is {float(outputs['loss'])} at step {step:,}: lower optimizer.lr or "
+                "trainer.gradient_clip_val; the last checkpoint is from before."
+            )
+        if saving:
             self.save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:

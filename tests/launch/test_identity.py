@@ -19,7 +19,15 @@ def test_paths_logging_and_hardware_are_not_identity(override):
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=1", "flow.n_flows=5", "activation=elu", "dataset.batch_size=64", "trainer.max_steps=7"]
+    "override",
+    [
+        "seed=1",
+        "flow.n_flows=5",
+        "activation=elu",
+        "accelerator.precision=bf16-mixed",
+        "dataset.batch_size=64",
+        "trainer.max_steps=7",
+    ],
 )
 def test_what_decides_the_numbers_is_identity(override):
     assert run_id(override) != run_id()
