@@ -141,3 +141,41 @@ def test_annotations_carry_ranges():
                 registry.build("activation", {"name": "needs_an_integer", "n": wrong})
     finally:
         registry._components["activation"].pop("needs_an_integer")
+
+
+FLOW_PLUGIN = """
+import torch
+from pydantic import PositiveInt
+from torch import nn
+from flowdiff.flows.base import Flow
+from flowdiff.registry import register
+
+
+@register("flow", "diagonal")
+class Diagonal(Flow):
+    \"\"\"z = e^s·x on vectors, n_flows times.\"\"\"
+
+    def __init__(self, shape, embed_dim, activation, *, n_flows: PositiveInt = 2):
+        super().__init__()
+        self.s = nn.Parameter(torch.zeros(n_flows, *shape))
+
+    def forward(self, x, cond):
+        return x * self.s.sum(0).exp(), self.s.sum().expand(len(x))
+
+    def inverse(self, z, cond):
+        return z * (-self.s.sum(0)).exp(), -self.s.sum().expand(len(z))
+"""
+
+
+def test_a_flow_plugin_brings_what_a_flow_needs_and_builds(tmp_path):
+    from flowdiff.engine import assemble
+
+    (tmp_path / "mine.py").write_text(FLOW_PLUGIN)
+    composed = config.compose([f"plugins=[{tmp_path / 'mine.py'}]", "flow=diagonal", "flow.n_flows=3"])
+    config.check(composed)
+    assert composed.activation.name == "swish"
+    assert composed.whitening.name == "isotropic"
+    engine = assemble(config.resolved(composed))
+    assert engine.denoiser.network.flow.s.shape == (3, 1, 8, 8)
+    with pytest.raises(ConfigurationError, match=r"flow\.n_flows=0 is not allowed"):
+        config.check(config.compose([f"plugins=[{tmp_path / 'mine.py'}]", "flow=diagonal", "flow.n_flows=0"]))
