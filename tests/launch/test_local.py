@@ -262,4 +262,5 @@ def rows_without_speed(folder: RunFolder):
     import csv
 
     with folder.metrics.open() as file:
-        return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in csv.DictReader(file)]
+        timed = ("samples_per_second", "train_seconds")
+        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
