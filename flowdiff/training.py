@@ -346,9 +346,9 @@ def rows_of(numbers: Mapping[str, float]) -> list[tuple[str, str, str]]:
     for key in numbers:
         if key.startswith("fd_") and not key.endswith(("_sd", "_floor")):
             about = f"{numbers['num_samples']:,} samples against the training split"
-            rows.append((key, f"{numbers[key]:.2f}", about))
+            rows.append((key, f"{numbers[key]:.4g}", about))
             floor = numbers[f"{key}_floor"]
-            rows.append((f"{key} floor", f"{floor:.2f}", f"{numbers['num_test']:,} real test samples, same reference"))
+            rows.append((f"{key} floor", f"{floor:.4g}", f"{numbers['num_test']:,} real test samples, same reference"))
     if "bpd" in numbers:
         rows.append(("bits/dim", value("bpd", "bpd_se"), "exact density, uniform dequantisation"))
     if "nats_per_dim" in numbers:
