@@ -36,8 +36,7 @@ class MLP(nn.Module):
         super().__init__()
         dim = math.prod(shape)
         self.embedding = ConditionEmbedding(embed_dim, cond_dim)
-        self.net = ResidualMLP(dim, dim, width, depth, embed_dim, activation)
+        self.net = ResidualMLP(dim, dim, width, depth, embed_dim, activation, "film")
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:
-        e = self.embedding(c_noise, cond).vector
-        return self.net(x.flatten(1), e).view_as(x)
+        return self.net(x.flatten(1), self.embedding(c_noise, cond)).view_as(x)

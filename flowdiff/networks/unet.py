@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
 from flowdiff.nn.embeddings import condition_vector
-from flowdiff.nn.mlp import zero_init
+from flowdiff.nn.inject import zero_init
 from flowdiff.registry import register
 
 TIMESTEPS_PER_UNIT = 100.0  # of asinh(c_noise)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.registry import register
-from flowdiff.shapes import append_dims
+from flowdiff.shapes import append_dims, sum_except_batch
 
 
 class Whitening(nn.Module, ABC):
@@ -98,7 +98,7 @@ class ZCAWhitening(Whitening):
         if dim > self.MAX_DIM:
             raise ConfigurationError(
                 f"whitening=zca needs a {dim:,}×{dim:,} matrix ({4 * dim**2 / 2**30:.1f} GiB) for data of shape "
-                f"{tuple(shape)}, allowed are {self.MAX_DIM:,} dimensions: take whitening=isotropic."
+                f"{tuple(shape)}, allowed are {self.MAX_DIM:,} dimensions: take whitening=dct."
             )
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("basis", torch.eye(dim))  # U, eigenvectors in columns
@@ -128,3 +128,68 @@ class ZCAWhitening(Whitening):
 
     def _variance(self, sigma: Tensor) -> Tensor:
         return self.eigenvalues + append_dims(sigma**2, 2)
+
+
+@register("whitening", "dct")
+class DCTWhitening(Whitening):
+    """y = U diag(λ + σ²)^(−1/2) Uᵀ (x − μ) with U the 2-D cosine basis of each channel: ZCA for images of any size.
+
+    Neighbouring pixels of natural images are correlated much the same everywhere, and the cosine basis all but
+    diagonalises such a covariance. U also turns the channels to the axes along which their values are uncorrelated on
+    average. λ, μ and x are (C, H, W) (a vector is one row of one channel). The transforms are products with the H×H
+    and W×W cosine matrices, O(D·(C + H + W)): up to 256×256 faster than by FFT, and differentiable any number of times.
+    Source: Ahmed, Natarajan & Rao, Discrete cosine transform, 1974.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.grid = tuple(shape) if len(shape) == 3 else (1, 1, math.prod(shape))
+        C, H, W = self.grid
+        self.register_buffer("mean", torch.zeros(self.grid))
+        self.register_buffer("channels", torch.eye(C))  # axes in rows
+        self.register_buffer("spectrum", torch.ones(self.grid))  # λ
+        self.register_buffer("rows", cosine_basis(H), persistent=False)
+        self.register_buffer("columns", cosine_basis(W), persistent=False)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        variance = self._variance(sigma)  # (B, C, H, W)
+        y = self._from_basis(self._to_basis(x.view(-1, *self.grid) - self.mean) * variance.rsqrt())
+        return y.view_as(x), -0.5 * sum_except_batch(variance.log())
+
+    def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        variance = self._variance(sigma)
+        x = self._from_basis(self._to_basis(y.view(-1, *self.grid)) * variance.sqrt()) + self.mean
+        return x.view_as(y), 0.5 * sum_except_batch(variance.log())
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        count, total, outer = 0, 0.0, 0.0
+        _, H, W = self.grid
+        rows, columns = cosine_basis(H, torch.float64), cosine_basis(W, torch.float64)
+        for x in batches:
+            a = rows.to(x.device) @ x.reshape(-1, *self.grid).double() @ columns.to(x.device).T
+            count, total = count + len(a), total + a.sum(0)
+            outer = outer + torch.einsum("bihw,bjhw->ijhw", a, a)  # the channels' moments at each frequency
+        mean = total / count
+        covariance = outer / count - torch.einsum("ihw,jhw->ijhw", mean, mean)
+        _, axes = torch.linalg.eigh(covariance.sum((2, 3)))  # (C, C), in columns
+        spectrum = torch.einsum("ic,ijhw,jc->chw", axes, covariance, axes)
+        self.mean.copy_(rows.to(mean).T @ mean @ columns.to(mean))
+        self.channels.copy_(axes.T)
+        self.spectrum.copy_(spectrum.clamp(min=0.0))  # rounding may leave a zero at −1e−17
+
+    def _to_basis(self, x: Tensor) -> Tensor:
+        return torch.einsum("ij,bjhw->bihw", self.channels, self.rows @ x @ self.columns.T)
+
+    def _from_basis(self, a: Tensor) -> Tensor:
+        return self.rows.T @ torch.einsum("ji,bjhw->bihw", self.channels, a) @ self.columns
+
+    def _variance(self, sigma: Tensor) -> Tensor:
+        return self.spectrum + append_dims(sigma**2, 4)
+
+
+def cosine_basis(n: int, dtype: torch.dtype | None = None) -> Tensor:
+    """The orthonormal cosine basis, C[k, i] = √(2/n)·cos(π(i + ½)k/n), its first row √(1/n): (n, n), C Cᵀ = I."""
+    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
+    basis = math.sqrt(2 / n) * torch.cos(math.pi * (i + 0.5) * k / n)
+    basis[0] = math.sqrt(1 / n)
+    return basis.to(dtype or torch.get_default_dtype())
