@@ -1,0 +1,72 @@
+"""Class posteriors against Bayes' rule on mixtures whose posterior is known."""
+
+import math
+
+import pytest
+import torch
+from oracles import Mixture
+
+from flowdiff.data.base import Batch
+from flowdiff.evaluation.posterior import classify, log_posterior
+
+
+def test_posterior_of_two_gaussians_is_the_logistic_function():
+    # log p(0|x)/p(1|x) of N(±m, s²) in one dimension is 2·m·x/(s² + σ²).
+    oracle = Mixture(torch.tensor([[1.5], [-1.5]]), torch.tensor([0.5, 0.5]))
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
+    found = log_posterior(oracle, x, torch.full((9,), 0.8, dtype=torch.float64), oracle.classes, 2)
+    odds = 2 * 1.5 * x[:, 0] / (0.25 + 0.64)
+    assert torch.allclose(found[:, 0], torch.nn.functional.logsigmoid(odds), atol=1e-12)
+    assert torch.allclose(found.exp().sum(1), torch.ones(9, dtype=torch.float64))
+
+
+def test_accuracy_and_calibration_of_the_true_posterior():
+    """The data are drawn from the mixture itself, so that its posterior is calibrated and its errors are Bayes'."""
+    n = 4000
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (n,), generator=generator)
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    x = means[labels] + 0.5 * torch.randn(n, 2, generator=generator)
+    data = Labelled(x, labels)
+    oracle = Mixture(means, torch.tensor([0.5, 0.5]))
+    oracle.sigma_data = torch.ones(())
+    found = classify(oracle, data, 0.5, oracle.classes, seed=1, batch_size=512)
+    bayes = 0.5 * (1 + math.erf(1 / math.sqrt(2 * (0.25 + 0.25))))  # Φ(1/√(s² + σ²))
+    assert found.accuracy == pytest.approx(bayes, abs=4 * found.standard_error)
+    # Fifteen bins of 4,000 points: an empirical bin accuracy is off by about √(0.1·15/4000) = 0.02.
+    assert found.calibration_error < 0.03
+    again = classify(oracle, data, 0.5, oracle.classes, seed=1, batch_size=7)
+    assert again == pytest.approx(found)
+
+
+def test_overconfidence_is_seen():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (2000,), generator=generator)
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    data = Labelled(means[labels] + torch.randn(2000, 2, generator=generator), labels)  # twice as wide as believed
+    oracle = Mixture(means, torch.tensor([0.3, 0.3]))
+    oracle.sigma_data = torch.ones(())
+    assert classify(oracle, data, 0.1, oracle.classes, seed=1, batch_size=500).calibration_error > 0.1
+
+
+class Labelled:
+    """Continuous data with classes, as much of a DataModule as classification looks at."""
+
+    levels = None
+    num_classes = 2
+
+    def __init__(self, x, labels):
+        self.all = Batch(x, labels)
+        self.test = self
+
+    def __len__(self):
+        return len(self.all.x)
+
+    def __getitem__(self, indices):
+        return Batch(self.all.x[indices], self.all.label[indices])
+
+    def to_model(self, x, generator=None, train=False):
+        return x
+
+    def quantize(self, x):
+        return x
