@@ -15,9 +15,10 @@ from flowdiff.registry import register
 
 @register("conditioner", "none")
 class Unconditional(nn.Module):
-    """No condition: every method gives None; `dim` is 0."""
+    """No condition: every method gives None; `dim` and `token_dim`, the widths of vector and tokens, are 0."""
 
     dim = 0
+    token_dim = 0
     num_classes: int | None = None
     drop = 0.0
 
@@ -38,6 +39,8 @@ class ClassConditioner(nn.Module):
     label (B,) int64 in [0, num_classes) → Conditioning with vector (B, dim). While training each label is replaced by
     the null class with probability `drop` ∈ [0, 1) (Ho & Salimans, Classifier-free diffusion guidance, 2022).
     """
+
+    token_dim = 0
 
     def __init__(self, num_classes: int | None, *, dim: PositiveInt, drop: Annotated[float, Field(ge=0, lt=1)]):
         super().__init__()

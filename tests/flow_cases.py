@@ -2,43 +2,116 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 
+import pytest
 import torch
 from torch import nn
 
 from flowdiff import registry
+from flowdiff.config import defaults
+from flowdiff.errors import ConfigurationError
 
 SMOOTH = ["softplus", "swish", "tanh"]  # activations that are C^∞, as the second-derivative laws need
+# For the flows that take them: narrow nets and few blocks keep the tests fast.
+SMALL = {"hidden": 16, "n_flows": 3, "deep_layers": 1}
+TOKEN_DIM = 3  # width of the condition's tokens, for the flows that read them
+Case = tuple[str, dict]
 
 
-def variants() -> list:
-    """(flow name, overrides): one case per choice of each Literal setting of a flow, or one if it has none."""
+@functools.cache
+def variants() -> list[Case]:
+    """(flow name, overrides): each flow as its YAML has it, and with every other choice of its Literal settings."""
     cases = []
     for name in registry.names("flow"):
-        component = registry.resolve("flow", name)
+        component, node = registry.resolve("flow", name), defaults("flow", name)
         hints = typing.get_type_hints(component.__init__)
-        keys = registry.hyperparameters(component)
-        settings = [key for key in keys if typing.get_origin(hints[key]) is typing.Literal]
-        choices = [(name, {key: choice}) for key in settings for choice in typing.get_args(hints[key])]
-        cases += choices or [(name, {})]
+        cases.append((name, {}))
+        for key in registry.hyperparameters(component):
+            if typing.get_origin(hints[key]) is typing.Literal:
+                cases += [(name, {key: choice}) for choice in typing.get_args(hints[key]) if choice != node[key]]
     return cases
 
 
-def label(case) -> str:
-    name, overrides = case
-    return "-".join([name, *map(str, overrides.values())])
+def each(*shapes: tuple[int, ...], most: int = 1, having: str | None = None) -> pytest.MarkDecorator:
+    """Parametrise a test by (case, shape): every variant on the first `most` of the shapes that it takes.
+
+    having: only flows of which this attribute (`identity_at_start`, …) is true.
+    """
+    return pytest.mark.parametrize(("case", "shape"), _pairs(shapes, most, having), ids=label)
 
 
-def make_flow(case, shape, embed_dim: int, activation: str = "softplus", far: bool = False) -> nn.Module:
-    """The flow in float64 with small nets; `far` moves every parameter by a usual initial weight."""
+def each_with(activations: list[str], *shapes: tuple[int, ...], having: str | None = None) -> pytest.MarkDecorator:
+    """Parametrise by (case, shape, activation): a flow as its YAML has it with all of them, other variants with one."""
+    triples = [
+        (case, shape, activation)
+        for case, shape in _pairs(shapes, 1, having)
+        for activation in (activations[:1] if case[1] else activations)
+    ]
+    return pytest.mark.parametrize(("case", "shape", "activation"), triples, ids=label)
+
+
+def _pairs(shapes: tuple[tuple[int, ...], ...], most: int, having: str | None) -> list[tuple[Case, tuple[int, ...]]]:
+    pairs = []
+    for case in variants():
+        taken = [shape for shape in shapes if takes(case, shape)][:most]
+        pairs += [(case, shape) for shape in taken if having is None or getattr(make_flow(case, shape, 2), having)]
+    return pairs
+
+
+@functools.cache
+def _takes(name: str, overrides: tuple, shape: tuple[int, ...]) -> bool:
+    try:
+        make_flow((name, dict(overrides)), shape, 2)
+    except ConfigurationError:
+        return False
+    return True
+
+
+def takes(case: Case, shape: tuple[int, ...]) -> bool:
+    """Whether the variant accepts samples of this shape."""
+    return _takes(case[0], tuple(case[1].items()), shape)
+
+
+def label(value) -> str:
+    """The name of a case, a shape or an activation in a test's id."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value[0], str):
+        return "-".join([value[0], *map(str, value[1].values())])
+    return "x".join(map(str, value))
+
+
+def make_flow(
+    case: Case,
+    shape: tuple[int, ...],
+    embed_dim: int,
+    activation: str = "softplus",
+    far: bool = False,
+    seed: int = 0,
+    token_dim: int = TOKEN_DIM,
+) -> nn.Module:
+    """The flow in float64 with small nets, evaluating; `far` moves every parameter by a usual initial weight.
+
+    Image flows get as many levels as the sides can be halved.
+    """
     name, overrides = case
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     act = registry.build("activation", activation)
-    # `hidden` is taken by the flows that have nets; narrow ones keep the tests fast.
-    runtime = {"shape": shape, "embed_dim": embed_dim, "activation": act, "hidden": 24, **overrides}
-    flow = registry.build("flow", name, **runtime).double()
-    return perturb(flow) if far else flow
+    runtime = {"shape": shape, "embed_dim": embed_dim, "activation": act, "token_dim": token_dim}
+    settings = {**SMALL, "levels": halvings(shape), **overrides}
+    flow = registry.build("flow", name, **runtime, **settings).double().eval()
+    # Two levels are twice as deep: a little less each, or rounding is all that a test of them would see.
+    return perturb(flow, 0.5 / halvings(shape) ** 0.5) if far else flow
+
+
+def halvings(shape: tuple[int, ...]) -> int:
+    """How often the sides of an image can be halved, at least 1."""
+    n = 1
+    while all(side % 2 ** (n + 1) == 0 for side in shape[1:]) and len(shape) == 3:
+        n += 1
+    return n
 
 
 def perturb(module: nn.Module, gain: float = 0.5, seed: int = 1) -> nn.Module:
@@ -46,6 +119,7 @@ def perturb(module: nn.Module, gain: float = 0.5, seed: int = 1) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
-            fan_in = p.shape[-1] if p.ndim > 1 else 1
+            taps = min(p[0, 0].numel(), 4) if p.ndim > 1 else 1  # of a 3×3 kernel 4 lie on a grid of 2×2 pixels
+            fan_in = taps * p.shape[1] if p.ndim > 1 else 1
             p += gain * torch.randn(p.shape, generator=generator).to(p) / fan_in**0.5
     return module

@@ -22,6 +22,7 @@ LAYERS = [
     ["losses", "guidance", "samplers"],
     ["data", "conditioners", "first_stage", "optimizers", "accelerators", "loggers", "progress"],
     ["evaluation"],
+    ["divergence"],
     ["engine"],
     ["launch", "report"],
     ["config"],

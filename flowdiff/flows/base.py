@@ -22,6 +22,12 @@ class Flow(nn.Module, ABC):
     says otherwise, because the score differentiates the log-determinant and score losses differentiate once more.
     """
 
+    # What a flow that is less than this says of itself, as a class or once built.
+    smooth: bool = True  # C² in x behind a smooth activation; otherwise the score or its derivative jumps
+    twice_differentiable: bool = True  # by autograd; otherwise losses that differentiate the score are refused
+    identity_at_start: bool = True
+    inverse_error: float = 0.0  # how far f⁻¹(f(x)) may lie from x beside rounding, for x of order one
+
     @abstractmethod
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         """x (B, …) → z like x, log|det ∂z/∂x| (B,)."""

@@ -9,6 +9,7 @@ s = ∇ₓ log p_σ(x|c)                              by autograd: nothing stand
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from pydantic import PositiveInt
@@ -18,6 +19,7 @@ from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flow
 from flowdiff.networks.whitening import Whitening
 from flowdiff.nn.embeddings import ConditionEmbedding
+from flowdiff.nn.sdpa import first_order
 from flowdiff.noise import Generators, randn
 from flowdiff.registry import register
 from flowdiff.shapes import sum_except_batch
@@ -60,7 +62,7 @@ class ScoreFlow(nn.Module):
     def log_prob_and_score(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> tuple[Tensor, Tensor]:
         """Both from one evaluation of the flow: (B,) nats and the score like x."""
         differentiable = self.training and torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.enable_grad(), nullcontext() if differentiable else first_order():
             x = x.detach().clone().requires_grad_(True)
             log_prob = self.log_prob(x, sigma, cond)
             (score,) = torch.autograd.grad(log_prob.sum(), x, create_graph=differentiable)

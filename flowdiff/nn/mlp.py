@@ -1,53 +1,19 @@
-"""Residual MLP whose every block is steered by the condition's embedding e (FiLM).
-
-    h₀ = W_in x,   h ← h + W₂ act(FiLM(W₁ act(h), e)),   y = W_out act(h),   FiLM(u, e) = u·(1 + γ(e)) + β(e)
-
-No normalisation: the net is as smooth in x as its activation, and its derivatives cost only matrix products.
-"""
+"""The residual net of vectors: its linear maps are matrices."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import final
+
+from torch import nn
 
 from flowdiff.activations import Activation
+from flowdiff.nn.inject import Inject
+from flowdiff.nn.residual import ResidualNet
 
 
-class FiLM(nn.Module):
-    """Feature-wise scale and shift by an embedding, u·(1 + γ(e)) + β(e), γ and β linear and 0 at the start.
-
-    u (B, width), e (B, embed_dim) → (B, width).
-    Source: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018.
-    """
-
-    def __init__(self, embed_dim: int, width: int):
-        super().__init__()
-        self.scale_shift = zero_init(nn.Linear(embed_dim, 2 * width))
-
-    def forward(self, u: Tensor, e: Tensor) -> Tensor:
-        scale, shift = self.scale_shift(e).chunk(2, dim=1)  # (B, width) each
-        return u * (1 + scale) + shift
-
-
-class ResidualBlock(nn.Module):
-    """h + W₂ act(FiLM(W₁ act(h), e)): h (B, width), e (B, embed_dim) → (B, width)."""
-
-    def __init__(self, width: int, embed_dim: int, activation: Activation):
-        super().__init__()
-        self.activation = activation
-        self.inner = nn.Linear(width, width)
-        self.film = FiLM(embed_dim, width)
-        self.outer = nn.Linear(width, width)
-
-    def forward(self, h: Tensor, e: Tensor) -> Tensor:
-        act = self.activation.plain
-        return h + self.outer(act(self.film(self.inner(act(h)), e)))
-
-
-class ResidualMLP(nn.Module):
-    """x (B, in_features), embedding e (B, embed_dim) → (B, out_features), zero at the start, any x and e.
-
-    depth residual blocks of `width` between a linear map in and a zero-initialised linear map out.
-    """
+@final
+class ResidualMLP(ResidualNet):
+    """x (B, in_features), cond → (B, out_features), zero at the start, any x."""
 
     def __init__(
         self,
@@ -57,22 +23,9 @@ class ResidualMLP(nn.Module):
         depth: int,
         embed_dim: int,
         activation: Activation,
+        inject: Inject,
+        token_dim: int = 0,
     ):
-        super().__init__()
-        self.activation = activation
-        self.inner = nn.Linear(in_features, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, embed_dim, activation) for _ in range(depth))
-        self.outer = zero_init(nn.Linear(width, out_features))
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        h = self.inner(x)
-        for block in self.blocks:
-            h = block(h, e)
-        return self.outer(self.activation.plain(h))
-
-
-def zero_init(layer: nn.Module) -> nn.Module:
-    """Set weight and bias of a linear or convolutional layer to 0: what it feeds starts switched off."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+        super().__init__(
+            in_features, out_features, width, depth, embed_dim, activation, inject, token_dim, nn.Linear, nn.Linear
+        )

@@ -1,4 +1,4 @@
-"""What is RealNVP's own: which dimensions its couplings move, how they are bounded, where its splits come from."""
+"""What is RealNVP's own: which dimensions its couplings move, where its splits come from, and which form it takes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flowdiff.errors import ConfigurationError
 EMBED = 4
 
 
-def make(dim: int, seed: int = 0, **settings):
+def make(dim: int, seed: int = 0, shape=None, **settings):
     torch.manual_seed(seed)
-    runtime = {"shape": (dim,), "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
+    runtime = {"shape": shape or (dim,), "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
     return registry.build("flow", "realnvp", **runtime, **{"hidden": 16, **settings}).double()
 
 
@@ -62,3 +62,48 @@ def test_splits_follow_the_seed():
 def test_one_dimension_is_refused():
     with pytest.raises(ConfigurationError, match=r"shape \(1,\).*flow=linear_activation"):
         make(1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [
+        ((64,), "vector"),
+        ((1, 8, 8), "vector"),
+        ((1, 16, 16), "vector"),
+        ((1, 20, 16), "image"),
+        ((3, 17, 16), "vector"),
+    ],
+)
+def test_large_images_of_even_sides_are_taken_as_images(shape, form):
+    """form=auto: up to 256 dimensions a vector, and what cannot be halved remains one."""
+    state = make(0, shape=shape, n_flows=1).state_dict()
+    assert any("prior" in key for key in state) == (form == "image")
+
+
+def test_the_image_form_moves_the_white_squares_first():
+    """One coupling a level: the white squares move by the black ones; with four, and two levels, every pixel moves."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64)
+    cond = Conditioning(torch.randn(4, EMBED, generator=generator, dtype=torch.float64))
+    flow = perturb(make(0, shape=(1, 4, 4), form="image", levels=1, n_flows=1))
+    moved = (flow(x, cond)[0] - x).abs().amax(0)[0] > 1e-6
+    assert torch.equal(moved, (torch.arange(4)[:, None] + torch.arange(4)) % 2 == 1)
+    flow = perturb(make(0, shape=(1, 4, 4), form="image", levels=2, n_flows=4))
+    assert ((flow(x, cond)[0] - x).abs().amax(0) > 1e-6).all()
+
+
+def test_an_image_form_of_odd_sides_is_refused():
+    with pytest.raises(ConfigurationError, match=r"flow=realnvp with 1 level .*multiples of 2\^1 = 2"):
+        make(0, shape=(1, 7, 8), form="image")
+
+
+def test_the_vector_form_draws_what_it_always_drew():
+    """The published figures rest on these numbers: parameters and splits of a seed, their order, their names."""
+    state = make(6, n_flows=2).state_dict()
+    torch.manual_seed(0)
+    order = torch.randperm(6)
+    assert torch.equal(state["flow.flow.flows.0.order"], order)
+    inner = torch.nn.Linear(3, 16)
+    assert torch.equal(state["flow.flow.flows.1.net.inner.weight"], inner.weight.double())
+    names = {"inner", "blocks.0.inner", "blocks.0.film.scale_shift", "blocks.0.outer", "outer"}
+    assert {key.removeprefix("flow.flow.flows.1.net.").rpartition(".")[0] for key in state if ".1.net." in key} == names

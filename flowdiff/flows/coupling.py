@@ -1,0 +1,153 @@
+"""Couplings: one part of x stays and steers how the other moves, elementwise and monotonely.
+
+    z_kept = x_kept,   z_moved = τ(x_moved; net(x_kept; e)),   log|det ∂z/∂x| = Σ log τ′
+
+τ is a *transform*, a family of increasing bijections of ℝ; e is the embedding of (¼ ln σ, c). The parts are halves of
+dimension 1, of a vector's entries or an image's channels; a permutation before the coupling says which halves.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.base import Flattened, Flow, Sequential
+from flowdiff.shapes import sum_except_batch
+
+# (in_features, out_features) → net(x (B, in_features, …), cond) → (B, out_features, …), zero at the start.
+NetFactory = Callable[[int, int], nn.Module]
+
+
+class Transform(ABC):
+    """A family of increasing bijections of ℝ with `num_params` unbounded parameters; all of them 0 is the identity.
+
+    x (B, N, …) and params (B, N, …, num_params), strided as they may be; C² in x and in params unless its docstring
+    says otherwise.
+    """
+
+    num_params: int
+
+    @abstractmethod
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """τ(x) and log τ′(x), both like x."""
+
+    @abstractmethod
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """x with τ(x) = y, and log dx/dy = −log τ′(x), both like y."""
+
+
+@final
+class Affine(Transform):
+    """y = x·e^s + t with s = c·tanh(a/c), |s| < c = `scale_bound` (nats), params (a, t)."""
+
+    num_params = 2
+
+    def __init__(self, scale_bound: float):
+        self.scale_bound = scale_bound
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        s, t = self._scale_shift(params)
+        return x * s.exp() + t, s
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        s, t = self._scale_shift(params)
+        return (y - t) * (-s).exp(), -s
+
+    def _scale_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        a, t = params.unbind(-1)
+        return self.scale_bound * torch.tanh(a / self.scale_bound), t
+
+
+class Coupling(Flow):
+    """The second half of dimension 1, or the `first`, transformed by what a net reads off the other.
+
+    x (B, size, …) → z like x; of an odd size the second half is the larger. net (B, kept, …) → (B, P·moved, …),
+    parameter by parameter, P = transform.num_params.
+    """
+
+    def __init__(self, size: int, first: bool, transform: Transform, make_net: NetFactory):
+        super().__init__()
+        self.first = first
+        self.sizes = [size // 2, size - size // 2]
+        moved, kept = self.sizes if first else self.sizes[::-1]
+        self.transform = transform
+        self.net = make_net(kept, transform.num_params * moved)
+
+    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        kept, moved = self._split(x)
+        moved, log_slope = self.transform.forward(moved, self._params(kept, cond))
+        return self._join(kept, moved), sum_except_batch(log_slope)
+
+    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        kept, moved = self._split(z)
+        moved, log_slope = self.transform.inverse(moved, self._params(kept, cond))
+        return self._join(kept, moved), sum_except_batch(log_slope)
+
+    def _params(self, kept: Tensor, cond: Conditioning) -> Tensor:
+        return self.net(kept, cond).unflatten(1, (self.transform.num_params, -1)).movedim(1, -1)  # (B, moved, …, P)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        head, tail = x.split(self.sizes, dim=1)
+        return (tail, head) if self.first else (head, tail)
+
+    def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
+        return torch.cat([moved, kept] if self.first else [kept, moved], dim=1)
+
+
+class Permutation(Flow):
+    """z_i = x_{order(i)} along dimension 1 of x (B, D, …), a fixed order; log-det 0."""
+
+    def __init__(self, order: Tensor):
+        super().__init__()
+        self.register_buffer("order", order)
+        self.register_buffer("inverse_order", order.argsort())
+
+    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return x.index_select(1, self.order), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return z.index_select(1, self.inverse_order), z.new_zeros(len(z))
+
+
+def alternating(
+    size: int, n_flows: int, order: Callable[[int], Tensor], transform: Transform, make_net: NetFactory
+) -> Sequential:
+    """n_flows couplings of x (B, size, …); each pair shares a split and moves its halves in turn, so all is moved.
+
+    order(i) is the permutation of dimension 1 that makes the split of pair i. The last permutation undoes the others:
+    as the couplings start as the identity, so does the whole.
+    """
+    flows: list[Flow] = []
+    restore = torch.arange(size)  # where each original entry stands now
+    for i in range(n_flows):
+        if i % 2 == 0:
+            permutation = Permutation(order(i // 2))
+            flows.append(permutation)
+            restore = permutation.inverse_order[restore]
+        flows.append(Coupling(size, i % 2 == 1, transform, make_net))
+    flows.append(Permutation(restore))
+    return Sequential(flows)
+
+
+def vector_couplings(
+    name: str, shape: tuple[int, ...], n_flows: int, transform: Transform, make_net: NetFactory
+) -> Flattened:
+    """n_flows couplings over random halves of the D = prod(shape) dimensions, flattened inside.
+
+    The splits are drawn from torch's global generator and kept in the state dict. Raises ConfigurationError, for
+    flow=`name`, if a sample has fewer than two dimensions.
+    """
+    dim = math.prod(shape)
+    if dim < 2:
+        raise ConfigurationError(
+            f"flow={name} was given samples of shape {tuple(shape)}: a coupling needs at least two "
+            "dimensions to split, so take flow=linear_activation instead."
+        )
+    return Flattened(alternating(dim, n_flows, lambda pair: torch.randperm(dim), transform, make_net))

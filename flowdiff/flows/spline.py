@@ -1,0 +1,188 @@
+"""Spline flow: couplings whose transform is a monotone rational-quadratic spline, the identity beyond [−B, B].
+
+Knots (x_k, y_k), k = 0 … K, from (−B, −B) to (B, B), with slopes δ_k; in bin k, of width w, height h, mean slope
+s = h/w, with ξ = (x − x_k)/w and q = s + (δ_k + δ_{k+1} − 2s)·ξ(1 − ξ):
+
+    y = y_k + h·(s·ξ² + δ_k·ξ(1 − ξ))/q
+    dy/dx = s²·(δ_{k+1}·ξ² + 2s·ξ(1 − ξ) + δ_k·(1 − ξ)²)/q²
+
+The slopes meet at the knots and are 1 at ±B: the map is C¹. Its second derivative jumps at the knots, and so does the
+score, by an amount that the density does not bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple, final
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from flowdiff.activations import Activation
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.base import Flow
+from flowdiff.flows.coupling import NetFactory, Transform, vector_couplings
+from flowdiff.flows.multiscale import image_couplings, image_levels
+from flowdiff.flows.realnvp import large_even_image
+from flowdiff.nn.conv import ResidualConv
+from flowdiff.nn.inject import Inject
+from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.registry import register
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+@register("flow", "spline")
+class Spline(Flow):
+    """Rational-quadratic spline couplings, of vectors over random halves, of images multi-scale as in realnvp.
+
+    x (B, *shape) → z like x, log-det (B,) in nats; the identity at the start. Only C¹ in x, whatever the activation:
+    the score exists everywhere and *jumps at the knots*, and score losses do not see the jumps. Beyond |x| = bound
+    every coupling is the identity, so the input should be whitened (to deviation 1 per dimension).
+    form, n_flows, levels, hidden, depth, inject: as in realnvp. bins: K of each spline; bound: B; min_bin: least width
+    and height of a bin as a fraction of 2B; min_slope: least slope at a knot, its inverse is the largest; prior_bound:
+    |log-scale| of an image's split priors stays below it (nats).
+    Raises ConfigurationError if `bins` bins of min_bin do not fit, if a vector has fewer than two dimensions, or if an
+    image's sides cannot be halved.
+    Source: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
+    """
+
+    smooth = False  # not C²
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        embed_dim: int,
+        activation: Activation,
+        token_dim: int = 0,
+        *,
+        form: Literal["auto", "vector", "image"],
+        n_flows: PositiveInt,
+        levels: PositiveInt | None,
+        hidden: PositiveInt,
+        depth: PositiveInt,
+        bins: PositiveInt,
+        bound: PositiveFloat,
+        min_bin: Fraction,
+        min_slope: Fraction,
+        prior_bound: PositiveFloat,
+        inject: Inject,
+    ):
+        super().__init__()
+        if bins * min_bin >= 1:
+            raise ConfigurationError(
+                f"flow=spline was given flow.bins={bins} bins of at least flow.min_bin={min_bin} of the interval each, "
+                f"which leaves nothing to shape: bins·min_bin must stay below 1, so take min_bin < {1 / bins:.3g}."
+            )
+        transform = RationalQuadratic(bins, bound, min_bin, min_slope)
+
+        def mlp(kept: int, out: int) -> nn.Module:
+            return ResidualMLP(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
+
+        def conv(grid: tuple[int, int]) -> NetFactory:
+            return lambda kept, out: ResidualConv(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
+
+        if form == "image" or (form == "auto" and large_even_image(shape)):
+            levels = image_levels("spline", shape, levels)
+            self.flow = image_couplings(shape, levels, n_flows, transform, conv, prior_bound)
+        else:
+            self.flow = vector_couplings("spline", shape, n_flows, transform, mlp)
+
+    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return self.flow(x, cond)
+
+    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return self.flow.inverse(z, cond)
+
+
+class Bin(NamedTuple):
+    """What the spline is made of where a number falls, each like that number."""
+
+    x0: Tensor
+    y0: Tensor
+    w: Tensor  # width
+    h: Tensor  # height
+    d0: Tensor  # slope at the left knot
+    d1: Tensor  # slope at the right knot
+
+    def point(self, xi: Tensor) -> tuple[Tensor, Tensor]:
+        """y and log dy/dx at ξ ∈ [0, 1]."""
+        s, t = self.h / self.w, xi * (1 - xi)
+        q = s * (1 - 2 * t) + (self.d0 + self.d1) * t
+        y = self.y0 + self.h * (s * xi**2 + self.d0 * t) / q
+        rise = self.d1 * xi**2 + 2 * s * t + self.d0 * (1 - xi) ** 2
+        return y, 2 * (s / q).log() + rise.log()
+
+    def position(self, y: Tensor) -> Tensor:
+        """ξ ∈ [0, 1] of y."""
+        # A quadratic equation in ξ. In η = (y − y_k)/h its discriminant is p² + r, a sum of what is never negative, so
+        # that rounding cannot make it so.
+        s, eta = self.h / self.w, (y - self.y0) / self.h
+        p = self.d0 * (1 - eta) - self.d1 * eta
+        r = 4 * s**2 * eta * (1 - eta)
+        return 2 * s * eta / (p + 2 * s * eta + torch.sqrt(p**2 + r))
+
+
+@final
+class RationalQuadratic(Transform):
+    """The spline of `bins` bins on [−bound, bound], the identity outside; C¹ in x, C^∞ in params but where x is a knot.
+
+    params (widths, heights, log-slopes), K + K + K − 1: the widths are 2B·(m + (1 − K·m)·softmax), m = min_bin, the
+    heights likewise, and the inner slopes e^{c·tanh(·/c)} ∈ (min_slope, 1/min_slope).
+    """
+
+    def __init__(self, bins: int, bound: float, min_bin: float, min_slope: float):
+        self.num_params = 3 * bins - 1
+        self.bins = bins
+        self.bound = bound
+        self.min_bin = min_bin
+        self.log_slope_bound = -math.log(min_slope)
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        inside, u = self._inside(x)
+        bin = self._bin(u, params, axis=0)
+        y, log_slope = bin.point((u - bin.x0) / bin.w)
+        return torch.where(inside, y, x), torch.where(inside, log_slope, torch.zeros_like(x))
+
+    def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        inside, v = self._inside(y)
+        bin = self._bin(v, params, axis=1)
+        xi = bin.position(v)
+        _, log_slope = bin.point(xi)
+        return torch.where(inside, bin.x0 + bin.w * xi, y), torch.where(inside, -log_slope, torch.zeros_like(y))
+
+    def knots(self, params: Tensor) -> Tensor:
+        """x_k and y_k, (B, 2, K + 1, …), of params (B, 3K − 1, …), the ends exactly ±B."""
+        lengths = params[:, : 2 * self.bins].unflatten(1, (2, self.bins))
+        share = self.min_bin + (1 - self.bins * self.min_bin) * torch.softmax(lengths, 2)
+        inner = self.bound * (2 * share[:, :, :-1].cumsum(2) - 1)
+        end = torch.full_like(share[:, :, :1], self.bound)
+        return torch.cat([-end, inner, end], 2)
+
+    def slopes(self, params: Tensor) -> Tensor:
+        """δ_k, (B, K + 1, …), of params (B, 3K − 1, …)."""
+        return self._slope(self._raw_slopes(params))
+
+    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        inside = x.abs() < self.bound
+        return inside, torch.where(inside, x, torch.zeros_like(x))  # in the tails any point where all is finite will do
+
+    def _bin(self, u: Tensor, params: Tensor, axis: int) -> Bin:
+        """The bin of u (B, N, …), |u| < B, among the x_k (axis 0) or the y_k (axis 1)."""
+        params = params.movedim(-1, 1)  # parameter by parameter, as the nets give them: the fast way through memory
+        knots = self.knots(params)
+        left = (u[:, None] >= knots[:, axis, 1:-1]).sum(1, keepdim=True)
+        ends = torch.cat([left, left + 1], 1)  # (B, 2, N, …)
+        (x0, x1), (y0, y1) = (of_axis.gather(1, ends).unbind(1) for of_axis in knots.unbind(1))
+        d0, d1 = self._slope(self._raw_slopes(params).gather(1, ends)).unbind(1)
+        return Bin(x0, y0, x1 - x0, y1 - y0, d0, d1)
+
+    def _raw_slopes(self, params: Tensor) -> Tensor:
+        inner = params[:, 2 * self.bins :]
+        end = torch.zeros_like(params[:, :1])
+        return torch.cat([end, inner, end], 1)
+
+    def _slope(self, raw: Tensor) -> Tensor:
+        return (self.log_slope_bound * torch.tanh(raw / self.log_slope_bound)).exp()

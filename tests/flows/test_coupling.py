@@ -1,0 +1,102 @@
+"""Couplings: what stays stays, the transform is applied to the rest, and a pair of them moves everything."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.coupling import Affine, Coupling, Permutation, alternating, vector_couplings
+
+NO_CONDITION = Conditioning(torch.zeros(1, 1))
+
+
+class Constant(nn.Module):
+    """A net whose output does not depend on its input: parameter k of moved entry i is 10·k + i."""
+
+    def __init__(self, kept: int, out: int):
+        super().__init__()
+        self.kept = kept
+        moved = out // 2
+        self.values = torch.cat([torch.arange(moved), 10 + torch.arange(moved)]).double() / 10
+
+    def forward(self, x, cond):
+        assert x.shape[1] == self.kept
+        return self.values.reshape(1, -1, *[1] * (x.ndim - 2)).expand(len(x), -1, *x.shape[2:])
+
+
+class Zero(nn.Module):
+    """A net that is off."""
+
+    def __init__(self, out: int):
+        super().__init__()
+        self.out = out
+
+    def forward(self, x, cond):
+        return x.new_zeros(len(x), self.out)
+
+
+@pytest.mark.parametrize("grid", [(), (2, 3)], ids=str)
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_coupling_moves_its_half_by_the_net_s_parameters(size, first, grid):
+    """Parameter by parameter: entry i gets log-scale i/10 and shift 1 + i/10; odd sizes leave the larger half last."""
+    coupling = Coupling(size, first, Affine(100.0), Constant)
+    x = torch.randn(4, size, *grid, dtype=torch.float64)
+    z, logdet = coupling(x, NO_CONDITION)
+    half = size // 2
+    kept, moved = (slice(half, size), slice(0, half)) if first else (slice(0, half), slice(half, size))
+    assert torch.equal(z[:, kept], x[:, kept])
+    i = torch.arange(x[:, moved].shape[1]).double().reshape(1, -1, *[1] * len(grid)) / 10
+    s = 100 * torch.tanh(i / 100)
+    torch.testing.assert_close(z[:, moved], x[:, moved] * s.exp() + 1 + i)
+    torch.testing.assert_close(logdet, s.sum().expand(4) * math.prod(grid))
+    back, inverse_logdet = coupling.inverse(z, NO_CONDITION)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(inverse_logdet, -logdet)
+
+
+def test_affine_is_the_identity_at_zero_and_bounded_without_clamping():
+    """However large a is, |s| < bound, with a slope where a clamp would have none."""
+    transform, x = Affine(1.5), torch.randn(3, 4, dtype=torch.float64)
+    y, log_slope = transform.forward(x, torch.zeros(3, 4, 2, dtype=torch.float64))
+    assert torch.equal(y, x)
+    assert not log_slope.any()
+    params = torch.full((3, 4, 2), 6.0, dtype=torch.float64, requires_grad=True)
+    y, log_slope = transform.forward(x, params)
+    torch.testing.assert_close(log_slope, torch.full_like(x, 1.5 * math.tanh(4)))
+    log_slope.sum().backward()
+    torch.testing.assert_close(params.grad[..., 0], torch.full_like(x, 1 - math.tanh(4) ** 2), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("n_flows", [1, 2, 3, 5])
+def test_alternating_couplings_end_in_the_order_they_began_with(n_flows):
+    """With nets that are off they are the identity, whatever the permutations were."""
+    generator = torch.Generator().manual_seed(0)
+    flow = alternating(
+        7, n_flows, lambda pair: torch.randperm(7, generator=generator), Affine(1.0), lambda kept, out: Zero(out)
+    )
+    x = torch.randn(3, 7)
+    assert torch.equal(flow(x, NO_CONDITION)[0], x)
+    assert torch.equal(flow.inverse(x, NO_CONDITION)[0], x)
+    couplings = [f for f in flow.flows if isinstance(f, Coupling)]
+    assert [c.first for c in couplings] == [i % 2 == 1 for i in range(n_flows)]
+    assert len(flow.flows) - n_flows == (n_flows + 1) // 2 + 1  # a permutation for each pair, and the last
+
+
+def test_permutation_and_its_inverse():
+    permutation = Permutation(torch.tensor([2, 0, 1]))
+    x = torch.arange(6.0).view(1, 3, 2)
+    z, logdet = permutation(x, NO_CONDITION)
+    assert torch.equal(z, x[:, [2, 0, 1]])
+    assert not logdet.any()
+    assert torch.equal(permutation.inverse(z, NO_CONDITION)[0], x)
+
+
+def test_one_dimension_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"flow=mine .*shape \(1,\).*take flow=linear_activation"):
+        vector_couplings("mine", (1,), 2, Affine(1.0), lambda kept, out: Zero(out))

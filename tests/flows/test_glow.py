@@ -1,0 +1,177 @@
+"""What is Glow's own: when actnorm is initialised and when never, the 1×1 convolutions, the start on whitened data."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from flow_cases import perturb
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.base import Flow
+from flowdiff.flows.glow import ActNorm, PerPixel
+from flowdiff.flows.linear_activation import PLU
+
+EMBED = 4
+
+
+def make(shape=(1, 4, 4), **settings) -> Flow:
+    torch.manual_seed(0)
+    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
+    return registry.build("flow", "glow", **runtime, **{"hidden": 8, "n_flows": 2, **settings})
+
+
+def inputs(n: int, shape=(1, 4, 4), scale: float = 1.0, shift: float = 0.0) -> tuple[torch.Tensor, Conditioning]:
+    generator = torch.Generator().manual_seed(1)
+    x = shift + scale * torch.randn((n, *shape), generator=generator)
+    return x, Conditioning(torch.randn(n, EMBED, generator=generator))
+
+
+def norms(flow: Flow) -> list[ActNorm]:
+    return [m for m in flow.modules() if isinstance(m, ActNorm)]
+
+
+def test_the_first_training_batch_standardises_what_is_not_standard():
+    """The first actnorm makes mean 0 and deviation 1, and all behind it are nearly standard; the next batch can't."""
+    flow = make(levels=2).train()
+    seen: dict[ActNorm, torch.Tensor] = {}
+    for norm in norms(flow):
+        norm.register_forward_hook(lambda module, _, out: seen.update({module: out[0]}))
+    flow(*inputs(64, scale=30.0, shift=-7.0))
+    assert len(seen) == 4
+    first, *rest = seen.values()
+    torch.testing.assert_close(first.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(first.std((0, 2, 3)), torch.ones(4), rtol=0, atol=0.01)  # n or n − 1
+    for z in rest:
+        assert (z.mean((0, 2, 3)).abs() < 0.3).all()
+        assert ((z.std((0, 2, 3)) - 1).abs() < 0.3).all()
+    before = copy.deepcopy(flow.state_dict())
+    flow(*inputs(64, scale=0.01))
+    for key, value in flow.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_it_needs_a_batch_that_trains():
+    """Neither evaluation, nor training mode without gradients, nor the inverse initialises; the flag says so."""
+    flow = make()
+    start = copy.deepcopy(flow.state_dict())
+    x, cond = inputs(8, scale=30.0)
+    flow.eval()(x, cond)
+    flow.train().inverse(x, cond)
+    with torch.no_grad():
+        flow(x, cond)
+    assert all(torch.equal(v, start[k]) for k, v in flow.state_dict().items())
+    assert not any(norm.initialised for norm in norms(flow))
+    flow(x, cond)
+    assert all(norm.initialised for norm in norms(flow))
+
+
+def test_loading_keeps_what_was_learned():
+    """A loaded flow goes on training without another initialisation, and evaluates as the one that was saved."""
+    trained = make().train()
+    trained(*inputs(32, scale=30.0))
+    perturb(trained)
+    loaded = make()
+    loaded.load_state_dict(trained.state_dict())
+    x, cond = inputs(32, scale=0.01, shift=3.0)
+    torch.testing.assert_close(loaded.train()(x, cond), trained.eval()(x, cond), rtol=0, atol=0)
+    assert all(torch.equal(v, trained.state_dict()[k]) for k, v in loaded.state_dict().items())
+
+
+def test_processes_agree_on_the_statistics_of_all_their_batches(monkeypatch):
+    """One of two processes, its half of the batch in hand, initialises as a single one with the whole batch does."""
+    x, cond = inputs(8, (2, 2, 2), scale=50.0, shift=9.0)
+    alone, one_of_two = ActNorm(2, EMBED, 2.0).train(), ActNorm(2, EMBED, 2.0).train()
+    alone(x, cond)
+    mean = x.mean((0, 2, 3), keepdim=True)
+    others = x[4:]
+    sums = iter([others, (others - mean) ** 2])  # what the other process would send, pass by pass
+
+    def all_reduce(total):
+        total += torch.cat([next(sums).sum((0, 2, 3)), torch.tensor([16.0])])
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    one_of_two(x[:4], Conditioning(cond.vector[:4]))
+    for p, q in zip(one_of_two.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_whitened_batch_leaves_the_start_the_identity():
+    flow = make(levels=2).train()
+    x, cond = inputs(64, scale=0.9, shift=-0.4)  # what isotropic whitening makes of digits at usual σ
+    z, logdet = flow(x, cond)
+    assert all(norm.initialised for norm in norms(flow))
+    torch.testing.assert_close(z, x, rtol=0, atol=1e-6)
+    assert logdet.abs().max() < 1e-6
+
+
+def test_a_constant_channel_is_left_alone():
+    norm = ActNorm(2, EMBED, 2.0).train()
+    x, cond = inputs(8, (2, 2, 2), scale=50.0)
+    x[:, 1] = 5.0
+    z, logdet = norm(x, cond)
+    assert float(z[:, 0].detach().std()) == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(z[:, 1], x[:, 1])
+    assert logdet.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own, on loading forward mode
+def test_initialisation_is_not_differentiated():
+    """The first training batch may carry a graph, a tangent, and ask for second derivatives."""
+    norm = ActNorm(2, EMBED, 2.0).train()
+    x, cond = inputs(8, (2, 2, 2), scale=50.0)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x))
+        z, _ = norm(dual, cond)
+        tangent = torch.autograd.forward_ad.unpack_dual(z).tangent
+    scale = norm.log_scale.detach().exp().view(1, 2, 1, 1)
+    torch.testing.assert_close(tangent, scale.expand_as(tangent))
+
+
+def test_actnorm_follows_the_noise_level():
+    norm = perturb(ActNorm(2, EMBED, 2.0)).eval()
+    x, cond = inputs(2, (2, 2, 2))
+    z, logdet = norm(x, cond)
+    assert (norm(x, cond.with_vector(cond.vector.flip(0)))[0] - z).abs().min() > 0
+    assert logdet[0] != logdet[1]
+
+
+def test_a_1x1_convolution_is_the_matrix_at_every_pixel():
+    torch.manual_seed(0)
+    plu = perturb(PLU(4, torch.tensor([3, 2, 1, 0])).double())
+    x = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    z, logdet = PerPixel(plu)(x, Conditioning(torch.zeros(2, 1)))
+    W = plu.matrix()
+    torch.testing.assert_close(z, torch.nn.functional.conv2d(x, W[:, :, None, None]))
+    torch.testing.assert_close(logdet, (15 * torch.linalg.slogdet(W).logabsdet).expand(2))
+    torch.testing.assert_close(PerPixel(plu).inverse(z, Conditioning(torch.zeros(2, 1)))[0], x)
+
+
+@pytest.mark.parametrize("n_flows", [1, 2])
+def test_two_steps_move_every_channel(n_flows):
+    flow = perturb(make((1, 4, 4), levels=1, n_flows=n_flows)).eval()
+    for module in flow.modules():  # couplings alone
+        if isinstance(module, ActNorm | PLU):
+            for p in module.parameters():
+                torch.nn.init.zeros_(p)
+    x, cond = inputs(4)
+    moved = ((flow(x, cond)[0] - x).abs().amax(0) > 1e-6)[0]
+    assert int(moved.sum()) == 8 * n_flows
+
+
+def test_the_settings_are_what_they_say():
+    sizes = {
+        key: sum(p.numel() for p in make((1, 8, 8), **{"levels": 1, key: value}).parameters())
+        for key, value in [("hidden", 8), ("hidden", 8), ("n_flows", 4), ("depth", 2), ("levels", 2)]
+    }
+    assert all(size > sizes["hidden"] for key, size in sizes.items() if key != "hidden")
+
+
+@pytest.mark.parametrize("shape", [(1,), (64,), (1, 7, 7)])
+def test_vectors_and_odd_sides_are_refused(shape):
+    with pytest.raises(ConfigurationError, match=r"flow=glow .*take flow="):
+        make(shape)

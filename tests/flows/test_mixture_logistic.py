@@ -1,0 +1,178 @@
+"""What is the mixture's own: the formula and its tails, the search for the inverse, components that part, attention."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flow_cases import perturb
+from torch.autograd import gradcheck, gradgradcheck
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError, InverseDidNotConverge
+from flowdiff.flows.mixture_logistic import Blend, MixtureCDF
+from flowdiff.nn.attention import SelfAttention
+from flowdiff.nn.conv import ResidualConv
+
+BOUND = 2.0
+K = 3
+
+
+def draw(*size: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    return scale * torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def blend(w: float | torch.Tensor, n: int = 40, spread: float = 2.0) -> Blend:
+    """n mixtures of K components, of one number each."""
+    logits, mean, log_scale = draw(3, n, K, 1)
+    w = torch.as_tensor(w, dtype=torch.float64).expand(n, 1)
+    return Blend(w, logits.log_softmax(1), spread * mean, BOUND * log_scale.tanh())
+
+
+@pytest.mark.parametrize("w", [-0.05, 0.0, 0.5, 0.99])
+def test_it_is_the_logit_of_the_distribution_function(w):
+    mixture, x = blend(w), draw(40, 1, seed=1).requires_grad_()
+    F = (mixture.log_weight.exp() * ((x[:, None] - mixture.mean) / mixture.log_scale.exp()).sigmoid()).sum(1)
+    expected = (1 - w) * x + w * (F / (1 - F)).log()
+    value, log_slope = mixture.value(x)
+    torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-8)  # 1 − F loses the digits that the tail takes
+    (slope,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(log_slope.exp(), slope, rtol=1e-10, atol=1e-10)
+
+
+def test_one_component_is_an_affine_map():
+    transform = MixtureCDF(1, BOUND)
+    x, params = draw(20, 4, seed=1), draw(20, 1, transform.num_params).expand(-1, 4, -1)
+    _, log_slope = transform.forward(x, params)
+    torch.testing.assert_close(log_slope, log_slope[:, :1].expand(-1, 4), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("radius", [1e3, -1e3, 1e5, -1e5])
+def test_both_tails_are_straight_lines_in_float32(radius):
+    """Where F or 1 − F is far below the smallest float, the slope is the widest component's, and the score 0."""
+    w, mixture = 0.7, blend(0.7)
+    x = torch.full((40, 1), radius, requires_grad=True)
+    value, log_slope = Blend(*(t.float() for t in mixture)).value(x)
+    exact, _ = mixture.value(x.detach().double())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=0)
+    widest = (1 - w + w * (-mixture.log_scale.amax(1)).exp()).log()
+    # The difference of logarithms of up to e²·1e5 is left with float32's rounding of them.
+    torch.testing.assert_close(log_slope.double(), widest, rtol=0, atol=1e-6 * abs(radius))
+    (score,) = torch.autograd.grad(log_slope.sum(), x)
+    assert score.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1000.0])
+def test_slopes_are_bounded_whatever_the_net_says(scale):
+    transform = MixtureCDF(K, BOUND)
+    x, params = draw(500, 1, scale=3.0, seed=1), draw(500, 1, transform.num_params, scale=scale)
+    _, log_slope = transform.forward(x, params)
+    assert log_slope.max() < 2 * BOUND
+    assert log_slope.min() > math.log(0.01) - BOUND - 1e-9
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0, 10.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_inverse_is_found_to_rounding_in_few_steps(scale, dtype, monkeypatch):
+    """Also of staircases with long flat steps, where Newton's method alone does not converge."""
+    transform = MixtureCDF(8, BOUND)
+    params = draw(300, 5, transform.num_params, scale=scale).to(dtype)
+    y = torch.cat([draw(150, 5, scale=2.0, seed=1), draw(150, 5, scale=1e3, seed=2)]).to(dtype)
+    calls, value = [], Blend.value
+    monkeypatch.setattr(Blend, "value", lambda *args: calls.append(1) or value(*args))
+    with torch.no_grad():
+        x, log_slope = transform.inverse(y, params)
+    assert len(calls) <= 40
+    its_y, its_log_slope = transform.forward(x, params)
+    # μ_k, and with it the rounding of x − μ_k, is of order `scale`; a slope is at most e⁴.
+    close = 16 * torch.finfo(dtype).eps * (1 + scale) * math.exp(2 * BOUND)
+    torch.testing.assert_close(its_y, y, rtol=close, atol=close)
+    torch.testing.assert_close(its_log_slope, -log_slope, rtol=0, atol=0)  # the same numbers of the same x
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_has_no_inverse_is_said(bad):
+    transform = MixtureCDF(K, BOUND)
+    y = torch.tensor([[0.0, bad]], dtype=torch.float64)
+    with pytest.raises(InverseDidNotConverge, match=r"1 of 2 numbers.*NaN or Inf"):
+        transform.inverse(y, draw(1, 2, transform.num_params))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch's forward mode
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_derivatives(direction):
+    """First and second derivatives in x and in the parameters, of the inverse by the implicit function theorem."""
+    transform = MixtureCDF(2, BOUND)
+    x, params = draw(2, 2).requires_grad_(), draw(2, 2, transform.num_params, seed=1).requires_grad_()
+    function = getattr(transform, direction)
+    assert gradcheck(function, (x, params), check_forward_ad=True)
+    assert gradgradcheck(function, (x, params))
+
+
+def test_the_inverse_is_the_same_with_and_without_a_graph():
+    transform = MixtureCDF(K, BOUND)
+    y, params = draw(20, 2), draw(20, 2, transform.num_params, scale=3.0, seed=1).requires_grad_()
+    with torch.no_grad():
+        x, log_slope = transform.inverse(y, params)
+    graphed, graphed_log_slope = transform.inverse(y, params)
+    assert graphed.requires_grad
+    assert torch.equal(graphed, x)
+    assert torch.equal(graphed_log_slope, log_slope)
+
+
+def test_components_part():
+    """From the identity, by small equal steps, one transform learns a density of two modes.
+
+    An affine map leaves it at 1.59 nats, and the density itself has 0.91.
+    """
+    transform, halves = MixtureCDF(4, BOUND), draw(200, 1, scale=0.3)
+    x = torch.cat([halves[:100] - 1, halves[100:] + 1.3])
+    params = torch.zeros(1, 1, transform.num_params, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.Adam([params], lr=0.02)
+    for _ in range(150):
+        z, log_slope = transform.forward(x, params.expand(len(x), 1, -1))
+        loss = (0.5 * z**2 - log_slope).mean() + 0.5 * math.log(2 * math.pi)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 1.15
+
+
+def build(shape=(6,), **settings):
+    torch.manual_seed(0)
+    runtime = {"shape": shape, "embed_dim": 4, "activation": registry.build("activation", "swish")}
+    flow = registry.build("flow", "mixture_logistic", **runtime, **{"hidden": 8, "n_flows": 2, "heads": 2, **settings})
+    return flow.double()
+
+
+@pytest.mark.parametrize(
+    ("shape", "form", "attends"),
+    [((1, 8, 8), "auto", False), ((1, 18, 18), "auto", True), ((1, 17, 17), "auto", False), ((1, 4, 4), "image", True)],
+)
+def test_large_even_images_are_taken_as_images_with_attention(shape, form, attends):
+    nets = [m for m in build(shape, form=form).modules() if isinstance(m, ResidualConv)]
+    assert bool(nets) == attends
+    assert all(any(isinstance(m, SelfAttention) for m in net.modules()) for net in nets)
+
+
+def test_a_coupling_sees_across_the_image():
+    """One corner moves the opposite one, which lies beyond what the convolutions of one net reach."""
+    flow = perturb(build((1, 16, 16), form="image", n_flows=1, levels=1))
+    x, cond = draw(1, 1, 16, 16), Conditioning(draw(1, 4, seed=1))
+    other = x.clone()
+    other[..., :2, :2] += 1.0
+    change = (flow(other, cond)[0] - flow(x, cond)[0])[..., -2:, -2:]
+    assert change.abs().max() > 1e-6
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ConfigurationError, match=r"flow\.hidden=8 and flow\.heads=3.*multiple of 3"):
+        build(heads=3)
+
+
+@pytest.mark.parametrize(("shape", "form"), [((1,), "auto"), ((1, 3, 5), "image"), ((6,), "image")])
+def test_shapes_that_cannot_be_split_are_refused(shape, form):
+    with pytest.raises(ConfigurationError, match=r"flow=mixture_logistic .*(shape|side).*take "):
+        build(shape, form=form)

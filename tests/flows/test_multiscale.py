@@ -1,0 +1,106 @@
+"""The multi-scale form: which sizes it takes, where its halves go, and that its split prior knows σ, c and the rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flow_cases import perturb
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.base import Sequential
+from flowdiff.flows.multiscale import MultiScale, checkerboard, image_levels
+from flowdiff.nn.conv import ResidualConv
+
+EMBED = 3
+
+
+def make(levels: int) -> MultiScale:
+    """Without steps: squeezes and split priors alone."""
+    torch.manual_seed(0)
+    act = registry.build("activation", "swish")
+
+    def net(grid):
+        return lambda kept, out: ResidualConv(kept, out, 8, 1, EMBED, act, "film")
+
+    return perturb(MultiScale((1, 8, 8), levels, lambda shape: Sequential([]), net, 2.0).double())
+
+
+def inputs(n: int = 2) -> tuple[torch.Tensor, Conditioning]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(n, 1, 8, 8, generator=generator, dtype=torch.float64)
+    return x, Conditioning(torch.randn(n, EMBED, generator=generator, dtype=torch.float64))
+
+
+def test_one_level_without_steps_is_nothing():
+    x, cond = inputs()
+    z, logdet = make(1)(x, cond)
+    assert torch.equal(z, x)
+    assert not logdet.any()
+
+
+@pytest.mark.parametrize(("levels", "untouched"), [(2, 32), (3, 16)])
+def test_each_level_lets_go_of_half(levels, untouched):
+    """Priors move the halves that leave; what stays to the end, a half of a half …, is the input's own."""
+    x, cond = inputs()
+    flow = make(levels)
+    z, logdet = flow(x, cond)
+    assert int((z == x)[0].sum()) == untouched
+    back, inverse_logdet = flow.inverse(z, cond)
+    torch.testing.assert_close(back, x, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(inverse_logdet, -logdet, rtol=1e-10, atol=1e-10)
+
+
+def test_the_split_prior_depends_on_what_stays_and_on_the_condition():
+    flow, (x, cond) = make(2), inputs()
+    z, _ = flow(x, cond)
+    other, _ = flow(x, Conditioning(cond.vector.flip(0)))
+    stays = (z == x).all(0)
+    leaves = ~stays
+    assert ((other - z)[:, leaves].abs() > 0).all()
+    moved = x.clone()
+    moved[:, stays] += 1
+    assert ((flow(moved, cond)[0] - z)[:, leaves].abs() > 0).all()
+
+
+def test_checkerboard_squares():
+    """Squeezed and ordered, the first half of the channels are the black squares of each image channel."""
+    board = (torch.arange(4)[:, None] + torch.arange(6)) % 2
+    image = torch.stack([board, 2 + board]).double()[None]  # black squares 0 and 2, white ones 1 and 3
+    channels = torch.nn.functional.pixel_unshuffle(image, 2)[0, checkerboard(8)]
+    assert channels.flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 2, 2, 1, 1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels", "expected"),
+    [
+        ((1, 8, 8), None, 2),
+        ((1, 28, 28), None, 2),
+        ((3, 32, 32), None, 3),
+        ((3, 256, 256), None, 3),
+        ((1, 2, 8), None, 1),
+        ((3, 64, 32), 5, 5),
+        ((1, 28, 28), 1, 1),
+    ],
+)
+def test_levels_follow_the_size(shape, levels, expected):
+    assert image_levels("glow", shape, levels) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels", "message"),
+    [
+        ((5,), None, r"flow=glow .*shape \(5,\).*not images.*take flow=realnvp"),
+        (
+            (1, 28, 28),
+            3,
+            r"3 levels .*multiples of 2\^3 = 8 \(8, 16, 24, …\), not 28×28; 28×28 allows flow.levels=1 or 2",
+        ),
+        ((1, 7, 8), None, r"multiples of 2\^1 = 2 .*not 7×8: resize or pad.* take flow="),
+        ((1, 7, 8), 2, r"2 levels .*multiples of 2\^2 = 4 .*not 7×8: resize or pad"),
+    ],
+)
+def test_sizes_that_do_not_work_are_refused_with_those_that_do(shape, levels, message):
+    with pytest.raises(ConfigurationError, match=message):
+        image_levels("glow", shape, levels)

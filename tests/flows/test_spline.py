@@ -1,0 +1,153 @@
+"""What is the spline's own: the curve itself, its knots and tails, where it is only C¹, what rounding may not do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from flowdiff import registry
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.spline import RationalQuadratic
+from flowdiff.nn.conv import ResidualConv
+
+BOUND, MIN_BIN, MIN_SLOPE = 3.0, 0.02, 0.05
+
+
+def make(bins: int = 5) -> RationalQuadratic:
+    return RationalQuadratic(bins, BOUND, MIN_BIN, MIN_SLOPE)
+
+
+def draw(*size: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    return scale * torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def knots(spline: RationalQuadratic, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x_k, y_k and slopes, each (B, N, K + 1), of params (B, N, P)."""
+    of_axes, slopes = spline.knots(params.movedim(-1, 1)), spline.slopes(params.movedim(-1, 1))
+    return of_axes[:, 0].movedim(1, -1), of_axes[:, 1].movedim(1, -1), slopes.movedim(1, -1)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 8])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
+def test_it_is_the_curve_of_another_implementation(bins, scale):
+    zuko = pytest.importorskip("zuko")
+    spline, x = make(bins), draw(50, 7, scale=2.0)
+    params = draw(50, 7, spline.num_params, scale=scale, seed=1)
+    raw = [torch.zeros(n, dtype=x.dtype) for n in (bins, bins, bins - 1)]
+    other = zuko.transforms.MonotonicRQSTransform(*raw, bound=BOUND)
+    other.horizontal, other.vertical, other.derivatives = knots(spline, params)
+    y, log_slope = spline.forward(x, params)
+    its_y, its_log_slope = other.call_and_ladj(x)
+    # Rounding, 1e-16, times at most 1e6, the ratio of the steepest to the flattest a bin can be.
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(y, its_y, **close)
+    torch.testing.assert_close(log_slope, its_log_slope, **close)
+    back, inverse_log_slope = spline.inverse(x, params)
+    its_back, its_inverse_log_slope = other.inv.call_and_ladj(x)
+    torch.testing.assert_close(back, its_back, **close)
+    torch.testing.assert_close(inverse_log_slope, its_inverse_log_slope, **close)
+    assert (x.abs() > BOUND).any()
+    assert (x.abs() < BOUND).any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bins_and_slopes_keep_their_least_size(scale, dtype):
+    spline = make()
+    xs, ys, slopes = knots(spline, draw(50, 4, spline.num_params, scale=scale).to(dtype))
+    slack = 1e-5  # float32's rounding of numbers up to 3
+    for along in (xs, ys):
+        assert (along[..., 0] == -BOUND).all()
+        assert (along[..., -1] == BOUND).all()
+        assert (along.diff(dim=-1) > 2 * BOUND * MIN_BIN - slack).all()
+    assert (slopes > MIN_SLOPE * (1 - slack)).all()
+    assert (slopes < (1 + slack) / MIN_SLOPE).all()
+    assert (slopes[..., [0, -1]] == 1).all()
+
+
+def test_the_tails_are_the_identity():
+    spline = make()
+    x = torch.tensor([[-1e3, -BOUND, BOUND, 4.0, 1e3]], dtype=torch.float64, requires_grad=True)
+    params = draw(1, 5, spline.num_params)
+    for direction in (spline.forward, spline.inverse):
+        y, log_slope = direction(x, params)
+        assert torch.equal(y, x)
+        assert torch.equal(log_slope, torch.zeros_like(x))
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(slope, torch.ones_like(x))
+
+
+def test_it_is_once_but_not_twice_differentiable_at_the_knots():
+    """Value and slope agree on both sides of each knot, the ends included; the score, d log y′/dx, does not."""
+    spline, params = make(), draw(1, 1, 14)
+    xs = knots(spline, params)[0].flatten()  # (K + 1,)
+    params = params.expand(1, len(xs), -1)
+    sides = []
+    for step in (-1e-9, 1e-9):
+        x = (xs + step)[None].requires_grad_()
+        y, log_slope = spline.forward(x, params)
+        (score,) = torch.autograd.grad(log_slope.sum(), x)
+        sides.append((y.detach(), log_slope.detach(), score))
+    (y, log_slope, score), (its_y, its_log_slope, its_score) = sides
+    torch.testing.assert_close(y, its_y, rtol=0, atol=1e-7)  # the step times slopes up to 20
+    torch.testing.assert_close(log_slope, its_log_slope, rtol=0, atol=1e-6)
+    assert ((score - its_score).abs() > 1e-2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_knots_and_their_neighbours_are_no_trouble(dtype):
+    """At each knot and next to it, with bins as uneven as they get, all is finite, and there and back is here."""
+    spline = make()
+    params = draw(200, 1, spline.num_params, scale=20.0).to(dtype)
+    for direction, back, along in (
+        (spline.forward, spline.inverse, knots(spline, params)[0]),
+        (spline.inverse, spline.forward, knots(spline, params)[1]),
+    ):
+        at = along.flatten(1)
+        x = torch.cat([at, at.nextafter(at - 1), at.nextafter(at + 1)], 1).requires_grad_()
+        p = params.expand(-1, x.shape[1], -1).clone().requires_grad_()
+        y, log_slope = direction(x, p)
+        first = torch.autograd.grad(y.sum() + log_slope.sum(), (x, p), create_graph=True)
+        second = torch.autograd.grad(sum(g.sum() for g in first), (x, p))
+        assert all(t.isfinite().all() for t in (y, log_slope, *first, *second))
+        its_x, its_log_slope = back(y, p)
+        # Near a knot a slope is at least 0.05 in one direction and at most 20 in the other.
+        torch.testing.assert_close(its_x, x, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
+        # A last digit of x can change the log-slope by more where a bin bends sharply.
+        torch.testing.assert_close(its_log_slope, -log_slope, rtol=0, atol=1e5 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch's forward mode
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_derivatives_between_the_knots(direction):
+    """First, second and forward-mode derivatives in x and in the parameters."""
+    spline = make(3)
+    x, params = draw(2, 3).requires_grad_(), draw(2, 3, spline.num_params, seed=1).requires_grad_()
+    function = getattr(spline, direction)
+    assert gradcheck(function, (x, params), check_forward_ad=True)
+    assert gradgradcheck(function, (x, params))
+
+
+def build(shape=(6,), **settings):
+    runtime = {"shape": shape, "embed_dim": 4, "activation": registry.build("activation", "swish")}
+    return registry.build("flow", "spline", **runtime, **{"hidden": 8, "n_flows": 2, **settings})
+
+
+@pytest.mark.parametrize(
+    ("shape", "form", "convolves"),
+    [((1, 8, 8), "auto", False), ((1, 18, 18), "auto", True), ((1, 17, 17), "auto", False), ((1, 4, 4), "image", True)],
+)
+def test_large_even_images_are_taken_as_images(shape, form, convolves):
+    assert any(isinstance(module, ResidualConv) for module in build(shape, form=form).modules()) == convolves
+
+
+def test_bins_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigurationError, match=r"flow\.bins=8 .* flow\.min_bin=0\.2 .* min_bin < 0\.125"):
+        build(bins=8, min_bin=0.2)
+
+
+@pytest.mark.parametrize(("shape", "form"), [((1,), "auto"), ((1, 3, 5), "image"), ((6,), "image")])
+def test_shapes_that_cannot_be_split_are_refused(shape, form):
+    with pytest.raises(ConfigurationError, match=r"flow=spline .*(shape|side).*take "):
+        build(shape, form=form)

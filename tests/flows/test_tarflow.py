@@ -1,0 +1,318 @@
+"""What is TarFlow's own: its tokens and their order, three ways to invert it, which attention runs when."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flow_cases import perturb
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.tarflow import Block, Patches
+
+EMBED, TOKENS = 4, 3
+SHAPE = (1, 4, 6)
+INJECT = pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])
+SMALL = {"hidden": 8, "heads": 2, "n_flows": 2, "n_layers": 1, "deep_layers": 2}
+
+
+def make(shape=SHAPE, far: bool = True, **settings):
+    torch.manual_seed(0)
+    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
+    flow = registry.build("flow", "tarflow", **runtime, **{**SMALL, "patch": 2, **settings}).double()
+    return perturb(flow) if far else flow
+
+
+def inputs(n: int = 3, shape=SHAPE, tokens: bool = False, seed: int = 1) -> tuple[torch.Tensor, Conditioning]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(n, *shape), (n, EMBED), (n, 4, TOKENS)]
+    x, e, words = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+    mask = torch.arange(4) < torch.arange(n)[:, None] + 1
+    return x, Conditioning(e, words, mask) if tokens else Conditioning(e)
+
+
+# Tokens
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((3, 4, 6), 2), ((1, 4, 6), 1), ((6,), 2), ((5,), 1)])
+def test_tokens_hold_the_sample(shape, patch):
+    patches = Patches(shape, patch)
+    x = torch.arange(2 * math.prod(shape)).view(2, *shape)
+    u = patches.split(x)
+    assert u.shape == (2, patches.length, patches.width)
+    assert torch.equal(patches.join(u), x)
+
+
+def test_tokens_are_squares_of_the_image():
+    x = torch.arange(2 * 4 * 6).view(1, 2, 4, 6)
+    u = Patches((2, 4, 6), 2).split(x)
+    assert torch.equal(u[0, 1], x[0, :, :2, 2:4].flatten())
+    assert torch.equal(u[0, 3], x[0, :, 2:, :2].flatten())
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"),
+    [((1, 8, 8), 2), ((1, 28, 28), 4), ((3, 32, 32), 8), ((3, 64, 64), 16), ((5,), 1), ((64,), 2), ((2,), 1)],
+)
+def test_the_smallest_patch_with_at_most_fifty_tokens(shape, patch):
+    assert Patches(shape, None).patch == patch
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "sentence"),
+    [
+        ((1, 28, 28), 3, r"flow\.patch=3 does not cut images of 28×28.*take one of 1, 2, 4, 7, 14\."),
+        ((3, 4, 6), 4, r"images of 4×6.*take one of 1, 2\."),
+        ((6,), 4, r"vectors of 6 dimensions.*take one of 1, 2, 3\."),
+        ((2,), 2, r"take one of 1\."),
+        ((1,), None, r"shape \(1,\).*take flow=linear_activation"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(shape, patch, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        make(shape, patch=patch)
+
+
+def test_heads_divide_the_width():
+    with pytest.raises(ConfigurationError, match=r"flow\.hidden=8.*flow\.heads=3.*multiple of 3"):
+        make(heads=3)
+
+
+# The map
+
+
+def test_blocks_and_layers():
+    flow = make(n_flows=3, n_layers=2, deep_layers=5)
+    assert [len(block.net.layers) for block in flow.blocks] == [2, 2, 5]
+    assert [block.reverse for block in flow.blocks] == [False, True, False]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_jacobian_is_triangular_in_the_order_of_the_tokens(reverse):
+    flow = make()
+    block = flow.blocks[int(reverse)]
+    x, cond = inputs(1)
+    u = flow.patches.split(x)
+    J = torch.autograd.functional.jacobian(lambda u: block(u, cond.vector, None, False)[0], u)[0, :, :, 0]
+    reach = J.abs().amax((1, 3))  # (T, T): how token i of z depends on token j of x
+    before = torch.ones_like(reach, dtype=torch.bool).tril(-1)
+    before = before.T if reverse else before
+    own = torch.eye(len(reach), dtype=torch.bool)
+    assert not reach[~before & ~own].any()
+    assert (reach[before] > 1e-6).all()
+    within = J.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (T, d, d): a token's numbers do not see each other
+    assert torch.equal(within, torch.diag_embed(within.diagonal(dim1=1, dim2=2)))
+
+
+def test_the_first_token_is_transformed_by_the_learned_start():
+    flow = make(n_flows=1)
+    (x, cond), start = inputs(), flow.blocks[0].net.start
+    z, _ = flow(x, cond)
+    first = flow.patches.split(z)[:, 0]
+    assert ((first - flow.patches.split(x)[:, 0]).abs() > 1e-2).all()
+    first.sum().backward()
+    assert start.grad.abs().min() > 1e-5
+
+
+@pytest.mark.parametrize("n_flows", [1, 3])
+def test_log_scales_are_bounded_over_all_blocks(n_flows):
+    """However large the nets' outputs, nothing is scaled by more than e^scale_bound, with any number of blocks."""
+    bound = 1.5
+    flow = make(n_flows=n_flows, scale_bound=bound)
+    x, cond = inputs()
+    d = flow.patches.width
+    with torch.no_grad():
+        for block in flow.blocks:
+            block.net.outer.weight.zero_()
+            block.net.outer.bias[:d] = -3 * bound / n_flows
+    _, logdet = flow(x, cond)
+    expected = torch.full_like(logdet, x[0].numel() * bound * math.tanh(3))
+    torch.testing.assert_close(logdet, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.1, 10.0, 80.0])
+def test_gradients_of_a_score_loss_stay_in_the_range_of_float32(sigma):
+    """At the default bound, with every log-scale at it: what clipping needs is the root of a finite sum of squares.
+
+    The loss and its gradients grow like e^{4·scale_bound}; at twice the bound that sum overflows at every σ.
+    """
+
+    def gradient_norm(**settings) -> torch.Tensor:
+        flow = make((1, 8, 8), hidden=16, n_flows=4, patch=None, **settings)
+        with torch.no_grad():
+            for block in flow.blocks:
+                block.net.outer.bias[: flow.patches.width] = -100.0
+        model = score_flow(flow, (1, 8, 8)).float().train()
+        generator = torch.Generator().manual_seed(3)
+        x0, noise = torch.rand(8, 1, 8, 8, generator=generator), torch.randn(8, 1, 8, 8, generator=generator)
+        D = x0 + sigma * noise + sigma**2 * model(x0 + sigma * noise, torch.full((8,), sigma))
+        ((1 + sigma**-2) * (D - x0).square().mean()).backward()
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+
+    assert gradient_norm().isfinite()
+    assert not gradient_norm(scale_bound=16.0).isfinite()
+
+
+@INJECT
+def test_laws_with_condition_tokens(inject):
+    """Round trip, log-determinant and score of a flow that also reads condition tokens under a mask."""
+    flow = make((4,), patch=1, inject=inject, token_dim=TOKENS)
+    x, cond = inputs(2, (4,), tokens=True)
+    z, logdet = flow(x, cond)
+    back, inverse_logdet = flow.inverse(z, cond)
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(back, x, **close)
+    torch.testing.assert_close(inverse_logdet, -logdet, **close)
+    J = torch.autograd.functional.jacobian(lambda x: flow(x, cond)[0].sum(0), x).transpose(0, 1)
+    torch.testing.assert_close(logdet, torch.linalg.slogdet(J).logabsdet, **close)
+    assert torch.autograd.gradgradcheck(lambda x: flow(x, cond), x.requires_grad_(), fast_mode=True)
+
+
+@INJECT
+def test_condition_tokens_count_where_their_mask_says_so(inject):
+    flow = make(inject=inject, token_dim=TOKENS)
+    x, cond = inputs(tokens=True)
+    z, _ = flow(x, cond)
+    hidden = torch.where(cond.mask[..., None], cond.tokens, 1e3)
+    torch.testing.assert_close(flow(x, Conditioning(cond.vector, hidden, cond.mask))[0], z, rtol=1e-12, atol=1e-12)
+    seen, _ = flow(x, Conditioning(cond.vector, -cond.tokens, cond.mask))
+    assert ((seen - z).flatten(1).abs().amax(1) > 1e-3).all()
+    nothing, _ = flow(x, Conditioning(cond.vector, cond.tokens, torch.zeros_like(cond.mask)))
+    assert nothing.isfinite().all()
+    everything = torch.ones_like(cond.mask)
+    unmasked, masked = (flow(x, Conditioning(cond.vector, cond.tokens, mask))[0] for mask in (None, everything))
+    assert torch.equal(unmasked, masked)
+
+
+@pytest.mark.parametrize("token_dim", [0, TOKENS + 1])
+def test_condition_tokens_that_do_not_fit_are_refused(token_dim):
+    with pytest.raises(ValueError, match=f"token_dim={token_dim}"):
+        make(token_dim=token_dim)(*inputs(tokens=True))
+
+
+@INJECT
+def test_condition_tokens_may_be_left_out(inject):
+    """No tokens are the same as tokens that none of count."""
+    flow = make(inject=inject, token_dim=TOKENS)
+    x, cond = inputs(tokens=True)
+    without, _ = flow(x, Conditioning(cond.vector))
+    hidden, _ = flow(x, Conditioning(cond.vector, cond.tokens, torch.zeros_like(cond.mask)))
+    torch.testing.assert_close(without, hidden, rtol=1e-12, atol=1e-12)
+
+
+# The inverse
+
+
+def naive(block: Block, z: torch.Tensor, e: torch.Tensor, context) -> torch.Tensor:
+    """The definition: all of the transformer for every token, with what is known so far."""
+    z = z.flip(1) if block.reverse else z
+    x = torch.zeros_like(z)
+    for i in range(z.shape[1]):
+        a, b = block._scale_shift(block.net(x, e, context, False))
+        x[:, i] = z[:, i] * a[:, i].exp() + b[:, i]
+    return x.flip(1) if block.reverse else x
+
+
+@INJECT
+@torch.no_grad()
+def test_cache_and_jacobi_are_the_naive_loop(inject):
+    tolerance = 1e-9
+    flow = make(inject=inject, token_dim=TOKENS, patch=1)
+    z, cond = inputs(tokens=True)
+    e, context = flow.condition(cond)
+    u = flow.patches.split(z)
+    for block in flow.blocks:
+        expected = naive(block, u, e, context)
+        walked, logdet = block.walk(u, e, context, True)
+        torch.testing.assert_close(walked, expected, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(logdet, -block(walked, e, context, True)[1], rtol=1e-10, atol=1e-10)
+        swept, logdet = block.sweep(u, e, context, tolerance)
+        torch.testing.assert_close(swept, expected, rtol=100 * tolerance, atol=100 * tolerance)
+        torch.testing.assert_close(logdet, -block(swept, e, context, True)[1], rtol=1e-7, atol=1e-7)
+
+
+@torch.no_grad()
+def test_jacobi_is_exact_after_as_many_sweeps_as_tokens():
+    """With a tolerance that rounding never meets it stops there."""
+    flow = make(patch=1)
+    z, cond = inputs()
+    u = flow.patches.split(z)
+    block, T = flow.blocks[0], u.shape[1]
+    sweeps = []
+    block.net.register_forward_hook(lambda *_: sweeps.append(1))
+    x, _ = block.sweep(u, cond.vector, None, 1e-300)
+    assert len(sweeps) <= T
+    torch.testing.assert_close(x, naive(block, u, cond.vector, None), rtol=1e-11, atol=1e-11)
+
+
+@torch.no_grad()
+def test_jacobi_stops_early_and_each_sample_by_itself():
+    """A flow near the identity needs few sweeps, and samples do not depend on their batch."""
+    flow = make(far=False, inverse="jacobi", tolerance=1e-6, patch=1)
+    for p in flow.parameters():
+        p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)).double())
+    z, cond = inputs()
+    sizes = []
+    flow.blocks[0].net.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    together, logdet = flow.inverse(z, cond)
+    assert len(sizes) < flow.patches.length / 2
+    for i in range(len(z)):
+        alone, its_logdet = flow.inverse(z[i : i + 1], Conditioning(cond.vector[i : i + 1]))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(its_logdet, logdet[i : i + 1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("inverse", "calls"), [("cache", 0), ("jacobi", 1), ("auto", 0)])
+def test_the_inverse_that_is_asked_for_runs(inverse, calls, monkeypatch):
+    flow, swept, sweep = make(inverse=inverse, n_flows=1), [], Block.sweep
+    monkeypatch.setattr(Block, "sweep", lambda *args: swept.append(1) or sweep(*args))
+    z, cond = inputs()
+    with torch.no_grad():
+        x, _ = flow.inverse(z, cond)
+    assert len(swept) == calls
+    graphed, _ = flow.inverse(z, cond)
+    assert len(swept) == calls  # where autograd is on the tokens are walked
+    assert graphed.requires_grad
+    torch.testing.assert_close(graphed, x, rtol=1e-4, atol=1e-4)  # jacobi's tolerance
+
+
+# Which attention
+
+
+def score_flow(flow, shape=SHAPE):
+    whitening = registry.build("whitening", "isotropic", shape=shape)
+    runtime = {"flow": flow, "whitening": whitening, "shape": shape, "cond_dim": 0, "embed_dim": EMBED}
+    return registry.build("network", "score_flow", **runtime).double()
+
+
+@pytest.mark.parametrize(
+    ("what", "training", "fused"),
+    [("nll", True, True), ("score", True, False), ("score", False, True), ("log_prob of a leaf", False, False)],
+)
+def test_attention_is_fused_unless_a_second_derivative_may_follow(what, training, fused, monkeypatch):
+    calls, kernel = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    model = score_flow(make()).train(training)
+    x, sigma = inputs()[0], torch.tensor([0.01, 0.5, 10.0], dtype=torch.float64)
+    if what == "nll":
+        model.log_prob(x, sigma).sum().backward()
+    elif what == "score":
+        score = model(x, sigma)
+        if training:
+            score.square().sum().backward()
+    else:
+        x = x.requires_grad_()
+        (score,) = torch.autograd.grad(model.log_prob(x, sigma).sum(), x, create_graph=True)
+        score.square().sum().backward()
+    assert bool(calls) == fused
+
+
+def test_scores_of_both_kernels_agree():
+    model = score_flow(make())
+    x, sigma = inputs()[0], torch.tensor([0.01, 0.5, 10.0], dtype=torch.float64)
+    written_out, fused = model.train()(x, sigma), model.eval()(x, sigma)
+    torch.testing.assert_close(fused, written_out.detach(), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,159 @@
+"""zuko's flows behind the adapter: they are zuko's own, conditioned, and what the adapter changes is for the better."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import zuko
+from flow_cases import perturb
+from torch import nn
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+
+DIM, EMBED = 5, 6
+FAMILIES = {  # our settings, and zuko's class with the same
+    "maf": (
+        {"min_slope": 0.1},
+        partial(zuko.flows.MAF, univariate=partial(zuko.transforms.MonotonicAffineTransform, slope=0.1)),
+    ),
+    "nsf": ({"bins": 4, "min_slope": 1e-2}, partial(zuko.flows.NSF, bins=4, slope=1e-2)),
+    "bpf": ({"degree": 6}, partial(zuko.flows.BPF, degree=6)),
+    "naf": (
+        {"signal": 4, "monotone_hidden": 8},
+        partial(zuko.flows.NAF, signal=4, network={"hidden_features": [8, 8]}),
+    ),
+}
+ALL = pytest.mark.parametrize("name", FAMILIES)
+
+
+def make(name: str, far: bool = True, seed: int = 0, **settings) -> nn.Module:
+    torch.manual_seed(seed)
+    runtime = {"embed_dim": EMBED, "activation": registry.build("activation", "swish")}
+    settings = {"shape": (DIM,), "hidden": 16, **FAMILIES[name][0], **settings}
+    flow = registry.build("flow", name, **runtime, **settings).double()
+    return perturb(flow) if far else flow
+
+
+def inputs(n: int = 8, dim: int = DIM):
+    generator = torch.Generator().manual_seed(1)
+    x, e = (torch.randn((n, d), generator=generator, dtype=torch.float64) for d in (dim, EMBED))
+    return 1.5 * x, Conditioning(e)
+
+
+def jacobian(function, x):
+    return torch.autograd.functional.jacobian(lambda v: function(v).sum(0), x).transpose(0, 1)  # (B, D, D)
+
+
+def test_every_family_is_covered():
+    registered = [n for n in registry.names("flow") if registry.resolve("flow", n).__module__ == "flowdiff.flows.zuko"]
+    assert sorted(FAMILIES) == registered
+
+
+@ALL
+def test_log_prob_is_zukos(name):
+    """zuko's flow with our parameters has our log p; NAF's of one map, as zuko bounds what lies between two."""
+    n_flows = 1 if name == "naf" else 3
+    ours = make(name, n_flows=n_flows)
+    own = FAMILIES[name][1](DIM, EMBED, transforms=n_flows, hidden_features=[16, 16], activation=nn.SiLU).double()
+    state = {key.replace(".univariate.make.", ".univariate."): v for key, v in ours.transform.state_dict().items()}
+    own.transform.load_state_dict(state)
+    if name == "naf":
+        own.transform.transforms[0].order = ours.transform.transforms[0].order
+    x, cond = inputs()
+    z, logdet = ours(x, cond)
+    log_p = logdet - 0.5 * z.square().sum(1) - 0.5 * DIM * math.log(2 * math.pi)
+    torch.testing.assert_close(log_p, own(cond.vector).log_prob(x), rtol=1e-12, atol=1e-12)
+
+
+@ALL
+@pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
+@pytest.mark.parametrize("shape", [(DIM,), (1, 2, 3), (1,)], ids=str)
+def test_inverse_and_log_determinants(name, far, shape):
+    flow = make(name, far, shape=shape)
+    x, cond = inputs(4, math.prod(shape))
+    x = x.view(4, *shape)
+    with torch.no_grad():
+        z, logdet = flow(x, cond)
+        back, inverse_logdet = flow.inverse(z, cond)
+        there, _ = flow.inverse(x, cond)
+        again, _ = flow(there, cond)
+    assert not z.requires_grad  # zuko's monotone maps would
+    assert not back.requires_grad
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(back, x, **close)
+    torch.testing.assert_close(inverse_logdet, -logdet, **close)
+    torch.testing.assert_close(again, x, **close)
+    J = jacobian(lambda v: flow(v.view_as(x), cond)[0].flatten(1), x.flatten(1))
+    torch.testing.assert_close(logdet, torch.linalg.slogdet(J).logabsdet, rtol=1e-8, atol=1e-8)
+    if far:
+        assert (z - x).abs().max() > 0.3
+    elif flow.identity_at_start:
+        inside = x.abs() < 5  # beyond it, bpf is off by 1e-5 in each map
+        torch.testing.assert_close(z[inside], x[inside], rtol=0, atol=1e-12)
+
+
+@ALL
+def test_the_inverse_is_differentiable(name):
+    flow, (x, cond) = make(name), inputs(2)
+    J = jacobian(lambda v: flow.inverse(v, cond)[0], x)
+    torch.testing.assert_close(flow.inverse(x, cond)[1], torch.linalg.slogdet(J).logabsdet, rtol=1e-8, atol=1e-8)
+
+
+@ALL
+def test_the_condition_steers_and_is_no_dimension(name):
+    flow, (x, cond) = make(name), inputs()
+    z, _ = flow(x, cond)
+    other, _ = flow(x, Conditioning(cond.vector.flip(0)))
+    assert z.shape == x.shape
+    assert ((z - other).abs().mean(0) > 0.01).all()
+
+
+@ALL
+def test_what_sees_what(name):
+    """One map is triangular in the order of the dimensions; two passes are a coupling; the next map turns round."""
+    x, cond = inputs(2)
+    above = torch.ones(DIM, DIM).triu(1).bool()
+    J = jacobian(lambda v: make(name, n_flows=1)(v, cond)[0], x)
+    assert not J[:, above].any()
+    assert J[:, ~above].all()
+    J = jacobian(lambda v: make(name, n_flows=1, passes=2)(v, cond)[0], x)
+    half = -(-DIM // 2)
+    assert J[:, half:, :half].all()
+    others = J.clone()
+    others[:, half:, :half] = 0
+    assert torch.equal(others, torch.diag_embed(J.diagonal(dim1=1, dim2=2)))
+    two = jacobian(lambda v: make(name, n_flows=2)(v, cond)[0], x)
+    assert two.abs().min() > 0
+
+
+@ALL
+def test_random_orders_follow_the_seed_and_the_state_dict(name):
+    flows = [make(name, seed=seed, shape=(16,), random_order=True) for seed in (0, 0, 1)]
+    orders = [torch.stack([t.order for t in flow.transform.transforms]) for flow in flows]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+    x, cond = inputs(2, 16)
+    flows[2].load_state_dict(flows[0].state_dict())
+    assert torch.equal(flows[2](x, cond)[0], flows[0](x, cond)[0])
+
+
+def test_naf_is_onto_and_its_inverse_reaches_far():
+    """zuko bounds z by what lies between two maps, and its inverse by |x| = 10."""
+    flow, (_, cond) = make("naf", n_flows=3), inputs(2)
+    x = torch.full((2, DIM), 100.0, dtype=torch.float64) * torch.tensor([[1.0], [-1.0]])
+    with torch.no_grad():
+        z, _ = flow(x, cond)
+        torch.testing.assert_close(flow.inverse(z, cond)[0], x, rtol=1e-8, atol=0)
+        further, _ = flow(100 * x, cond)
+    assert (further.abs() > 20 * z.abs()).all()
+    assert torch.equal(further.sign(), x.sign())
+
+
+def test_naf_starts_with_unit_slope():
+    flow, (_, cond) = make("naf", far=False, n_flows=3), inputs(2)
+    ends = torch.ones(2, DIM, dtype=torch.float64) * torch.tensor([[1.0], [-1.0]])
+    torch.testing.assert_close(flow(ends, cond)[0], ends, rtol=0, atol=1e-5)  # made in float32

@@ -1,0 +1,45 @@
+"""The convolutional residual net: off at the start, it sees as far as it says, and with attention everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flow_cases import perturb
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.nn.conv import ResidualConv
+
+
+def make(depth: int, far: bool = True, heads: int = 0) -> ResidualConv:
+    torch.manual_seed(0)
+    act = registry.build("activation", "swish")
+    net = ResidualConv(2, 3, 8, depth, 4, act, "film", attention_heads=heads, positions=81).double()
+    return perturb(net) if far else net
+
+
+def inputs() -> tuple[torch.Tensor, Conditioning]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 2, 9, 9, generator=generator, dtype=torch.float64)
+    return x, Conditioning(torch.randn(2, 4, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_zero_at_the_start_and_able_to_leave_it(heads):
+    net = make(1, far=False, heads=heads)
+    y = net(*inputs())
+    assert y.shape == (2, 3, 9, 9)
+    assert torch.equal(y, torch.zeros_like(y))
+    y.sum().backward()
+    assert net.outer.weight.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(("depth", "heads", "reach"), [(1, 0, 3), (2, 0, 4), (1, 2, 9)])
+def test_how_far_a_pixel_sees(depth, heads, reach):
+    """The middle output pixel depends on the input as far away as documented, and no further."""
+    net, (x, cond) = make(depth, heads=heads), inputs()
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(net(x, cond)[0, :, 4, 4].sum(), x)
+    assert not slope[1].any()  # the other sample
+    rows, columns = (torch.arange(9) - 4).abs()[:, None], (torch.arange(9) - 4).abs()
+    assert torch.equal(slope[0].abs().amax(0) > 0, torch.maximum(rows, columns) <= reach)

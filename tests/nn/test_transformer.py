@@ -1,0 +1,130 @@
+"""The transformer over the past: it sees nothing else, reads token by token as it does at once, and is smooth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flow_cases import perturb
+
+from flowdiff import registry
+from flowdiff.nn.transformer import Context, PastTransformer
+
+B, T, WIDTH, EMBED, IN, OUT = 2, 5, 8, 4, 3, 2
+INJECT = pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])
+FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
+
+
+def make(inject: str = "film", far: bool = True, checkpoint: bool = False) -> PastTransformer:
+    torch.manual_seed(0)
+    act = registry.build("activation", "swish")
+    net = PastTransformer(T, IN, OUT, WIDTH, 2, 2, EMBED, act, inject, checkpoint).double()
+    return perturb(net) if far else net
+
+
+def inputs(inject: str, seed: int = 1):
+    """u, e, context with a masked token."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(B, T, IN), (B, EMBED), (B, 3, WIDTH)]
+    u, e, tokens = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    return u, e, None if inject == "film" else Context(tokens, mask)
+
+
+@INJECT
+def test_zero_at_the_start(inject):
+    assert not make(inject, far=False)(*inputs(inject), False).any()
+
+
+@INJECT
+@FUSED
+def test_outputs_depend_on_the_past_and_on_all_of_it(inject, fused):
+    net, (u, e, context) = make(inject), inputs(inject)
+    J = torch.autograd.functional.jacobian(lambda u: net(u, e, context, fused), u)  # (B, T, OUT, B, T, IN)
+    reach = J.abs().amax((2, 5))  # (B, T, B, T)
+    for b in range(B):
+        assert not reach[b, :, 1 - b].any()  # samples do not see each other
+        past = torch.ones(T, T, dtype=torch.bool).tril(-1)
+        assert not reach[b, :, b][~past].any()
+        assert (reach[b, :, b][past] > 1e-6).all()
+
+
+@INJECT
+def test_the_first_output_is_read_from_the_start_token(inject):
+    net, (u, e, context) = make(inject), inputs(inject)
+    net(u, e, context, False)[:, 0].sum().backward()
+    assert net.start.grad.abs().max() > 1e-3
+    assert not net.inner.weight.grad.any()  # no token has been looked at
+
+
+@INJECT
+@FUSED
+def test_token_by_token_is_the_same(inject, fused):
+    net, (u, e, context) = make(inject), inputs(inject)
+    reader = net.reader(e, context, fused)
+    outputs = [reader.first(B), *(reader.after(u[:, i]) for i in range(T - 1))]
+    torch.testing.assert_close(torch.stack(outputs, 1), net(u, e, context, fused), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("inject", ["concat", "cross_attention"])
+def test_context_counts_where_its_mask_says_so(inject):
+    net, (u, e, context) = make(inject), inputs(inject)
+    output = net(u, e, context, False)
+    other = torch.where(context.mask[..., None], context.tokens, 1e3)
+    assert torch.equal(net(u, e, Context(other, context.mask), False), output)
+    seen = net(u, e, Context(context.tokens.flip(-1), context.mask), False)
+    assert ((seen - output).abs().amax(2) > 1e-4).all()  # every token reads it, the first as well
+
+
+@INJECT
+def test_the_embedding_steers_every_token(inject):
+    net, (u, e, context) = make(inject), inputs(inject)
+    assert ((net(u, -e, context, False) - net(u, e, context, False)).abs().amax(2) > 1e-2).all()
+
+
+@INJECT
+def test_derivatives(inject):
+    net, (u, e, context) = make(inject), inputs(inject)
+    u = u.requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: net(u, e, context, False), u)
+    assert torch.autograd.gradgradcheck(lambda u: net(u, e, context, False), u)
+
+
+def test_derivatives_stay_finite_where_a_normalisation_has_nothing_to_normalise():
+    """With tokens that embed to a constant vector LN meets a variance of zero."""
+    net, (u, e, _) = make(), inputs("film")
+    with torch.no_grad():
+        for p in (net.inner.weight, net.inner.bias, net.start, net.positions):
+            p.zero_()
+    u = u.requires_grad_()
+    (slope,) = torch.autograd.grad(net(u, e, None, False).sum(), u, create_graph=True)
+    grads = torch.autograd.grad(slope.square().sum() + slope.sum(), list(net.parameters()), allow_unused=True)
+    assert all(g.isfinite().all() for g in grads if g is not None)
+
+
+@INJECT
+@pytest.mark.parametrize("order", [1, 2])
+def test_checkpointing_changes_nothing(inject, order):
+    """Outputs, gradients of a loss, and gradients of a loss of gradients."""
+    u, e, context = inputs(inject)
+    found = []
+    for checkpoint in (False, True):
+        net, x = make(inject, checkpoint=checkpoint), u.clone().requires_grad_()
+        output = net(x, e, context, False)
+        loss = output.square().sum()
+        if order == 2:
+            (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+            loss = slope.square().sum()
+        loss.backward()
+        found.append([output.detach(), x.grad, *(p.grad for p in net.parameters())])
+    for plain, saved in zip(*found, strict=True):
+        torch.testing.assert_close(saved, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_outputs_keep_their_precision_under_autocast():
+    net, (u, e, _) = make().float(), inputs("film")
+    u, e = u.float(), e.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = net(u, e, None, True)
+    assert output.dtype == torch.float32
+    # bfloat16 rounds to 4e-3, a few times over
+    torch.testing.assert_close(output, net(u, e, None, True), rtol=0.1, atol=0.1)
