@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -16,14 +17,19 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import registry
-from flowdiff.errors import ConfigurationError
+from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.launch import identity
+from flowdiff.launch.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).resolve().parent
 # Installed from a wheel, conf/ lies inside the package; in a checkout (pip install -e .), beside it.
@@ -153,6 +159,45 @@ def check(config: DictConfig) -> None:
         build["schedule"](build["sampler"].num_steps)  # a table cannot be walked in more steps than it has
 
 
+def of_run(folder: RunFolder) -> dict[str, Any]:
+    """The config of a run folder, by which this version can go on with the run or sample it.
+
+    What an older version did not know yet is as by default today, and is said. Raises RunError where components or
+    keys of another version are left.
+    """
+    settings = folder.config()
+    base = OmegaConf.load(CONF / "config.yaml")
+    wanted = {
+        group: option for node in base.pop("defaults") if OmegaConf.is_dict(node) for group, option in node.items()
+    }
+    base.pop("hydra")
+    try:
+        import_plugins(settings.get("plugins", []))
+        new = [group for group in wanted if group in registry.ROOMS and group not in settings]
+        settings |= {group: defaults(group, wanted[group]) for group in new}
+        for group in registry.ROOMS.keys() & settings.keys():
+            node = settings[group]
+            name = node.get("name") if isinstance(node, dict) else None
+            if name is None:
+                raise ConfigurationError(f"{group} has no name")
+            if name in options(group):
+                more = {key: value for key, value in defaults(group, name).items() if key not in node}
+                node |= more
+                new += [f"{group}.{key}" for key in more]
+            registry.check(group, node)
+        new += [key for key in base if key not in settings]
+        new += [f"trainer.{key}" for key in base.trainer if key not in settings.get("trainer", base.trainer)]
+        settings = OmegaConf.to_container(OmegaConf.merge(base, settings), resolve=True)
+    except (ConfigurationError, OmegaConfBaseException) as error:
+        raise RunError(
+            f"{folder.config_file} does not fit this version of flowdiff: {str(error).rstrip('.')}. Train the run "
+            "anew, or take the version that made it."
+        ) from error
+    if new:
+        log.warning("%s is of an older version: taken as by default today are %s", folder.path, ", ".join(new))
+    return settings
+
+
 def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = "config") -> str:
     """One sentence for an error of Hydra or OmegaConf: what was given, what is allowed, what to do."""
     overrides = list(overrides)
@@ -174,8 +219,14 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
 
 @contextmanager
 def _hydra():
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="flowdiff"):
-        yield
+    used = GlobalHydra.instance().hydra  # by the sweep in which something is to be composed or explained
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="flowdiff"):
+            yield
+    finally:
+        if used is not None:
+            GlobalHydra.instance().initialize(used)
 
 
 def _without(overrides: list[str], key: str) -> list[str]:
@@ -264,10 +315,16 @@ def _check_combinations(config: DictConfig) -> None:
             f"loss={config.loss.name} needs a log-density and network={config.network.name} has none: "
             "take network=score_flow, or loss=denoising or score_matching."
         )
-    if config.accelerator.compile and is_density and config.loss.name != "nll":
+    gradient = config.loss.get("gradient")
+    if gradient not in (None, "double_backward") and not is_density:
         raise ConfigurationError(
-            f"accelerator.compile=true does not go with loss={config.loss.name} of a score flow: torch.compile has no "
-            "double backward; take loss=nll or accelerator.compile=false."
+            f"loss.gradient={gradient} is for the score of a flow, and network={config.network.name} gives D itself: "
+            "take loss.gradient=double_backward, which for it is an ordinary backward pass."
+        )
+    if config.accelerator.compile and is_density and gradient not in (None, "directional"):
+        raise ConfigurationError(
+            f"accelerator.compile=true does not go with loss.gradient={gradient} of a score flow: torch.compile has no "
+            "double backward; take loss=nll, loss.gradient=directional or accelerator.compile=false."
         )
     if config.guidance.name != "none" and not config.conditioner.get("drop", 0):
         raise ConfigurationError(
@@ -281,7 +338,8 @@ def _identity_of(root: DictConfig) -> str:
 
 
 def _run_folder(root: DictConfig) -> str:
-    return identity.run_folder(identity.run_name(root.hydra.overrides.task), _identity_of(root))
+    sweep = _sweep_name(root) if root.hydra.mode == RunMode.MULTIRUN else None
+    return identity.run_folder(identity.run_name(root.hydra.overrides.task, sweep), _identity_of(root))
 
 
 def _run_dir(root: DictConfig) -> str:

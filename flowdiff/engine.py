@@ -18,6 +18,7 @@ from flowdiff.data.base import Batch, DataModule
 from flowdiff.denoiser import Denoiser
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.denoising import edm_loss, stratified_sigmas
+from flowdiff.flows.base import Flow
 from flowdiff.guidance import Guidance
 from flowdiff.losses import Loss
 from flowdiff.noise import randn_like, step_generator
@@ -284,14 +285,22 @@ def assemble(config: Mapping[str, Any]) -> Engine:
     conditioner = build("conditioner", config["conditioner"], num_classes=data.num_classes)
     first_stage = build("first_stage", config["first_stage"], shape=data.shape)
     shape = first_stage.latent_shape
-    parts: dict[str, Any] = {"shape": shape, "cond_dim": conditioner.dim, "num_classes": data.num_classes}
+    parts: dict[str, Any] = {
+        "shape": shape,
+        "cond_dim": conditioner.dim,
+        "token_dim": conditioner.token_dim,
+        "num_classes": data.num_classes,
+    }
     for group in ("activation", "whitening", "flow"):  # each may be taken by the next, and all by the network
         if group in config:
             parts[group] = build(group, config[group], **parts, embed_dim=config["network"].get("embed_dim"))
-    network = build("network", config["network"], **parts)
+    weighting = {"weighting": build("weighting", config["weighting"])} if "weighting" in config else {}
+    loss = build("loss", config["loss"], **weighting)
+    network = build("network", config["network"], **parts, gradient=loss.gradient)
     if config["accelerator"]["compile"]:
         _compile(network)
-    weighting = {"weighting": build("weighting", config["weighting"])} if "weighting" in config else {}
+    if "flow" in parts and loss.differentiates_score:
+        _check_derivatives(parts["flow"], config["flow"]["name"], loss.gradient)
     return Engine(
         ConditionedDenoiser(
             Denoiser(network, build("scaling", config["scaling"])),
@@ -300,12 +309,25 @@ def assemble(config: Mapping[str, Any]) -> Engine:
             data.values.to_uint8,  # not the data's own: the weight average deep-copies what the module holds
             {group: config[group] for group in ("sampler", "schedule", "guidance", "sigma_sampler")},
         ),
-        build("loss", config["loss"], **weighting),
+        loss,
         build("sigma_sampler", config["sigma_sampler"]),
         build("optimizer", config["optimizer"]),
         data,
         config["seed"],
     )
+
+
+def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:
+    if gradient == "double_backward" and not flow.twice_differentiable:
+        raise ConfigurationError(
+            f"this loss differentiates the score, and flow={name} as it is set can be differentiated only once: take "
+            "loss.gradient=directional, loss=nll, or another flow (of ffjord flow.backprop=direct)."
+        )
+    if gradient == "forward_mode" and not flow.forward_differentiable:
+        raise ConfigurationError(
+            f"loss.gradient=forward_mode does not go with flow={name}, whose operations torch cannot differentiate "
+            "forward: take loss.gradient=directional."
+        )
 
 
 def _compile(network: nn.Module) -> None:

@@ -4,6 +4,9 @@ denoising       w(σ)·‖D(x) − x0‖²/D                    (or ‖·‖₁)
 score_matching  σ²·‖s(x) − (x0 − x)/σ²‖²/D
 nll             −log p_σ(x|c)/D                        nats per dimension, first-order only
 hybrid          denoising + λ·nll
+
+Where the score of a flow is differentiated, `gradient` says how: by double_backward, or by the first-order forms of
+flowdiff/networks/directional.py, which take less memory.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.denoiser import Denoiser
+from flowdiff.networks.directional import Gradient
 from flowdiff.noise import Generators, randn, randn_like
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims, mean_except_batch
@@ -35,6 +39,8 @@ class Loss(ABC):
     """loss(denoiser, x0 (B, …), sigma (B,), noise like x0, cond) → LossOutput with loss (B,)."""
 
     needs_density = False  # whether it calls log_prob, which only a score flow has
+    differentiates_score = True  # whether its gradient goes through the score: a second derivative of log_prob
+    gradient: Gradient = "double_backward"  # how a score flow takes that derivative
 
     @abstractmethod
     def __call__(
@@ -53,8 +59,16 @@ class Denoising(Loss):
     offset_noise ≥ 0 adds that much of one common normal number per channel to the noise (Guttenberg, 2023).
     """
 
-    def __init__(self, weighting: Weighting, *, norm: Literal["l1", "l2"], offset_noise: NonNegativeFloat):
+    def __init__(
+        self,
+        weighting: Weighting,
+        *,
+        norm: Literal["l1", "l2"],
+        offset_noise: NonNegativeFloat,
+        gradient: Gradient,
+    ):
         self.weighting = weighting
+        self.gradient = gradient
         self.distance = {"l1": Tensor.abs, "l2": Tensor.square}[norm]
         self.offset_noise = offset_noise
 
@@ -77,8 +91,8 @@ class Denoising(Loss):
 class ScoreMatching(Loss):
     """σ²·‖s(x, σ, c) + noise/σ‖²/D: denoising score matching with λ(σ) = σ² (Song & Ermon, 2019)."""
 
-    def __init__(self):
-        pass
+    def __init__(self, *, gradient: Gradient):
+        self.gradient = gradient
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
@@ -93,6 +107,7 @@ class NLL(Loss):
     """−log p_σ(x|c)/D, nats per dimension of the noised data: first-order autograd only; needs a density."""
 
     needs_density = True
+    differentiates_score = False
 
     def __init__(self):
         pass
@@ -113,8 +128,9 @@ class Hybrid(Loss):
 
     needs_density = True
 
-    def __init__(self, weighting: Weighting, *, nll_weight: PositiveFloat):
+    def __init__(self, weighting: Weighting, *, nll_weight: PositiveFloat, gradient: Gradient):
         self.weighting = weighting
+        self.gradient = gradient
         self.nll_weight = nll_weight
 
     def __call__(

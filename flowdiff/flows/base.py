@@ -25,6 +25,7 @@ class Flow(nn.Module, ABC):
     # What a flow that is less than this says of itself, as a class or once built.
     smooth: bool = True  # C² in x behind a smooth activation; otherwise the score or its derivative jumps
     twice_differentiable: bool = True  # by autograd; otherwise losses that differentiate the score are refused
+    forward_differentiable: bool = True  # by torch's forward mode; otherwise loss.gradient=forward_mode is refused
     identity_at_start: bool = True
     inverse_error: float = 0.0  # how far f⁻¹(f(x)) may lie from x beside rounding, for x of order one
 

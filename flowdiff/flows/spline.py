@@ -117,12 +117,13 @@ class Bin(NamedTuple):
 
     def position(self, y: Tensor) -> Tensor:
         """ξ ∈ [0, 1] of y."""
-        # A quadratic equation in ξ. In η = (y − y_k)/h its discriminant is p² + r, a sum of what is never negative, so
-        # that rounding cannot make it so.
+        # A quadratic equation in ξ, solved by ξ = 2sη/(2sη + p + √(p² + r)) with η = (y − y_k)/h. Nothing under the root
+        # is negative, and p + √(p² + r) is r/(−p + √(p² + r)) where p is: rounding finds no difference to spoil.
         s, eta = self.h / self.w, (y - self.y0) / self.h
         p = self.d0 * (1 - eta) - self.d1 * eta
         r = 4 * s**2 * eta * (1 - eta)
-        return 2 * s * eta / (p + 2 * s * eta + torch.sqrt(p**2 + r))
+        total = torch.where(p < 0, -p, p) + torch.sqrt(p**2 + r)
+        return 2 * s * eta / (2 * s * eta + torch.where(p < 0, r / total, total))
 
 
 @final

@@ -55,6 +55,8 @@ class TarFlow(Flow):
     Gu et al., "STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis", 2025.
     """
 
+    forward_differentiable = False
+
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -30,9 +30,13 @@ def run_id(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_name(overrides: Iterable[str]) -> str:
-    """The overrides that matter, readable: "flow.n_flows=5 activation=elu"; "default" when there are none."""
+def run_name(overrides: Iterable[str], sweep: str | None = None) -> str:
+    """The overrides that matter, readable: "flow.n_flows=5 activation=elu"; "default" when there are none.
+
+    An experiment that the sweep is named after is not repeated.
+    """
     kept = [o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in NOT_IDENTITY]
+    kept = [o for o in kept if o != f"experiment={sweep}"]
     return " ".join(kept) or "default"
 
 

@@ -14,6 +14,7 @@ checkpointing work as for a likelihood.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.nn.sdpa import first_order
 from flowdiff.shapes import append_dims
 
 LogProb = Callable[[Tensor, Tensor, Conditioning | None], Tensor]
@@ -81,7 +83,7 @@ class _DirectionalScore(torch.autograd.Function):
         cond = None if vector is None and tokens is None else Conditioning(vector, tokens, mask)
         terms = _forward_terms if ctx.forward_mode else _central_terms
         total: list[Tensor | None] = [None] * len(leaves)
-        with torch.enable_grad():
+        with torch.enable_grad(), first_order():
             for term in terms(ctx.log_prob, x, sigma, cond, v):
                 for i, g in enumerate(torch.autograd.grad(term, leaves, allow_unused=True)):
                     if g is not None:
@@ -105,7 +107,8 @@ def _central_terms(
 def _forward_terms(
     log_prob: LogProb, x: Tensor, sigma: Tensor, cond: Conditioning | None, v: Tensor
 ) -> Iterator[Tensor]:
-    with forward_ad.dual_level():
+    with forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script.*")  # torch's own, at the first use of forward mode
         dual = log_prob(forward_ad.make_dual(x, v), sigma, cond)
         tangent = forward_ad.unpack_dual(dual).tangent
     yield tangent.sum()  # its backward pass knows no dual numbers, which not every operation's supports

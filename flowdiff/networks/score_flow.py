@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flow
+from flowdiff.networks.directional import Gradient, directional_score
 from flowdiff.networks.whitening import Whitening
 from flowdiff.nn.embeddings import ConditionEmbedding
 from flowdiff.nn.sdpa import first_order
@@ -30,6 +31,7 @@ class ScoreFlow(nn.Module):
     """The conditional flow p_θ(x | σ, c) as a network whose output is the score ∇ₓ log p_σ(x | c).
 
     x (B, *shape) noised data, sigma (B,) > 0 in data units, cond with vector (B, cond_dim) or None when cond_dim = 0.
+    gradient: how a loss of the score is differentiated in the parameters (flowdiff/networks/directional.py).
     It gives a score, so it goes with scaling=score only.
     """
 
@@ -39,11 +41,13 @@ class ScoreFlow(nn.Module):
         whitening: Whitening,
         shape: tuple[int, ...],
         cond_dim: int,
+        gradient: Gradient = "double_backward",
         *,
         embed_dim: PositiveInt,
     ):
         super().__init__()
         self.shape = tuple(shape)
+        self.gradient = gradient
         self.whitening = whitening
         self.flow = flow
         self.embedding = ConditionEmbedding(embed_dim, cond_dim)
@@ -62,11 +66,18 @@ class ScoreFlow(nn.Module):
     def log_prob_and_score(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> tuple[Tensor, Tensor]:
         """Both from one evaluation of the flow: (B,) nats and the score like x."""
         differentiable = self.training and torch.is_grad_enabled()
-        with torch.enable_grad(), nullcontext() if differentiable else first_order():
-            x = x.detach().clone().requires_grad_(True)
-            log_prob = self.log_prob(x, sigma, cond)
-            (score,) = torch.autograd.grad(log_prob.sum(), x, create_graph=differentiable)
-        return (log_prob, score) if differentiable else (log_prob.detach(), score.detach())
+        twice = differentiable and self.gradient == "double_backward"
+        with torch.enable_grad(), nullcontext() if twice else first_order():
+            inner = x.detach().clone().requires_grad_(True)
+            log_prob = self.log_prob(inner, sigma, cond)
+            (score,) = torch.autograd.grad(log_prob.sum(), inner, create_graph=twice, retain_graph=differentiable)
+        if not differentiable:
+            return log_prob.detach(), score
+        if not twice:
+            forward_mode = self.gradient == "forward_mode"
+            parameters = [p for p in self.parameters() if p.requires_grad]
+            score = directional_score(self.log_prob, parameters, forward_mode, score, x.detach(), sigma, cond)
+        return log_prob, score
 
     @torch.no_grad()
     def sample(self, sigma: Tensor, cond: Conditioning | None = None, generator: Generators = None) -> Tensor:

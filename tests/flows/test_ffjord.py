@@ -145,7 +145,7 @@ def test_direct_has_second_derivatives(exact_trace):
 @pytest.mark.parametrize("loss", ["denoising", "score_matching", "hybrid"])
 def test_losses_that_differentiate_the_score_are_refused_under_the_adjoint(loss):
     flow = ["flow=ffjord", f"loss={loss}", "dataset=two_moons"]
-    with pytest.raises(ConfigurationError, match=rf"loss={loss} differentiates the score.*take loss=nll"):
+    with pytest.raises(ConfigurationError, match=r"differentiates the score.*take loss.gradient=directional, loss=nll"):
         api.build(*flow, "flow.backprop=adjoint")
     api.build(*flow, "flow.backprop=direct")
 

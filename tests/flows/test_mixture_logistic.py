@@ -130,8 +130,8 @@ def test_components_part():
     transform, halves = MixtureCDF(4, BOUND), draw(200, 1, scale=0.3)
     x = torch.cat([halves[:100] - 1, halves[100:] + 1.3])
     params = torch.zeros(1, 1, transform.num_params, dtype=x.dtype, requires_grad=True)
-    optimizer = torch.optim.Adam([params], lr=0.02)
-    for _ in range(150):
+    optimizer = torch.optim.Adam([params], lr=0.04)
+    for _ in range(80):
         z, log_slope = transform.forward(x, params.expand(len(x), 1, -1))
         loss = (0.5 * z**2 - log_slope).mean() + 0.5 * math.log(2 * math.pi)
         optimizer.zero_grad()

@@ -114,8 +114,8 @@ def test_knots_and_their_neighbours_are_no_trouble(dtype):
         its_x, its_log_slope = back(y, p)
         # Near a knot a slope is at least 0.05 in one direction and at most 20 in the other.
         torch.testing.assert_close(its_x, x, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
-        # A last digit of x can change the log-slope by more where a bin bends sharply.
-        torch.testing.assert_close(its_log_slope, -log_slope, rtol=0, atol=1e5 * torch.finfo(dtype).eps)
+        # Where a flat bin ends steeply the log-slope changes by some 1e4 per unit of x, which is known to 10 eps.
+        torch.testing.assert_close(its_log_slope, -log_slope, rtol=0, atol=1e6 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch's forward mode

@@ -46,6 +46,8 @@ def test_folder_names_are_short_and_safe():
     assert identity.run_folder(name, "12345678") == "flow.n_flows-5__activation-elu-12345678"
     assert folder.endswith("-12345678")
     assert identity.run_name([]) == "default"
+    assert identity.run_name(["experiment=losses", "seed=1"]) == "experiment=losses seed=1"
+    assert identity.run_name(["experiment=losses", "seed=1"], sweep="losses") == "seed=1"
 
 
 def test_sweep_name_is_the_same_for_the_sweep_and_its_jobs():

@@ -1,0 +1,78 @@
+"""The first-order parameter gradient of a score loss equals the one by double backward."""
+
+import pytest
+import torch
+from flow_cases import perturb
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.denoiser import Denoiser
+
+EMBED, COND = 16, 5
+SHAPE = (1, 4, 4)
+FLOWS = ["linear_activation", "realnvp", "tarflow"]
+LOSSES = ["denoising", "score_matching", "hybrid"]
+
+
+def denoiser(flow, gradient, dtype):
+    torch.manual_seed(0)
+    parts = {"shape": SHAPE, "embed_dim": EMBED, "activation": registry.build("activation", "softplus")}
+    small = {"hidden": 16, "deep_layers": 1}
+    network = registry.build(
+        "network",
+        "score_flow",
+        flow=registry.build("flow", flow, **parts, **small),
+        whitening=registry.build("whitening", "isotropic", shape=SHAPE),
+        shape=SHAPE,
+        cond_dim=COND,
+        gradient=gradient,
+        embed_dim=EMBED,
+    )
+    # Farther out tarflow's density bends so much that the O(h²) of the difference shows (5 % at gain 0.3 in float32).
+    far = perturb(network, gain=0.1 if flow == "tarflow" else 0.3)
+    return Denoiser(far, registry.build("scaling", "score")).to(dtype).train()
+
+
+def gradients(flow, loss, gradient, dtype):
+    """Of all parameters and of the condition, in one vector."""
+    model = denoiser(flow, gradient, dtype)
+    generator = torch.Generator().manual_seed(1)
+    x0, noise = torch.randn(2, 32, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
+    sigma = torch.exp(1.2 * torch.randn(32, generator=generator, dtype=torch.float64) - 1.2).to(dtype)
+    vector = torch.randn(32, COND, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    objective = registry.build("loss", loss, weighting=registry.build("weighting", "edm"))
+    output = objective(model, 0.5 * x0, sigma, noise, Conditioning(vector)).loss
+    wanted = [*model.parameters(), vector]
+    found = torch.autograd.grad(output.mean(), wanted, allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
+    return output.detach(), torch.cat([g.flatten() for g in parts])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("flow", FLOWS)
+# float32: rounding over the step, 1e-7/0.02, and the O(h²) of it; float64: the same with h = 1e-4·σ.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-6)])
+def test_central_difference(flow, loss, dtype, tolerance):
+    value, exact = gradients(flow, loss, "double_backward", dtype)
+    same, found = gradients(flow, loss, "directional", dtype)
+    assert torch.allclose(value, same)
+    assert (found - exact).norm() < tolerance * exact.norm()
+
+
+@pytest.mark.parametrize("flow", ["linear_activation", "realnvp"])
+def test_forward_mode_is_exact(flow):
+    _, exact = gradients(flow, "denoising", "double_backward", torch.float64)
+    _, found = gradients(flow, "denoising", "forward_mode", torch.float64)
+    assert (found - exact).norm() < 1e-12 * exact.norm()
+
+
+def test_a_loss_that_does_not_reach_the_score_has_no_gradient():
+    """v = 0 for some samples: the direction v/‖v‖ must not become nan."""
+    model = denoiser("realnvp", "directional", torch.float32)
+    x, sigma = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(2)), torch.full((3,), 0.5)
+    score = model.score(x, sigma, Conditioning(torch.zeros(3, COND)))
+    mask = torch.tensor([1.0, 0.0, 0.0])[:, None, None, None]
+    found = torch.autograd.grad((score * mask).sum(), model.network.embedding.mix.weight)[0]
+    alone = model.score(x[:1], sigma[:1], Conditioning(torch.zeros(1, COND)))
+    expected = torch.autograd.grad(alone.sum(), model.network.embedding.mix.weight)[0]
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
