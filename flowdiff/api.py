@@ -35,16 +35,14 @@ def load(run: str | Path, device: torch.device | str = "cpu") -> ConditionedDeno
 def load_engine(run: str | Path, device: torch.device | str = "cpu") -> Engine:
     """The trained engine of a run folder: the denoiser and the data set it was trained on (not read yet)."""
     folder = RunFolder.open(run)
-    settings = folder.config()
-    config.import_plugins(settings["plugins"])
-    engine = assemble(settings)
+    engine = assemble(config.of_run(folder))
     if not folder.checkpoint.is_file():
         raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
     try:
         checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
         engine.load_state_dict(checkpoint["state_dict"])
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
         raise RunError(
             f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
             "run made by this version of flowdiff."

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,13 @@ def of_run(folder: RunFolder) -> dict[str, Any]:
             "anew, or take the version that made it."
         ) from error
     if new:
-        log.warning("%s is of an older version: taken as by default today are %s", folder.path, ", ".join(new))
+        _say_once(f"{folder.path} is of an older version: taken as by default today are {', '.join(new)}")
     return settings
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = "config") -> str:

@@ -6,6 +6,7 @@ import csv
 import netrc
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -13,8 +14,10 @@ from urllib.parse import urlparse
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
-from flowdiff.errors import ConfigurationError
+from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.registry import register
+
+STEP = "trainer/global_step"  # as WandbLogger calls the axis
 
 
 class MetricsCSV(Logger):
@@ -56,37 +59,51 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def rows(self) -> list[dict[str, str]]:
-        """All rows so far, as text."""
+        """All rows so far, as text, less one that was only half written."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        lines = self.path.read_text().splitlines(keepends=True)
+        return list(csv.DictReader(line for line in lines if line.endswith("\n")))
 
     def truncate(self, step: int) -> None:
         """Forget the rows with a step greater than `step`."""
-        self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
+        if self.path.exists():
+            self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        try:
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns, restval="")
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(temporary, self.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class Tracker:
     """Beside metrics.csv: nothing. The base of the loggers that show a run elsewhere."""
 
     def start(self, folder: Path, run: dict[str, Any]) -> list[Logger]:
-        """Open the run's loggers; run holds run_id, name, sweep, tags and config (plain containers)."""
+        """Open the run's loggers; run holds run_id, name, sweep, tags, config (plain containers) and resumed."""
         return []
+
+    def minimise(self, values: Mapping[str, float]) -> None:
+        """Points of curves whose least value counts; said before they are logged."""
 
     def pictures(self, paths: dict[str, Path], step: int) -> None:
         """Show picture files under the given keys."""
 
     def summary(self, metrics: dict[str, Any]) -> None:
         """Final numbers, beside the last values of the curves."""
+
+    def checkpoint(self, path: Path) -> None:
+        """Keep the final checkpoint too, where that was asked for."""
+
+    def preempting(self) -> None:
+        """Say that the run is being stopped and will go on; `finish` follows."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run, also after an error."""
@@ -128,12 +145,20 @@ class TensorBoard(Tracker):
 class WandB(Tracker):
     """Weights & Biases: group = sweep, name = readable overrides, id = run identity, config flattened by W&B.
 
-    mode `auto` is online when an API key is at hand and offline otherwise, never a prompt; upload offline runs later
-    with `wandb sync`. Fréchet distances and losses keep their minimum as summary.
+    mode `auto` is online when an API key is at hand and offline otherwise, never a prompt; `flowdiff sync` uploads
+    offline runs later. A run that goes on after a stop is one run there too. Fréchet distances and the validation loss
+    keep their minimum beside the final value. checkpoint: last.ckpt becomes an artifact of the run.
     """
 
-    def __init__(self, *, project: str, entity: str | None, mode: Literal["auto", "online", "offline", "disabled"]):
-        if mode == "online" and not _has_wandb_key():
+    def __init__(
+        self,
+        *,
+        project: str,
+        entity: str | None,
+        mode: Literal["auto", "online", "offline", "disabled"],
+        checkpoint: bool,
+    ):
+        if mode == "online" and not has_wandb_key():
             raise ConfigurationError(
                 "logger.mode=online needs a W&B API key and there is none: set WANDB_API_KEY or run `wandb login`, or "
                 "take logger.mode=offline."
@@ -141,7 +166,9 @@ class WandB(Tracker):
         self.project = project
         self.entity = entity
         self.mode = mode
+        self.with_checkpoint = checkpoint
         self._run = None
+        self._least: dict[str, float] = {}
 
     def start(self, folder: Path, run: dict[str, Any]) -> list[Logger]:
         if rank_zero_only.rank != 0:
@@ -149,37 +176,63 @@ class WandB(Tracker):
         import wandb
         from lightning.pytorch.loggers import WandbLogger
 
-        # create_new makes no global run, so that several runs of one process cannot leak into each other.
-        self._run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=self._resolved_mode(),
-            dir=str(folder),
-            id=run["run_id"],
-            name=run["name"],
-            group=run["sweep"],
-            tags=run["tags"],
-            config=run["config"],
-            resume="allow" if self._resolved_mode() == "online" else None,
-            reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        try:
+            # create_new makes no global run, so that several runs of one process cannot leak into each other.
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=self._resolved_mode(),
+                dir=str(folder),
+                id=run["run_id"],
+                name=run["name"],
+                group=run["sweep"],
+                tags=run["tags"],
+                config=run["config"],
+                # Offline this does nothing now, but is what lets `wandb sync` append instead of replacing; a run that
+                # begins at step 0 replaces what an earlier attempt has left.
+                resume="allow" if run["resumed"] else None,
+                reinit="create_new",
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise RunError(f"W&B cannot open the run ({reason}): mend it, or take logger.mode=offline.") from error
         # WandbLogger defines its step axis only for a run that it made itself.
-        self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        for metric in ("fd_*", "fid", "val_loss"):
-            self._run.define_metric(metric, step_metric="trainer/global_step", summary="min")
+        self._run.define_metric("*", step_metric=STEP, step_sync=True)
+        self._run.define_metric("val_loss", step_metric=STEP, summary="min")
         return [WandbLogger(experiment=self._run)]
+
+    def minimise(self, values: Mapping[str, float]) -> None:
+        if self._run is not None:
+            for name, value in values.items():
+                if name not in self._least:  # by its full name: of two patterns that both match, W&B takes either
+                    self._run.define_metric(name, step_metric=STEP, summary="min")
+                self._least[name] = min(value, self._least.get(name, value))
 
     def pictures(self, paths: dict[str, Path], step: int) -> None:
         if self._run is not None:
             import wandb
 
             images = {key: wandb.Image(str(path)) for key, path in paths.items()}
-            self._run.log({**images, "trainer/global_step": step})
+            self._run.log({**images, STEP: step})
 
     def summary(self, metrics: dict[str, Any]) -> None:
         if self._run is not None:
-            self._run.summary.update(metrics)
+            # The final value takes the place of the curve's minimum, which goes beside it.
+            minima = {f"{key}_min": min(least, metrics[key]) for key, least in self._least.items() if key in metrics}
+            self._run.summary.update({**metrics, **minima})
+
+    def checkpoint(self, path: Path) -> None:
+        if self._run is not None and self.with_checkpoint:
+            import wandb
+
+            artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="model")
+            artifact.add_file(str(path.resolve()), policy="immutable")  # as it lies there: no copy
+            self._run.log_artifact(artifact)
+
+    def preempting(self) -> None:
+        if self._run is not None:
+            self._run.mark_preempting()
 
     def finish(self, exit_code: int = 0) -> None:
         if self._run is not None:
@@ -189,10 +242,10 @@ class WandB(Tracker):
     def _resolved_mode(self) -> str:
         if self.mode != "auto":
             return self.mode
-        return "online" if _has_wandb_key() else "offline"
+        return "online" if has_wandb_key() else "offline"
 
 
-def _has_wandb_key() -> bool:
+def has_wandb_key() -> bool:
     """Whether a key lies where `wandb login` puts it or the environment names one; asks nobody."""
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +25,9 @@ from flowdiff.engine import Engine, assemble
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation import pictures
 from flowdiff.evaluation.metrics import Metrics
-from flowdiff.launch.job import Interrupted, is_first_rank
+from flowdiff.launch.job import Interrupted, Pruned, is_first_rank
 from flowdiff.launch.preemption import ResumableCheckpoint
+from flowdiff.launch.pruning import pruning
 from flowdiff.launch.run_folder import RunFolder, git_commit, versions
 from flowdiff.loggers import MetricsCSV, Tracker
 from flowdiff.progress import TrainingBar, counting
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 
 PICTURE_SEED = 1  # the pictures' samples: the same at every step, so that the eye compares models, not noise
 SCATTERED = 2000  # points of a 2-D picture
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}  # write <run folder>/fit-profile*.txt
 # Lightning's advice that does not fit: our loaders index whole batches in memory, and srun on the PATH is not a job.
 # The last one is lightning 2.6 calling torch >= 2.15.
 ADVICE = (
@@ -64,7 +69,7 @@ def train(
     seed_everything(config["seed"], workers=True, verbose=False)
     engine, metrics = rehearse(config, folder)
     tracker: Tracker = build("logger", config["logger"])
-    checkpoint = _checkpoint(folder)
+    checkpoint = _resumable(folder, engine)
     folder.write_config(dict(config))
 
     sigma_data = engine.measure()
@@ -80,17 +85,21 @@ def train(
     clock = Stopwatch()
     exit_code = 1
     try:
-        loggers = [csv, *tracker.start(folder.path, _about(config, name, run_id, sweep))]
+        about = _about(config, name, run_id, sweep, resumed=checkpoint is not None)
+        loggers = [csv, *tracker.start(folder.path, about)]
         evaluation = PeriodicEvaluation(metrics, engine, folder, tracker)
         with _without_advice():
-            trainer = make_trainer(config, folder, loggers, [clock, TrainingBar(), evaluation])
+            trainer = make_trainer(
+                config, folder, loggers, [clock, TrainingBar(), evaluation, *pruning(folder, run_id)]
+            )
         log.info(
             "model %s: %s parameters, on %s", config["network"]["name"], f"{engine.num_parameters:,}", _device(trainer)
         )
+        step = 0 if checkpoint is None else checkpoint["global_step"]
+        csv.truncate(step - 1)  # a row is logged under the steps done before it
         if checkpoint is not None:
-            step = checkpoint["global_step"]
-            csv.truncate(step - 1)  # a row is logged under the steps done before it
-            engine.data.start_step = step * trainer.accumulate_grad_batches
+            if isinstance(trainer.limit_train_batches, float):  # else the stream begins anew at every epoch
+                engine.data.start_step = step * trainer.accumulate_grad_batches
             log.info("going on from step %s of %s", f"{step:,}", f"{trainer.max_steps:,}")
         engine.data.seed = config["seed"]
         with _without_advice():
@@ -122,13 +131,23 @@ def train(
         shown = {"samples": folder.samples, "trajectory": folder.trajectory, "loss_curve": folder.loss_curve}
         tracker.pictures(shown, steps)
         tracker.summary({**numbers, **cost})
+        tracker.checkpoint(folder.checkpoint)
         exit_code = 0
+    except (Interrupted, SystemExit):
+        with suppress(ConnectionError):  # the tracker may have been stopped before us
+            if "SLURM_JOB_ID" in os.environ:  # whose task is started again
+                tracker.preempting()
+        raise
+    except Pruned:
+        exit_code = 0
+        raise
     except KeyboardInterrupt:
         if not folder.checkpoint.is_file():
             raise
         raise Interrupted(f"stopped; go on with: {resume_command(folder)}") from None
     finally:
-        tracker.finish(exit_code)
+        with suppress(ConnectionError) if exit_code else nullcontext():
+            tracker.finish(exit_code)
     folder.write_result(result)
     return result
 
@@ -153,17 +172,18 @@ def resume_command(folder: RunFolder) -> str:
 
 
 def show(result: Mapping[str, Any], folder: RunFolder) -> None:
-    """Print the table of a finished run."""
-    numbers = result["metrics"]
-    table = Table(title=f"{result['name']}  ({result['run_id']})", title_justify="left")
+    """Print the table of a finished run; what an older version did not write is left out."""
+    table = Table(title=f"{result.get('name', folder.path.name)}  ({result.get('run_id', '?')})", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("about", style="dim")
-    for row in rows_of(numbers):
+    for row in rows_of(result.get("metrics", {})):
         table.add_row(*row)
-    seconds = result["seconds"]
-    table.add_row("training time", f"{seconds['train']:.0f} s", f"{result['steps']:,} steps on {result['device']}")
-    table.add_row("parameters", f"{result['parameters']:,}", "")
+    if "seconds" in result and "steps" in result:
+        about = f"{result['steps']:,} steps on {result.get('device', 'an unknown device')}"
+        table.add_row("training time", f"{result['seconds']['train']:.0f} s", about)
+    if "parameters" in result:
+        table.add_row("parameters", f"{result['parameters']:,}", "")
     Console().print(table)
     log.info("results in %s", folder.path)
 
@@ -219,7 +239,9 @@ class PeriodicEvaluation(Callback):
         n = self.metrics.periodic_num_samples
         if self.metrics.with_frechet:
             samples = self.engine.denoiser.sample(n, seed=PICTURE_SEED)
-            module.log_dict(self.metrics.frechet(samples), rank_zero_only=True)
+            distances = self.metrics.frechet(samples)
+            self.tracker.minimise(distances)
+            module.log_dict(distances, rank_zero_only=True)
         draw_samples(self.engine, self.folder.samples)
         self.tracker.pictures({"samples": self.folder.samples}, trainer.global_step)
 
@@ -274,6 +296,8 @@ def make_trainer(
     if decay:
         average = WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
         callbacks = [*callbacks, average]
+    if arguments["profiler"] in PROFILERS:  # by its name alone Lightning would make one that says it to a silent logger
+        arguments["profiler"] = PROFILERS[arguments["profiler"]](folder.path, "profile")
     every = arguments["val_check_interval"]
     saving = ResumableCheckpoint(folder.checkpoint, every or arguments["max_steps"], resume_command(folder))
     if every is None:
@@ -291,6 +315,7 @@ def make_trainer(
             check_val_every_n_epoch=None,  # the training stream is endless: validation counts steps
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the data module gives every rank its own part
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,  # we do it ourselves
             inference_mode=False,  # a score is a gradient, also in validation
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -320,8 +345,28 @@ def _checkpoint(folder: RunFolder) -> dict[str, Any] | None:
         ) from error
 
 
-def _about(config: Mapping[str, Any], name: str, run_id: str, sweep: str | None) -> dict[str, Any]:
-    return {"run_id": run_id, "name": name, "sweep": sweep, "tags": list(config["tags"]), "config": dict(config)}
+def _resumable(folder: RunFolder, engine: Engine) -> dict[str, Any] | None:
+    """The checkpoint to go on from, None when there is none; RunError for one that another version has made."""
+    checkpoint = _checkpoint(folder)
+    if checkpoint is None:
+        return None
+    try:
+        missing = {"global_step", "state_dict", "callbacks", "loops", "optimizer_states"} - checkpoint.keys()
+        if missing:
+            raise RuntimeError(f"it has no {', '.join(sorted(missing))}")
+        engine.load_state_dict(checkpoint["state_dict"])
+    except (RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).replace('"', "").split()).rstrip(". ")
+        raise RunError(
+            f"{folder.checkpoint} does not fit the run's configuration in this version of flowdiff ({reason}): start "
+            "anew with force=true, or take the version that made it."
+        ) from error
+    return checkpoint
+
+
+def _about(config: Mapping[str, Any], name: str, run_id: str, sweep: str | None, *, resumed: bool) -> dict[str, Any]:
+    about = {"run_id": run_id, "name": name, "sweep": sweep, "tags": list(config["tags"]), "config": dict(config)}
+    return {**about, "resumed": resumed}
 
 
 def _device(trainer: Trainer) -> str:
@@ -345,10 +390,12 @@ def rows_of(numbers: Mapping[str, float]) -> list[tuple[str, str, str]]:
         rows.append(("denoising test loss", value("test_loss", "test_loss_se"), "EDM weighting, per dimension"))
     for key in numbers:
         if key.startswith("fd_") and not key.endswith(("_sd", "_floor")):
-            about = f"{numbers['num_samples']:,} samples against the training split"
-            rows.append((key, f"{numbers[key]:.4g}", about))
-            floor = numbers[f"{key}_floor"]
-            rows.append((f"{key} floor", f"{floor:.4g}", f"{numbers['num_test']:,} real test samples, same reference"))
+            count = f"{numbers['num_samples']:,} " if "num_samples" in numbers else ""
+            rows.append((key, f"{numbers[key]:.4g}", f"{count}samples against the training split"))
+        if key.startswith("fd_") and key.endswith("_floor"):
+            count = f"{numbers['num_test']:,} " if "num_test" in numbers else ""
+            name = key.removesuffix("_floor")
+            rows.append((f"{name} floor", f"{numbers[key]:.4g}", f"{count}real test samples, same reference"))
     if "bpd" in numbers:
         rows.append(("bits/dim", value("bpd", "bpd_se"), "exact density, uniform dequantisation"))
     if "nats_per_dim" in numbers:

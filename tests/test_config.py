@@ -45,7 +45,7 @@ def offence(*overrides):
         (["accelerator.devices=0"], ["accelerator.devices=0 is not allowed: input should be 'auto', or"]),
         (["accelerator.precision=bf16-true"], ["accelerator.precision=bf16-true is not allowed"]),
         (["resume=x", "force=true"], ["contradict each other"]),
-        (["experiment=foo"], ["experiment=foo is unknown: there are none to choose from"]),
+        (["experiment=n_flow"], ["experiment=n_flow is unknown: did you mean 'n_flows'", "activations"]),
         (["+trainer.max_setps=5"], ["trainer.max_setps is not an argument of Lightning", "did you mean 'max_steps'"]),
         (["accelerator.compile=true"], ["no double backward", "loss=nll"]),
         (["flows=realnvp"], ["flows is not a", "did you mean 'flow'"]),

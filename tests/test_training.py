@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from runs import TINY, TINY_DIGITS, settings, train
+from wandb_files import offline_runs
 
 from flowdiff import api, registry, training
 from flowdiff.engine import Engine, assemble
@@ -162,46 +163,35 @@ def test_every_kind_of_run_ends_complete(tmp_path, overrides):
 def test_wandb_offline_files_hold_the_run(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    result = train(tmp_path / "run", *(o for o in TINY if o != "logger=csv"))
-    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
-    assert result["run_id"] in file.name
-    seen = _read_wandb(file)
-    assert {"train_loss", "val_loss", "fd_data", "samples", "trajectory"} <= seen["history"]
-    assert float(seen["summary"]["parameters"]) == result["parameters"]
-    assert {"fd_*", "val_loss"} <= seen["minimised"]
-    assert seen["exit_code"] == 0
+    wandb_tiny = [*(o for o in TINY if o != "logger=csv"), "logger.checkpoint=true", "tags=[mine]"]
+    result = train(tmp_path / "run", *wandb_tiny)
+    (seen,) = offline_runs(tmp_path / "run")
+    assert seen.run_id == result["run_id"]
+    assert seen.name == result["name"]
+    assert seen.tags == ["mine"]
+    assert seen.config["trainer"]["max_steps"] == 8
+    assert {"train_loss", "val_loss", "fd_data", "samples", "trajectory"} <= seen.curves
+    assert {"fd_data", "val_loss"} <= seen.minimised
+    numbers = {**result["metrics"], "parameters": result["parameters"], "train_seconds": result["seconds"]["train"]}
+    assert {key: seen.summary[key] for key in numbers} == numbers
+    assert seen.summary["fd_data_min"] <= numbers["fd_data"]
+    assert seen.artifacts == {f"checkpoint-{result['run_id']}": str(tmp_path / "run" / "checkpoints" / "last.ckpt")}
+    assert seen.exit_code == 0
 
 
-def _read_wandb(file):
-    from wandb.proto import wandb_internal_pb2
-
-    history, summary, minimised, exit_code = set(), {}, set(), None
-    for data in _log_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        history |= {item.key or item.nested_key[0] for item in record.history.item}
-        for update in record.summary.update:
-            summary[update.key or "/".join(update.nested_key)] = update.value_json
-        if record.HasField("metric") and record.metric.summary.min:
-            minimised.add(record.metric.name or record.metric.glob_name)
-        if record.HasField("exit"):
-            exit_code = record.exit.exit_code
-    return {"history": history, "summary": summary, "minimised": minimised, "exit_code": exit_code}
-
-
-def _log_records(data, block=32768):
-    """The records of a LevelDB log: fragments of [crc 4][length 2][type 1][payload] that never cross a block."""
-    at, whole = 7, b""  # W&B's own header comes first
-    while at + 7 <= len(data):
-        if block - at % block < 7:  # the rest of a block too short for a header is padding
-            at += block - at % block
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a full record, or the last fragment of one
-            yield whole
-            whole = b""
+def test_a_run_that_stops_and_goes_on_is_one_run_for_wandb(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb_tiny = [o for o in TINY if o != "logger=csv"]
+    with monkeypatch.context() as patch:
+        interrupt_at(5, patch)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", *wandb_tiny)
+    train(tmp_path / "run", *wandb_tiny)
+    first, second = offline_runs(tmp_path / "run")
+    assert first.run_id == second.run_id
+    assert [(one.resume, one.exit_code) for one in (first, second)] == [(False, 1), (True, 0)]
+    assert first.artifacts == {}
 
 
 def test_measure_takes_statistics_from_the_training_split():

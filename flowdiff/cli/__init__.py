@@ -1,23 +1,28 @@
-"""The command line: `flowdiff train|sample|report …`, and the same as train.py and sample.py.
+"""The command line: `flowdiff train|sample|report|status|cancel|sync …`, and the same as train.py and sample.py.
 
 A user's mistake ends as one sentence on stderr and exit status 2; HYDRA_FULL_ERROR=1 shows the traceback.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from flowdiff.errors import FlowdiffError
 
+PLAIN = ("report", "status", "cancel", "sync")  # the commands without Hydra
+
 
 def main() -> None:
-    """`flowdiff <command> …`: train, sample or report."""
+    """`flowdiff <command> …`."""
     from flowdiff.registry import nearest
 
-    commands = {"train": _train, "sample": _sample, "report": _report}
+    commands = {"train": _train, "sample": _sample, **{name: partial(_plain, name) for name in PLAIN}}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: flowdiff {{{','.join(commands)}}} …\n\neach command has its own --help")
         return
@@ -58,6 +63,7 @@ def in_sentences(command: Callable[[], None], config_name: str) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         command()
         return
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback at every line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
     try:
         command()
@@ -65,6 +71,8 @@ def in_sentences(command: Callable[[], None], config_name: str) -> None:
         _exit(error)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(config.explain(error, [a for a in sys.argv[1:] if not a.startswith("-")], config_name))
+    except OSError as error:
+        _exit(_about_disk(error))
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
@@ -74,6 +82,15 @@ def in_sentences(command: Callable[[], None], config_name: str) -> None:
 def _exit(message: object) -> None:
     print(message, file=sys.stderr)
     sys.exit(getattr(message, "exit_status", 2))
+
+
+def _about_disk(error: OSError) -> FlowdiffError:
+    from flowdiff.launch.run_folder import disk_error
+
+    sentence = disk_error(error, "the output folder")
+    if sentence is None:
+        raise error
+    return sentence
 
 
 def _train() -> None:
@@ -88,10 +105,13 @@ def _sample() -> None:
     main()
 
 
-def _report() -> None:
-    from flowdiff.cli.report import main
-
+def _plain(name: str) -> None:
+    """A command without Hydra."""
     try:
-        main(sys.argv[1:])
+        sys.exit(import_module(f"flowdiff.cli.{name}").main(sys.argv[1:]))
     except FlowdiffError as error:
         _exit(error)
+    except OSError as error:
+        _exit(_about_disk(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

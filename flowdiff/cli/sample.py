@@ -16,7 +16,7 @@ from flowdiff import config
 from flowdiff.cli import hydra_command, in_sentences
 from flowdiff.errors import ConfigurationError
 from flowdiff.launch.identity import slug
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.run_folder import RunFolder, whole
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,21 @@ def main() -> None:
     """Entry point of sample.py and `flowdiff sample`."""
 
     def command() -> None:
-        offer_settings_of_run(sys.argv[1:])
-        hydra_command(run, "sample")
+        for arguments in one_run_each(sys.argv[1:]):
+            sys.argv[1:] = arguments
+            offer_settings_of_run(arguments)
+            hydra_command(run, "sample")
 
     in_sentences(command, "sample")
+
+
+def one_run_each(arguments: list[str]) -> list[list[str]]:
+    """The command line once for each folder of run=a,b,…: each run brings settings of its own to sweep from."""
+    for i, argument in enumerate(arguments):
+        key, _, folders = argument.partition("=")
+        if key == "run" and "," in folders:
+            return [[*arguments[:i], f"run={folder}", *arguments[i + 1 :]] for folder in folders.split(",") if folder]
+    return [arguments]
 
 
 def offer_settings_of_run(arguments: list[str]) -> None:
@@ -40,7 +51,7 @@ def offer_settings_of_run(arguments: list[str]) -> None:
         else:
             raise ConfigurationError("sample.py needs run=<run folder>: the folder of a training run, e.g. outputs/….")
     else:
-        settings = RunFolder.open(runs[-1]).config()
+        settings = config.of_run(RunFolder.open(runs[-1]))
     for group in _FALLBACK:
         ConfigStore.instance().store(group=group, name="of_run", node=settings[group])
 
@@ -89,14 +100,18 @@ def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | N
     out = Path(settings["out"]) if settings["out"] else folder.path / "samples" / what
     out.mkdir(parents=True, exist_ok=True)
     if len(engine.data.shape) == 1:
-        np.savez_compressed(out / "samples.npz", arr_0=samples.numpy())
+        kept = samples
         engine.data.prepare_data()
         engine.data.setup()
-        pictures.scatter(samples, engine.data.to_model(engine.data.train[:n].x), out / "samples.png")
+        with whole(out / "samples.png") as path:
+            pictures.scatter(samples, engine.data.to_model(engine.data.train[:n].x), path)
     else:
         pixels = engine.data.to_uint8(samples)
-        np.savez_compressed(out / "samples.npz", arr_0=pixels.permute(0, 2, 3, 1).numpy())  # (n, H, W, C)
-        pictures.sample_grid(pixels[:100], out / "samples.png", columns=10)
+        kept = pixels.permute(0, 2, 3, 1)  # (n, H, W, C)
+        with whole(out / "samples.png") as path:
+            pictures.sample_grid(pixels[:100], path, columns=10)
+    with whole(out / "samples.npz") as path:
+        np.savez_compressed(path, arr_0=kept.numpy())
     log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, _describe(settings), out)
     return _evaluate(settings, engine, folder, options) if settings["evaluate"] else None
 
@@ -111,7 +126,7 @@ def _evaluate(settings: dict[str, Any], engine: Any, folder: RunFolder, options:
 
     engine.data.prepare_data()
     engine.data.setup()
-    metrics = build("metrics", folder.config()["metrics"], data=engine.data)
+    metrics = build("metrics", config.of_run(folder)["metrics"], data=engine.data)
     denoiser = engine.denoiser
     drawn = {"rows": 0, "samples": 0}
     hook = denoiser.denoiser.register_forward_pre_hook(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +22,10 @@ from flowdiff.launch.job import Job, Retry, checked_retry
 from flowdiff.launch.local import LocalPool, Worker
 from flowdiff.launch.preflight import checked
 from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.slurm import Settings, SlurmPool
 
 WORKER = Worker("flowdiff.cli.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
+WAITING = ("queued", "running")  # what a run is that goes on without this process
 
 
 class FailedJob(JobReturn):
@@ -36,11 +39,17 @@ class FailedJob(JobReturn):
 class Pool(Protocol):
     """Something that runs jobs: this machine, or a queue."""
 
+    def environment(self) -> AbstractContextManager[None]:
+        """The environment variables under which a sweep is composed and handed over."""
+
     def warm(self) -> None:
         """Get ready, while the jobs are still being composed."""
 
+    def rehearsal(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The config as it can be tried on this machine."""
+
     def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
-        """Run them; a row for each."""
+        """Run them; a row for each, queued or running only if they go on without this process."""
 
 
 def local_pool(jobs_per_device: int | None) -> LocalPool:
@@ -48,7 +57,14 @@ def local_pool(jobs_per_device: int | None) -> LocalPool:
     return LocalPool(WORKER, jobs_per_device)
 
 
-def launch(context: HydraContext, sweep: DictConfig, overrides: Sequence[Sequence[str]], pool: Pool) -> list[JobReturn]:
+def slurm_pool(settings: Mapping[str, Any]) -> SlurmPool:
+    """The pool behind hydra/launcher=slurm."""
+    return SlurmPool(WORKER, Settings.checked(settings))
+
+
+def launch(
+    context: HydraContext, sweep: DictConfig, overrides: Sequence[Sequence[str]], make_pool: Callable[[], Pool]
+) -> list[JobReturn]:
     """Hydra's Launcher.launch: a JobReturn for each list of overrides.
 
     Raises ConfigurationError, before anything starts, naming every job that makes no sense.
@@ -56,20 +72,23 @@ def launch(context: HydraContext, sweep: DictConfig, overrides: Sequence[Sequenc
     retry = checked_retry(sweep.retry)
     setup_globals()
     configure_log(sweep.hydra.hydra_logging, sweep.hydra.verbose)
-    pool.warm()
     folder = Path(sweep.hydra.sweep.dir)
     try:
-        configs = checked(overrides, lambda given: _compose(context, sweep, given))
+        pool = make_pool()
+        with pool.environment():
+            pool.warm()
+            configs = checked(overrides, lambda given: _compose(context, sweep, given, pool))
+            jobs = _jobs(configs, folder)
+            rows = pool.run(jobs, retry, sweep.force)
     except FlowdiffError:
         _remove_if_new(folder)
         raise
-    jobs = _jobs(configs, folder)
-    rows = pool.run(jobs, retry, sweep.force)
     _sum_up(rows, folder)
     return [_returned(cfg, job, row) for cfg, job, row in zip(configs, jobs, rows, strict=True)]
 
 
-def _compose(context: HydraContext, sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def composed(context: HydraContext, sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The checked config of one job of a sweep; ConfigurationError where it makes no sense."""
     try:
         cfg = context.config_loader.load_sweep_config(sweep, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
@@ -82,7 +101,12 @@ def _compose(context: HydraContext, sweep: DictConfig, overrides: Sequence[str])
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(Path(sweep.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
     config.check(cfg)
-    training.rehearse(config.resolved(cfg), RunFolder(cfg.hydra.runtime.output_dir))
+    return cfg
+
+
+def _compose(context: HydraContext, sweep: DictConfig, overrides: Sequence[str], pool: Pool) -> DictConfig:
+    cfg = composed(context, sweep, overrides)
+    training.rehearse(pool.rehearsal(config.resolved(cfg)), RunFolder(cfg.hydra.runtime.output_dir))
     return cfg
 
 
@@ -100,7 +124,8 @@ def _jobs(configs: Sequence[DictConfig], folder: Path) -> list[Job]:
 def _sum_up(rows: Sequence[Row], folder: Path) -> None:
     names = {"done": "finished", "skipped": "skipped (complete)", "busy": "written by another process"}
     counts = Counter(names.get(row.state, row.state) for row in rows)
-    print(f"{len(rows)} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}; flowdiff report {folder}")
+    command = "status" if any(row.state in WAITING for row in rows) else "report"
+    print(f"{len(rows)} runs: {', '.join(f'{n} {state}' for state, n in counts.items())}; flowdiff {command} {folder}")
     for row in rows:
         if row.state in ("failed", "busy"):
             print(f"  {row.state} {row.name}: {row.note}")
@@ -108,18 +133,19 @@ def _sum_up(rows: Sequence[Row], folder: Path) -> None:
 
 def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
     complete = job.folder.is_complete
-    result = (JobReturn if complete else FailedJob)(
+    fine = complete or row.state in WAITING
+    result = (JobReturn if fine else FailedJob)(
         overrides=list(job.overrides),
         cfg=OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]),
         hydra_cfg=OmegaConf.masked_copy(cfg, "hydra"),
         working_dir=str(job.path),
         task_name=cfg.hydra.job.name,
-        status=JobStatus.COMPLETED if complete else JobStatus.FAILED,
+        status=JobStatus.COMPLETED if fine else JobStatus.FAILED,
     )
     if complete:
         result.return_value = job.folder.result()["metrics"].get("test_loss")
     else:
-        result._return_value = RunError(f"{row.name} {row.state}: {row.note}")
+        result._return_value = None if fine else RunError(f"{row.name} {row.state}: {row.note}")
     return result
 
 

@@ -78,13 +78,14 @@ def _already_complete(folder: RunFolder) -> float | None:
     result = folder.result()
     log.info("%s is complete; force=true trains it anew.", folder.path)
     training.show(result, folder)
-    return result["metrics"].get("test_loss")
+    return folder.test_loss()
 
 
 def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
     """The config of the run to go on with; only logging and hardware may be given anew."""
     folder = RunFolder.open(cfg.resume)
-    settings = folder.config()
+    only_shown = folder.is_complete and cfg.retry != "all"
+    settings = folder.config() if only_shown else config.of_run(folder)
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key.split(".")[0] not in CHANGEABLE:
@@ -95,7 +96,6 @@ def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
         group = key.split(".")[0]
         if group in settings:
             settings[group] = config.resolved(cfg)[group]
-    config.import_plugins(settings["plugins"])
     return settings
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from flowdiff.data.pixels import Pixels, Vectors
+from flowdiff.data.workers import heed_parent_only
 from flowdiff.errors import DataError
 from flowdiff.noise import step_generator
 
@@ -247,6 +248,7 @@ class DataModule(LightningDataModule, ABC):
             sampler=batches,
             batch_size=None,  # the sampler yields whole batches and the split takes them whole
             num_workers=self.num_workers,
+            worker_init_fn=heed_parent_only,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             # Its own generator: making a loader must not move the global one.

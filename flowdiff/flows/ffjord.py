@@ -75,6 +75,7 @@ class FFJORD(Flow):
         super().__init__()
         dim = math.prod(shape)
         self.twice_differentiable = backprop == "direct"
+        self.forward_differentiable = backprop == "direct" and steps is not None
         solve = Solver(steps, rtol, atol, backprop == "adjoint")
         self.inverse_error = n_flows * solve.error
         flows: list[Flow] = []
@@ -127,8 +128,10 @@ class Continuous(Flow):
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             z = z.repeat(len(vectors), 1)  # (K·B, D)
-            if not (differentiable and z.requires_grad):
+            if not differentiable:
                 z = z.detach().requires_grad_()
+            elif not z.requires_grad:
+                z = z + torch.zeros_like(z).requires_grad_()  # which, other than detach, keeps a forward-mode tangent
             g = self.net(z, cond.with_vector(torch.cat([cond.vector, time_features(t, z)], dim=1))).to(z.dtype)
             (products,) = torch.autograd.grad(g, z, vectors.flatten(0, 1), create_graph=differentiable)
             trace = (products.view_as(vectors) * vectors).sum((0, 2))

@@ -117,8 +117,8 @@ class Bin(NamedTuple):
 
     def position(self, y: Tensor) -> Tensor:
         """ξ ∈ [0, 1] of y."""
-        # A quadratic equation in ξ, solved by ξ = 2sη/(2sη + p + √(p² + r)) with η = (y − y_k)/h. Nothing under the root
-        # is negative, and p + √(p² + r) is r/(−p + √(p² + r)) where p is: rounding finds no difference to spoil.
+        # A quadratic equation: ξ = 2sη/(2sη + p + √(p² + r)) with η = (y − y_k)/h. Nothing under the root is negative,
+        # and p + √(p² + r) is r/(−p + √(p² + r)) where p is negative: no difference of like numbers is left to rounding.
         s, eta = self.h / self.w, (y - self.y0) / self.h
         p = self.d0 * (1 - eta) - self.d1 * eta
         r = 4 * s**2 * eta * (1 - eta)

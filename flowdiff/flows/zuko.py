@@ -150,6 +150,7 @@ class NSF(MaskedFlow):
     """
 
     smooth = False
+    forward_differentiable = False
 
     def __init__(
         self,
@@ -182,6 +183,8 @@ class BPF(MaskedFlow):
     Source: Arpogaus et al., "Short-Term Density Forecasting of Low-Voltage Load using Bernstein-Polynomial Normalizing
     Flows", 2022.
     """
+
+    forward_differentiable = False
 
     def __init__(
         self,

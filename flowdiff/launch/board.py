@@ -15,7 +15,7 @@ from rich.text import Text
 
 from flowdiff.launch.run_folder import RunFolder
 
-State = Literal["queued", "running", "done", "skipped", "failed", "stopped", "busy"]
+State = Literal["queued", "running", "done", "pruned", "skipped", "failed", "stopped", "busy"]
 # In the table, from top to bottom; what ends is said beside it.
 STYLES: dict[State, str] = {
     "running": "bold",
@@ -23,6 +23,7 @@ STYLES: dict[State, str] = {
     "busy": "red",
     "stopped": "yellow",
     "queued": "dim",
+    "pruned": "dim green",
     "done": "green",
     "skipped": "green",
 }

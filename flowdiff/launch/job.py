@@ -7,27 +7,38 @@ edits of YAML files do not reach it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowdiff.errors import ConfigurationError, FlowdiffError
+from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch import identity
 from flowdiff.launch.lock import held
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.run_folder import RunFolder, disk_error
+
+log = logging.getLogger(__name__)
 
 Retry = Literal["failed", "all", "none"]
-Verdict = Literal["run", "complete", "failed"]
+Verdict = Literal["run", "complete", "failed", "pruned"]
 
 
 class Interrupted(FlowdiffError):
     """The run was asked to stop and can go on from its checkpoint."""
 
     exit_status = 130  # as a shell reports a program that Ctrl-C ended
+
+
+class Pruned(FlowdiffError):
+    """A search has ended the run early: its metric had this value after `step` steps."""
+
+    def __init__(self, step: int, metric: str, value: float, study: str):
+        super().__init__(f"pruned at step {step:,}: {metric} {value:.4g} is behind what other trials had there.")
+        self.told = (step, metric, value, study)
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Job:
     @property
     def name(self) -> str:
         """The overrides that matter, readable."""
-        return identity.run_name(self.overrides)
+        return identity.run_name(self.overrides, self.sweep)
 
     @property
     def folder(self) -> RunFolder:
@@ -66,16 +77,18 @@ class Job:
         return self.config["trainer"]["max_steps"]
 
     def verdict(self, retry: Retry, force: bool) -> Verdict:
-        """What is to be done: "run" it, or leave it because it is complete, or has failed and is not retried."""
+        """What is to be done: "run" it, or leave it because it is complete, or was ended and is not retried."""
         folder = self.folder
         if force or retry == "all":
             return "run"
         if folder.is_complete:
             return "complete"
-        return "failed" if folder.failure() is not None and retry == "none" else "run"
+        if retry == "none" and folder.failure() is not None:
+            return "failed"
+        return "pruned" if retry == "none" and folder.pruned() else "run"
 
     def prepare(self, force: bool) -> None:
-        """Take back that it is complete or failed; with force empty its folder. Busy when another process writes it."""
+        """Take back that it has ended in any way; with force empty its folder. Busy when another process writes it."""
         if is_first_rank() and self.path.is_dir():
             with held(self.path):
                 self.folder.reopen(from_scratch=force)
@@ -83,7 +96,7 @@ class Job:
     def execute(self, train: Callable[..., dict[str, Any]]) -> dict[str, Any]:
         """Train it (`flowdiff.training.train`) as the only writer of its folder; an error is left there as failed.json.
 
-        Returns what result.json holds, {} on ranks other than 0.
+        Returns what result.json holds, {} on ranks other than 0 and for a run that a search ended early.
         """
         with ExitStack() as stack:
             if is_first_rank():
@@ -97,14 +110,23 @@ class Job:
                     sweep=self.sweep,
                     overrides=self.overrides,
                 )
+            except Pruned as end:
+                log.info("%s", end)
+                if is_first_rank():
+                    self.folder.write_pruned(*end.told)
+                return {}
             except Interrupted:
                 if is_first_rank():
                     raise
                 sys.exit()  # in peace: Lightning kills the first rank when another ends with an error
             except Exception as error:
+                told = disk_error(error, self.path)
                 if is_first_rank():
-                    self.fail(sentence(error))
-                raise
+                    with suppress(RunError):  # on a full disk the error itself matters more
+                        self.fail(sentence(told or error))
+                if told is None:
+                    raise
+                raise told from error
 
     def fail(self, error: str) -> None:
         """Leave failed.json, and for a run of a sweep that did not get to it config.yaml, for the report."""

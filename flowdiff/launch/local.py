@@ -2,8 +2,9 @@
 
 Every run gets a process of its own, so that nothing leaks from one to the next, and a slot: the GPUs it sees and the
 threads it may use. What became of a run is read from its folder, so a run is complete exactly when its folder says so.
-Ctrl-C or SIGTERM asks every run to save at the end of its batch; a second Ctrl-C kills them. A hangup is survived. When
-this process itself is killed its runs die with it, and the same command goes on from their last checkpoints.
+Ctrl-C, SIGTERM or SIGUSR2 asks every run to save at the end of its batch; Ctrl-C after that kills them. A hangup is
+survived. When this process itself is killed its runs die with it, and the same command goes on from their last
+checkpoints.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -33,10 +35,11 @@ from flowdiff.launch.identity import labels
 from flowdiff.launch.job import Interrupted, Job, Retry
 from flowdiff.launch.lock import Busy, owner
 from flowdiff.launch.pending import pending, prepared
+from flowdiff.launch.signals import ASKING, STOPPED, heed, withheld
 from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
 
-# Exit status of a run's process.
-FAILED, BUSY, STOPPED = 1, 75, 128 + signal.SIGTERM
+# Exit status of a run's process, beside STOPPED.
+FAILED, BUSY = 1, 75
 LOOK = 0.5  # seconds between two looks at the progress of the runs
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -55,12 +58,22 @@ class Worker:
 
 
 class LocalPool:
-    """Runs jobs on this machine. jobs_per_device: how many share a GPU (or the CPU), ≥ 1; None: what fits."""
+    """Runs jobs on this machine. jobs_per_device: how many share a GPU (or the CPU), ≥ 1; None: what fits.
 
-    def __init__(self, worker: Worker, jobs_per_device: int | None = None, console: Console | None = None):
+    killed_is: what a run is whose process was killed; "stopped" when whoever uses the pool will go on with it.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        jobs_per_device: int | None = None,
+        console: Console | None = None,
+        killed_is: Literal["failed", "stopped"] = "failed",
+    ):
         self.worker = worker
         self.jobs_per_device = jobs_per_device
         self.console = console
+        self.killed_is = killed_is
         self._context = multiprocessing.get_context("forkserver")
 
     def warm(self) -> None:
@@ -71,8 +84,16 @@ class LocalPool:
         values = dict.fromkeys(THREADS, "1")  # for what is sized at import; a slot sets its own
         values["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # no CUDA context before the fork
         values["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it does not know ours
-        with _environment(values):
+        with _environment(values), _shielded():
             forkserver.ensure_running()
+
+    def environment(self) -> AbstractContextManager[None]:
+        """Ours as it is."""
+        return nullcontext()
+
+    def rehearsal(self, config: dict[str, Any]) -> dict[str, Any]:
+        """As it is: it runs where it is tried."""
+        return config
 
     def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
         """Run what is to be run; a row for each job, none of them queued or running. KeyboardInterrupt after Ctrl-C."""
@@ -84,7 +105,8 @@ class LocalPool:
             if chosen:
                 configs = [job.config for job, _ in chosen]
                 places = slots(configs, self.jobs_per_device, _gpus(jobs), available_cores())  # or a refusal
-                _Sweep(self._context, self.worker, board, prepared(chosen, board, force), places).run()
+                ready = prepared(chosen, board, force)
+                _Sweep(self._context, self.worker, board, ready, places, self.killed_is).run()
         return rows
 
 
@@ -92,13 +114,20 @@ class _Sweep:
     """One sweep in progress: the queue, the free slots, and the processes that run."""
 
     def __init__(
-        self, context: Any, worker: Worker, board: Board, queue: list[tuple[Job, Row]], places: Sequence[Slot]
+        self,
+        context: Any,
+        worker: Worker,
+        board: Board,
+        queue: list[tuple[Job, Row]],
+        places: Sequence[Slot],
+        killed_is: Literal["failed", "stopped"],
     ):
         self.context = context
         self.worker = worker
         self.board = board
         self.queue = queue
         self.free = list(places)
+        self.killed_is = killed_is
         self.running: dict[int, tuple[BaseProcess, Job, Row, Slot]] = {}  # by sentinel
         self.asked: signal.Signals | None = None
 
@@ -120,7 +149,8 @@ class _Sweep:
 
     def _start(self, job: Job, row: Row, slot: Slot) -> None:
         process = self.context.Process(target=_child, args=(self.worker, job, slot), name=row.name)
-        process.start()
+        with _shielded():  # should the server have to be started again
+            process.start()
         self.running[process.sentinel] = process, job, row, slot
         self.board.change(row, "running")
 
@@ -132,12 +162,16 @@ class _Sweep:
         if job.folder.is_complete:
             row.step = row.max_steps
             self.board.change(row, "done")
+        elif pruned := job.folder.pruned():
+            self.board.change(row, "pruned", f"at step {pruned['step']:,}")
         elif code == BUSY:
             other = owner(job.path)
             by = f" by process {other['pid']} on {other['host']}" if other else ""
             self.board.change(row, "busy", f"{job.path} is being written{by}")
         elif code in (STOPPED, -signal.SIGTERM) or (self.asked and code != FAILED):
             self.board.change(row, "stopped", "the same command goes on from its last checkpoint")
+        elif code < 0 and self.killed_is == "stopped":
+            self.board.change(row, "stopped", f"ended by {signal.Signals(-code).name}")
         else:
             if code != FAILED:
                 job.fail(_died(code))
@@ -149,8 +183,10 @@ class _Sweep:
         def stop(number: int, frame: FrameType | None) -> None:
             again = self.asked is not None
             self.asked = self.asked or signal.Signals(number)
-            self._signal_all(signal.SIGKILL if again else signal.SIGTERM)
-            if not again:
+            if again and number == signal.SIGINT:
+                self._signal_all(signal.SIGKILL)
+            elif not again:  # a queue sends several signals for one stop
+                self._signal_all(signal.SIGTERM)
                 self.board.say("stopping: every run saves at the end of its batch; Ctrl-C again kills them")
 
         terminals = [file for file in (1, 2) if os.isatty(file)]
@@ -164,7 +200,7 @@ class _Sweep:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, *ASKING)}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup)
         try:
             yield
@@ -185,13 +221,21 @@ class _Sweep:
 def _child(worker: Worker, job: Job, slot: Slot) -> None:
     """The life of one run's process."""
     os.setsid()  # Ctrl-C is for the parent, which tells us
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(STOPPED))
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    with _as_command(worker, job):
+        train_here(worker, job, slot)
+
+
+def train_here(worker: Worker, job: Job, slot: Slot) -> None:
+    """Train a job in this process, which does nothing else; SystemExit with FAILED, BUSY or STOPPED if it must.
+
+    Before and after training a signal of ASKING ends the process at once: there is nothing new to save.
+    """
+    heed()
     _bind(slot)
     _redirect(job)
     try:
-        with _as_command(worker, job):
-            worker.load()(job)
+        worker.load()(job)
     except Busy:
         sys.exit(BUSY)
     except Interrupted as error:
@@ -200,6 +244,15 @@ def _child(worker: Worker, job: Job, slot: Slot) -> None:
     except Exception:
         logging.getLogger(__name__).exception("the run failed")
         sys.exit(FAILED)
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """The server, and a run until it can heed them, must not die of signals that a queue sends to every process."""
+    with withheld():
+        resource_tracker.ensure_running()  # else it is started with the server, and it unblocks some of them
+        with withheld():
+            yield
 
 
 def _bind(slot: Slot) -> None:

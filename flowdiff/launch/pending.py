@@ -24,6 +24,8 @@ def pending(pairs: Sequence[tuple[Job, Row]], board: Board, retry: Retry, force:
             board.change(row, "skipped", "complete; force=true trains it anew")
         elif verdict == "failed":
             board.change(row, "failed", f"before: {job.folder.failure()} (retry=failed tries again)")
+        elif verdict == "pruned":
+            board.change(row, "pruned", f"before, at step {job.folder.pruned()['step']:,}")
         else:
             chosen.append((job, row))
         seen.add(job.path)

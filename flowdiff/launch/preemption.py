@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 
 from flowdiff.errors import FlowdiffError
 from flowdiff.launch.job import Interrupted
+from flowdiff.launch.signals import ASKING
 
 
 class Divergence(FlowdiffError, ArithmeticError):
@@ -24,7 +26,7 @@ class Divergence(FlowdiffError, ArithmeticError):
 
 
 class ResumableCheckpoint(Callback):
-    """Keeps `last.ckpt`: every `every_n_steps`, at the last step, and when SIGINT or SIGTERM asks to stop.
+    """Keeps `last.ckpt`: every `every_n_steps`, at the last step, and when SIGINT, SIGTERM or SIGUSR2 asks to stop.
 
     Looks at the loss before every save and every trainer.log_every_n_steps; raises Divergence when it is not finite.
 
@@ -45,13 +47,13 @@ class ResumableCheckpoint(Callback):
         owner = os.getpid()
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != owner:  # a forked data worker inherits the handler
-                raise SystemExit(128 + number)
+            if os.getpid() != owner:
+                return  # a data worker, forked a moment ago
             if self._asked is signal.SIGINT and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._asked = signal.Signals(number)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *ASKING):
             self._handlers[number] = signal.signal(number, ask)
 
     def on_train_batch_end(
@@ -80,6 +82,13 @@ class ResumableCheckpoint(Callback):
         self._agree(trainer)
         self._stop(trainer)
 
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """A queue's SIGTERM ends a logger's own process at once: losing touch with that is part of being stopped."""
+        if isinstance(exception, ConnectionError):
+            time.sleep(1)  # our signal may still be on its way
+            if self._asked:
+                raise self._interruption(trainer) from exception
+
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -88,7 +97,11 @@ class ResumableCheckpoint(Callback):
     def save(self, trainer: Trainer) -> None:
         """Write last.ckpt, whole or not at all."""
         temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
+        try:
+            trainer.save_checkpoint(temporary)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # gives the room back
+            raise
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
         self._saved = trainer.global_step
@@ -102,7 +115,11 @@ class ResumableCheckpoint(Callback):
 
     def _stop(self, trainer: Trainer) -> None:
         if self._stopping and self._saved == trainer.global_step:
-            raise Interrupted(
-                f"{self._stopping.name} stopped the run after step {trainer.global_step:,} of {trainer.max_steps:,}; "
-                f"go on with: {self.resume_hint}"
-            )
+            raise self._interruption(trainer)
+
+    def _interruption(self, trainer: Trainer) -> Interrupted:
+        name = (self._stopping or self._asked).name
+        return Interrupted(
+            f"{name} stopped the run after step {self._saved or 0:,} of {trainer.max_steps:,}; go on with: "
+            f"{self.resume_hint}"
+        )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import shutil
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from flowdiff.launch import lock
 
 VERSIONED = ("torch", "lightning", "hydra-core", "wandb", "diffusers", "torchmetrics", "numpy")
 
+# libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # or a file in place of a folder
+
 TAIL = 4096  # bytes at the end of metrics.csv that are read for the progress of a run
 
 
@@ -27,7 +35,7 @@ class RunFolder:
     """The paths of one run and what they hold.
 
     `result.json` exists exactly when the run is complete: it is written last, to a temporary name, and renamed.
-    `failed.json` exists exactly when the last attempt ended in an error.
+    `failed.json` exists exactly when the last attempt ended in an error, `pruned.json` when a search ended it early.
     """
 
     def __init__(self, path: str | Path):
@@ -38,6 +46,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.result_file = self.path / "result.json"
         self.failed_file = self.path / "failed.json"
+        self.pruned_file = self.path / "pruned.json"
         self.samples = self.path / "samples.png"
         self.trajectory = self.path / "trajectory.png"
         self.loss_curve = self.path / "loss_curve.png"
@@ -54,30 +63,48 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run ended: result.json is there."""
-        return self.result_file.is_file()
+        """Whether the run ended: result.json is there, and whole."""
+        try:
+            self.result()
+        except RunError:
+            return False
+        return True
 
     def config(self) -> dict[str, Any]:
-        """The resolved config the run was made with."""
-        with self.config_file.open() as file:
-            return yaml.safe_load(file)
+        """The resolved config the run was made with; RunError where it cannot be read."""
+        try:
+            return _mapping(yaml.load(self.config_file.read_text(), Loader))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise RunError(
+                f"{self.config_file} cannot be read ({_why(error)}): repeat the run's command with force=true."
+            ) from error
 
     def result(self) -> dict[str, Any]:
-        """What result.json holds."""
-        return json.loads(self.result_file.read_text())
+        """What result.json holds, of an older version maybe not all of today's; RunError where it cannot be read."""
+        try:
+            return _mapping(json.loads(self.result_file.read_text()))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.result_file} cannot be read ({_why(error)}): the run's command goes on from its last "
+                "checkpoint and writes it again."
+            ) from error
+
+    def test_loss(self) -> float | None:
+        """The denoising test loss of a complete run, None where its result does not hold it."""
+        return (self.result().get("metrics") or {}).get("test_loss")
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Make the folder and write config.yaml."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_whole(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, atomically: from here on the run is complete."""
-        _replace(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+        write_whole(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
 
     def write_failure(self, error: str) -> None:
         """Write failed.json, atomically: the sentence that says why the run ended."""
-        _replace(self.failed_file, json.dumps({"error": error}, ensure_ascii=False) + "\n")
+        write_whole(self.failed_file, json.dumps({"error": error}, ensure_ascii=False) + "\n")
 
     def failure(self) -> str | None:
         """Why the last attempt failed, None if it did not."""
@@ -88,14 +115,27 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return "failed.json cannot be read"
 
+    def write_pruned(self, step: int, metric: str, value: float, study: str) -> None:
+        """Write pruned.json, atomically: after which step, at which value of which metric, a study gave up."""
+        pruned = {"step": step, "metric": metric, "value": value, "study": study}
+        write_whole(self.pruned_file, json.dumps(pruned) + "\n")
+
+    def pruned(self) -> dict[str, Any] | None:
+        """What pruned.json holds, None where the run was not ended early."""
+        try:
+            return _mapping(json.loads(self.pruned_file.read_text()))
+        except (OSError, ValueError):
+            return None
+
     def reopen(self, *, from_scratch: bool) -> None:
-        """Make the run neither complete nor failed; from_scratch: forget all of it. The caller owns the folder."""
+        """Take back that the run has ended in any way; from_scratch: forget all of it. The caller owns the folder."""
         if from_scratch:
             for entry in self.path.iterdir():
                 if entry.name != lock.NAME:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.result_file.unlink(missing_ok=True)
         self.failed_file.unlink(missing_ok=True)
+        self.pruned_file.unlink(missing_ok=True)
 
     def progress(self) -> tuple[int, float | None]:
         """Optimiser steps known to be done and the last training loss, from the end of metrics.csv."""
@@ -122,7 +162,7 @@ class RunFolder:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows([*rows, row])
-        _replace(self.evaluations, text.getvalue())
+        write_whole(self.evaluations, text.getvalue())
 
 
 def versions() -> dict[str, str]:
@@ -144,7 +184,49 @@ def git_commit() -> str | None:
         return None
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def _mapping(node: Any) -> dict[str, Any]:
+    if not isinstance(node, dict):
+        raise ValueError("it holds no mapping")
+    return node
+
+
+def _why(error: Exception) -> str:
+    """The first line of an error, which says enough."""
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return (text or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write, which takes the place of `path` at the end of the `with`, or is gone after an error.
+
+    Whoever reads `path` finds all of it or what was there before. Raises RunError on a full disk.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if told := disk_error(error, path):
+            raise told from error
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; RunError on a full disk."""
+    with whole(path) as temporary:
+        temporary.write_text(text)
+
+
+def disk_error(error: BaseException, place: Path | str) -> RunError | None:
+    """The sentence for an error of the file system that a user can mend; None for any other error.
+
+    place: what was being written, where the error does not name it itself.
+    """
+    if not isinstance(error, OSError) or error.errno not in (*FULL, *CLOSED):
+        return None
+    if error.errno in CLOSED and error.filename:  # a full disk names the temporary file that was to be copied
+        place = error.filename
+    return RunError(f"{place} cannot be written: {error.strerror}; choose another place or make room.")

@@ -67,8 +67,9 @@ def visible_gpus() -> list[str]:
 
 
 def available_cores() -> int:
-    """The cores this process may use: its affinity, or a container's quota when that is less."""
+    """The cores this process may use: its affinity, a container's quota or a SLURM task's share, whichever is least."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(cores, int(quota) // int(period)))

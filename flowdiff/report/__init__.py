@@ -51,7 +51,7 @@ class Report:
 
     def write_tables(self, out: str | Path) -> list[Path]:
         """Write report.csv, report.md and, where runs were sampled again, sampling.csv; returns the paths."""
-        from flowdiff.report.table import problems_markdown, sentences, to_csv, to_markdown
+        from flowdiff.report.table import problems_markdown, sentences, to_csv, to_markdown, unsaid
 
         out = _folder(out)
         parts = [
@@ -62,7 +62,8 @@ class Report:
             parts.append(f"Mean ± sd over seeds, best in bold.\n\n{to_markdown(self.table)}")
         written = [_write(out / "report.csv", lambda path: to_csv(self.table, path))]
         if self.sampling.rows:
-            parts.append(f"## Sampling\n\n{to_markdown(self.sampling)}")
+            about = "".join(f"{sentence}  \n" for sentence in unsaid(self.sampling))
+            parts.append(f"## Sampling\n\n{about}\n{to_markdown(self.sampling)}")
             written.append(_write(out / "sampling.csv", lambda path: to_csv(self.sampling, path)))
         if listed := problems_markdown(self.runs):
             parts.append(f"## Not complete\n\n{listed}")

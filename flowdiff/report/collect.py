@@ -1,8 +1,9 @@
 """Run folders to `Run`s: what a report knows of a run is what lies in its folder.
 
 A run folder is a folder with `config.yaml`. Beside it may lie `result.json` (exactly when the run is
-complete), `failed.json` ({"error": str}, by the launcher), `metrics.csv` (the training curves) and `evaluations.csv`
-(one row per later sampling). Nothing here loads a checkpoint or imports torch.
+complete), `failed.json` ({"error": str}, by the launcher), `pruned.json` (of a run that a search ended early),
+`metrics.csv` (the training curves) and `evaluations.csv` (one row per later sampling). Nothing here loads a checkpoint
+or imports torch. What lies in a folder `debug` is no result, and is read only when asked for by name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import yaml
 
 from flowdiff.errors import RunError
 
-State = Literal["complete", "failed", "unfinished", "unreadable"]
+State = Literal["complete", "failed", "pruned", "unfinished", "unreadable"]
 
 # libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -269,7 +270,7 @@ def _run_folders(folder: Path, seen: set[str]) -> Iterator[Path]:
         yield folder
         return
     for entry in entries:
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name != "wandb":
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in ("wandb", "debug"):
             yield from _run_folders(folder / entry.name, seen)
 
 
@@ -279,6 +280,9 @@ def _why_incomplete(folder: Path, config: Mapping[str, Any]) -> tuple[State, str
     reached = "no step was logged" if step is None else f"last step {step}"
     if step is not None and _is_number(target) and target > 0:
         reached += f" of {target}"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        pruned = json.loads((folder / "pruned.json").read_text())
+        return "pruned", f"pruned at step {pruned['step']} of {target}, {pruned['metric']} {pruned['value']:.4g}"
     try:
         error = json.loads((folder / "failed.json").read_text())["error"]
     except FileNotFoundError:

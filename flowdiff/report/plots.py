@@ -15,7 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowdiff.report.collect import MEASURED, Run, curves
-from flowdiff.report.table import SAMPLING, Row, Table, direction, short, text
+from flowdiff.report.table import SAMPLING, Row, Table, direction, follows, groups, short, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,14 +63,18 @@ class Point(NamedTuple):
 def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
     """Every plot that the runs have data for, one at a time."""
     metrics = [m for m in table.quality() if m not in MEASURED.values()][:PANELS]
-    for parameter in table.parameters if metrics else ():
+    for parameter in table.questions() if metrics else ():
         caption = f"Against {parameter}: mean ± sd over seeds."
         slug = re.sub(r"[^\w.-]", "_", parameter)
         yield Plot(f"by_{slug}", caption, by_parameter(table, parameter, metrics))
-    judged = [m for m in sampling.quality() if m != "seconds"][:PANELS]
-    if len(sampling.rows) > 1 and judged and "num_steps" in sampling.parameters:
-        figure = by_parameter(sampling, "num_steps", judged)
-        yield Plot("by_sampling_steps", "Quality against sampling steps, from evaluations.csv.", figure)
+    judged = [m for m in sampling.quality() if m != "seconds" and "per_second" not in m][:PANELS]
+    for parameter, slug in (("num_steps", "sampling_steps"), ("guidance_scale", "guidance_scale")):
+        if judged and len({row.settings.get(parameter, "") for row in sampling.rows} - {""}) > 1:
+            caption = f"Quality against {slug.replace('_', ' ')}, from evaluations.csv."
+            yield Plot(f"by_{slug}", caption, by_parameter(sampling, parameter, judged))
+    if judged and len({row.metrics["nfe"][0] for row in sampling.rows if "nfe" in row.metrics}) > 1:
+        caption = "Sampling against network calls per sample (nfe); dashed is the Pareto front."
+        yield Plot("against_nfe", caption, pareto(sampling, "nfe", judged))
     quality = [m for m in metrics if "per_second" not in m]
     for cost, what in (("parameters", "number of parameters"), ("train_seconds", "seconds of training")):
         if quality and len({row.metrics[cost][0] for row in table.rows if cost in row.metrics}) > 1:
@@ -116,7 +120,8 @@ def by_parameter(table: Table, parameter: str, metrics: Sequence[str]) -> Figure
     settings: each is a small dot, and the line or large dot is their median.
     """
     rows = [row for row in table.rows if row.settings[parameter] != ""]
-    names, gathered = series(rows, [p for p in table.parameters if p != parameter])
+    others = [p for p in table.questions() if p != parameter and not follows(rows, p, parameter)]
+    names, gathered = series(rows, others)
     legend = list(dict.fromkeys(names))
     values = list(dict.fromkeys(row.settings[parameter] for row in rows))
     numeric = all(isinstance(value, int | float) for value in values)
@@ -140,7 +145,7 @@ def by_parameter(table: Table, parameter: str, metrics: Sequence[str]) -> Figure
 def pareto(table: Table, cost: str, metrics: Sequence[str]) -> Figure:
     """Each metric against a cost, coloured by setting, with the Pareto front (less cost, better metric)."""
     rows = [row for row in table.rows if cost in row.metrics]
-    names, _ = series(rows, table.parameters)
+    names, _ = series(rows, table.questions())
     legend = list(dict.fromkeys(names))
     figure, panels = _panels(len(metrics))
     handles = {}
@@ -170,15 +175,17 @@ def series(rows: Sequence[Row], parameters: Sequence[str]) -> tuple[list[str], l
     Returns the name of each row's series and the parameters that had to be left out of the names.
     """
     varying = [p for p in parameters if len({row.settings[p] for row in rows}) > 1]
-    # How was sampled comes first, then what has the fewest values.
-    varying.sort(key=lambda p: (p not in SAMPLING, len({row.settings[p] for row in rows})))
+    typed = {o.lstrip("+~").partition("=")[0] for row in rows for entry in row.entries for o in entry.run.overrides}
+    brought = {p for p in varying if p not in typed and p.removesuffix(".name") not in typed}
+    # How was sampled comes first, the sampler before all, then what was asked for, then what has the fewest values.
+    varying.sort(key=lambda p: ((*SAMPLING, p).index(p), p in brought, groups(rows, [p])))
     used: list[str] = []
     for parameter in varying:
-        if len({tuple(row.settings[p] for p in (*used, parameter)) for row in rows}) <= len(COLOURS):
+        if groups(rows, used) < groups(rows, [*used, parameter]) <= len(COLOURS):
             used.append(parameter)
     named = [p for p in parameters if p in used]
     names = [", ".join(f"{short(p)}={text(v)}" for p in named if (v := row.settings[p]) != "") for row in rows]
-    return names, [p for p in varying if p not in used]
+    return names, [p for p in varying if groups(rows, used) < groups(rows, [*used, p])]
 
 
 def pareto_front(points: Sequence[tuple[float, float]], sign: int) -> list[tuple[float, float]]:
@@ -200,7 +207,8 @@ def training_curves(runs: Sequence[Run], table: Table) -> Figure | None:
     from matplotlib.lines import Line2D
 
     logged = [(run, found) for run in runs if (found := curves(run, _is_curve))]
-    names = list(dict.fromkeys(name for _, found in logged for name in found))[:PANELS]
+    # One point makes no line.
+    names = list(dict.fromkeys(name for _, found in logged for name in found if len(found[name]) > 1))[:PANELS]
     if not names:
         return None
     setting = {id(entry.run): i for i, row in enumerate(table.rows) for entry in row.entries}
@@ -292,13 +300,15 @@ def _tick_parameter(axes: Axes, places: dict[Any, float], numeric: bool) -> None
 
 
 def _log_axis(axes: Axes, which: str) -> None:
-    """A logarithmic axis labelled 1, 2, 5, 10 … 20k, also where it spans less than a decade."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    """A logarithmic axis labelled 0.5, 1, 2, 5, 10 … 20k, also where it spans less than a decade."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(EngFormatter(sep=""))
+    low, high = axis.get_view_interval()
+    thousands = EngFormatter(sep="")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= v < 1e3 else thousands(v)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -308,6 +318,7 @@ def _spans(values: Sequence[float], ratio: float) -> bool:
 
 
 def _legend(figure: Figure, handles: dict[str, Any], title: str | None = None) -> None:
+    handles = {name: handle for name, handle in handles.items() if name}  # nothing sets those without a name apart
     if len(handles) < 2 and title is None:
         return
     longest = max(map(len, handles))

@@ -16,13 +16,15 @@ from typing import Any
 from flowdiff.report.collect import Run, evaluations, older, plain, swept_parameters
 
 MORE_IS_BETTER = re.compile(r"accuracy|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)")
-DESCRIBES = re.compile(r"^(parameters|steps|epochs?|seed|num_samples|nfe|extractor_accuracy)$|_(floor|sd|se)$")
+DESCRIBES = re.compile(r"^(parameters|steps|epochs?|seed|num_samples|num_test|nfe|extractor_accuracy)$|_(floor|sd|se)$")
+# What accompanies another metric and varies from seed to seed as noise does: in the CSV only.
+ASIDE = re.compile(r"^total_seconds$|_(sd|se)$")
 QUALITY = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")
 
 # The columns of evaluations.csv that say how was sampled; every other number in it is a measurement.
 SAMPLING = (
     *("sampler", "num_steps", "schedule", "guidance", "guidance_scale"),
-    *("start", "sigma_start", "num_samples"),
+    *("start", "sigma_start", "class_label", "num_samples"),
 )
 
 
@@ -71,6 +73,16 @@ class Table:
     rows: list[Row]
     repeats: list[Entry] = field(default_factory=list)
 
+    def questions(self) -> list[str]:
+        """The parameters, less those with one value and those that follow from another one's name."""
+        asked: list[str] = []
+        varying = (p for p in self.parameters if len(self.rows) < 2 or groups(self.rows, [p]) > 1)
+        for q in sorted(varying, key=lambda p: not is_name(p)):
+            deciding = (p for p in self.parameters if follows(self.rows, q, p))
+            if not any(p in asked or not follows(self.rows, p, q) for p in deciding):
+                asked.append(q)
+        return [parameter for parameter in self.parameters if parameter in asked]
+
     def best(self, metric: str) -> set[int]:
         """The rows with the best mean of a metric; none where nothing is to be compared."""
         sign = direction(metric)
@@ -108,6 +120,23 @@ class Table:
             return -sign * mean if math.isfinite(mean) else math.inf
 
         return sorted(range(len(self.rows)), key=key)
+
+
+def groups(rows: Sequence[Row], parameters: Sequence[str]) -> int:
+    """How many groups of rows these parameters tell apart."""
+    return len({tuple(row.settings[p] for p in parameters) for row in rows})
+
+
+def is_name(parameter: str) -> bool:
+    """Whether its values are names of components."""
+    return parameter.endswith(".name") or parameter in ("sampler", "schedule", "guidance")
+
+
+def follows(rows: Sequence[Row], q: str, p: str) -> bool:
+    """Whether p is a name that decides q, as the loss decides the weighting and a case of a sweep its steps."""
+    if len(rows) < 2 or p == q or not is_name(p):
+        return False
+    return groups(rows, [p, q]) == groups(rows, [p])
 
 
 def run_table(runs: Sequence[Run]) -> Table:
@@ -208,13 +237,29 @@ def sentences(runs: Sequence[Run], table: Table) -> list[str]:
     counts = {state: sum(run.state == state for run in runs) for state in dict.fromkeys(r.state for r in runs)}
     states = ", ".join(f"{n} {state}" for state, n in counts.items())
     said = [f"{len(runs)} run{'s' * (len(runs) != 1)}: {states}."]
-    if constant := table.constant():
-        said.append(f"The same in every row: {', '.join(f'{k} {number(v)}' for k, v in constant.items())}.")
+    said += unsaid(table)
     if table.repeats:
         labels = ", ".join(entry.run.label for entry in table.repeats)
         said.append(f"Left out of the means, as a later run has the same settings and seed: {labels}.")
     if lacking := older(runs):
         said.append(lacking)
+    return said
+
+
+def unsaid(table: Table) -> list[str]:
+    """Sentences on what has no column: parameters that follow from a name, and all that is the same in every row."""
+    asked = table.questions()
+    same = {p: text(table.rows[0].settings[p]) for p in table.parameters if groups(table.rows, [p]) == 1}
+    found: dict[str, list[str]] = {}
+    for q in (p for p in table.parameters if p not in asked and p not in same):
+        name = next(p for p in asked if follows(table.rows, q, p))
+        values = {f"{row.settings[name]} {text(row.settings[q])}": 0 for row in table.rows if row.settings[q] != ""}
+        found.setdefault(name, []).append(f"{q} ({', '.join(values)})")
+    said = [f"With {name} go {', '.join(parts)}." for name, parts in found.items()]
+    same = {p: value for p, value in same.items() if p not in asked and value}
+    same |= {metric: number(value) for metric, value in table.constant().items()}
+    if same:
+        said.append(f"The same in every row: {', '.join(f'{k} {v}' for k, v in same.items())}.")
     return said
 
 
@@ -224,12 +269,11 @@ def problems(runs: Sequence[Run]) -> list[Run]:
 
 
 def columns_shown(table: Table) -> list[str]:
-    """Metrics worth a column, quality first and what accompanies another metric (its sd or se) last."""
+    """Metrics worth a column, quality first."""
     constant = table.constant()
     quality = table.quality()
     rest = [m for m in table.metrics if m not in quality]
-    rest.sort(key=lambda m: m.endswith(("_sd", "_se")))
-    return [m for m in (*quality, *rest) if m not in constant]
+    return [m for m in (*quality, *rest) if m not in constant and not ASIDE.search(m)]
 
 
 def to_rich(table: Table, title: str, width: int, most: int = 100) -> Any:
@@ -238,14 +282,15 @@ def to_rich(table: Table, title: str, width: int, most: int = 100) -> Any:
     from rich.text import Text
 
     rows = sorted(table.ranked()[:most])
-    columns = [(p, [Text(text(table.rows[i].settings[p])) for i in rows], "left") for p in table.parameters]
+    parameters = table.questions()
+    columns = [(p, [Text(text(table.rows[i].settings[p])) for i in rows], "left") for p in parameters]
     columns.append(("seeds", [Text(str(table.rows[i].seeds)) for i in rows], "right"))
     for metric in columns_shown(table):
         column, best = cells(table, metric), table.best(metric)
         styled = [Text(column[i], style="bold green" if i in best else "") for i in rows]
         columns.append((metric, styled, "right"))
     widths = [max(map(len, (head, *column))) + 3 for head, column, _ in columns]
-    fitting = len(table.parameters) + 2
+    fitting = len(parameters) + 2
     while fitting < len(columns) and sum(widths[: fitting + 1]) < width:
         fitting += 1
 
@@ -285,14 +330,15 @@ def to_csv(table: Table, path: Path) -> None:
 def to_markdown(table: Table) -> str:
     """A Markdown table, best values in bold."""
     shown = columns_shown(table)
-    head = [*table.parameters, "seeds", *shown]
-    lines = [head, ["---"] * len(table.parameters) + ["---:"] * (1 + len(shown))]
+    parameters = table.questions()
+    head = [*parameters, "seeds", *shown]
+    lines = [head, ["---"] * len(parameters) + ["---:"] * (1 + len(shown))]
     columns = []
     for metric in shown:
         best = table.best(metric)
         columns.append([f"**{c}**" if i in best else c for i, c in enumerate(cells(table, metric))])
     for i, row in enumerate(table.rows):
-        settings = [_markdown(text(row.settings[p])) for p in table.parameters]
+        settings = [_markdown(text(row.settings[p])) for p in parameters]
         lines.append([*settings, str(row.seeds), *(column[i] for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -48,6 +48,13 @@ def test_sweep_of_steps_without_retraining(toy, tmp_path):
     assert (toy / "result.json").is_file()
 
 
+def test_several_runs_are_sampled_each_from_its_own_settings(run, toy, tmp_path):
+    done = script("sample", "-m", f"run={run},{toy}", "num_samples=4", f"out={tmp_path}/${{run}}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    drawn = [np.load(next((tmp_path / f.relative_to("/")).glob("*.npz")))["arr_0"].shape for f in (run, toy)]
+    assert drawn == [(4, 8, 8, 1), (4, 2)]
+
+
 MISTAKES = [
     (["run=nowhere"], "run=nowhere does not exist"),
     ([], "needs run=<run folder>"),

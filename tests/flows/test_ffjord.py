@@ -8,6 +8,7 @@ import pytest
 import torch
 from flow_cases import perturb
 from torch import nn
+from torch.autograd import forward_ad
 
 from flowdiff import api, registry
 from flowdiff.conditioning import Conditioning
@@ -150,8 +151,47 @@ def test_losses_that_differentiate_the_score_are_refused_under_the_adjoint(loss)
     api.build(*flow, "flow.backprop=direct")
 
 
-def test_likelihood_is_allowed_under_the_adjoint():
-    api.build("flow=ffjord", "loss=nll", "dataset=two_moons", "flow.backprop=adjoint")
+@pytest.mark.parametrize("loss", [["loss=nll"], ["loss=denoising", "loss.gradient=directional"]], ids=" ".join)
+def test_first_order_losses_are_allowed_under_the_adjoint(loss):
+    api.build("flow=ffjord", *loss, "dataset=two_moons", "flow.backprop=adjoint")
+
+
+@pytest.mark.parametrize("settings", [["flow.backprop=adjoint"], ["flow.steps=null", "flow.rtol=0.1", "flow.atol=0.1"]])
+def test_forward_mode_is_refused_where_torch_has_none(settings):
+    with pytest.raises(ConfigurationError, match=r"forward_mode does not go with flow=ffjord.*directional"):
+        api.build("flow=ffjord", "loss=denoising", "loss.gradient=forward_mode", "dataset=two_moons", *settings)
+
+
+def slope(flow, x, cond, v, how: str) -> torch.Tensor:
+    """⟨v, s(x)⟩, by the way named."""
+    if how == "forward":
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(log_density(flow, forward_ad.make_dual(x, v), cond)).tangent
+    if how == "difference":
+        h = 1e-4
+        return (log_density(flow, x + h * v, cond) - log_density(flow, x - h * v, cond)) / (2 * h)
+    x = x.clone().requires_grad_()
+    (score,) = torch.autograd.grad(log_density(flow, x, cond).sum(), x, create_graph=True)
+    return (score * v).sum(1)
+
+
+@pytest.mark.parametrize("exact_trace", [4, 0], ids=["exact", "estimate"])
+@pytest.mark.parametrize(
+    ("how", "backprop"), [("forward", "direct"), ("difference", "direct"), ("difference", "adjoint")]
+)
+def test_first_order_forms_of_the_score_s_gradient(exact_trace, how, backprop):
+    """Also where the trace is estimated: both ends of the difference meet the same probe."""
+    x, cond = inputs()
+    v = torch.ones_like(x)
+    expected_flow, flow = (make(steps=8, exact_trace=exact_trace, backprop=b) for b in ("direct", backprop))
+    expected = slope(expected_flow, x, cond, v, "double_backward")
+    found = slope(flow, x, cond, v, how)
+    # The difference is off by h², the adjoint by what its rk4 is.
+    close = {"rtol": 1e-3 if backprop == "adjoint" else 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(found, expected, **close)
+    pairs = [torch.autograd.grad(s.sum(), list(f.parameters())) for s, f in ((found, flow), (expected, expected_flow))]
+    for ours, its in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, its, rtol=close["rtol"], atol=close["rtol"] * float(its.abs().max()))
 
 
 def test_the_trace_is_exact_up_to_the_threshold_and_an_estimate_above():

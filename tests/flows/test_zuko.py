@@ -10,6 +10,7 @@ import torch
 import zuko
 from flow_cases import perturb
 from torch import nn
+from torch.autograd import forward_ad
 
 from flowdiff import registry
 from flowdiff.conditioning import Conditioning
@@ -101,6 +102,27 @@ def test_the_inverse_is_differentiable(name):
     flow, (x, cond) = make(name), inputs(2)
     J = jacobian(lambda v: flow.inverse(v, cond)[0], x)
     torch.testing.assert_close(flow.inverse(x, cond)[1], torch.linalg.slogdet(J).logabsdet, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if registry.resolve("flow", n).forward_differentiable])
+def test_forward_mode(name):
+    flow, (x, cond) = make(name), inputs()
+    v = torch.ones_like(x)
+
+    def log_p(x):
+        z, logdet = flow(x, cond)
+        return logdet - 0.5 * z.square().sum(1)
+
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(log_p(forward_ad.make_dual(x, v))).tangent
+    (score,) = torch.autograd.grad(log_p(x.requires_grad_()).sum(), x, create_graph=True)
+    close = {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(tangent, (score * v).sum(1), **close)
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    gradients = [torch.autograd.grad(s.sum(), parameters, allow_unused=True) for s in (tangent, score)]
+    for ours, its in zip(*gradients, strict=True):
+        if its is not None:
+            torch.testing.assert_close(ours, its, **close)
 
 
 @ALL

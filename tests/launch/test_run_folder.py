@@ -1,9 +1,12 @@
 """The run folder: complete exactly when result.json is there, and written whole."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from flowdiff.errors import RunError
-from flowdiff.launch.run_folder import RunFolder, git_commit, versions
+from flowdiff.launch.run_folder import RunFolder, disk_error, git_commit, versions, whole, write_whole
 
 
 def test_result_makes_a_run_complete(tmp_path):
@@ -73,3 +76,67 @@ def test_progress_of_a_long_run_reads_little(tmp_path):
     folder = RunFolder(tmp_path)
     folder.metrics.write_text("step,train_loss\n" + "".join(f"{i},{i / 10}\n" for i in range(100_000)))
     assert folder.progress() == (100_000, 9999.9)
+
+
+def test_a_result_that_is_cut_off_is_none(tmp_path):
+    folder = RunFolder(tmp_path)
+    for text in ("", '{"metrics": ', "[]"):
+        folder.result_file.write_text(text)
+        assert not folder.is_complete
+        with pytest.raises(RunError, match=r"result.json cannot be read \(.*\): the run's command goes on"):
+            folder.result()
+    folder.write_result({"steps": 8})  # by an older version
+    assert folder.is_complete
+    assert folder.test_loss() is None
+    folder.write_result({"metrics": {"test_loss": 0.5}})
+    assert folder.test_loss() == 0.5
+
+
+@pytest.mark.parametrize("text", [None, "", "seed: [", "seed"])
+def test_a_config_that_cannot_be_read_is_a_sentence(tmp_path, text):
+    folder = RunFolder(tmp_path)
+    if text is not None:
+        folder.config_file.write_text(text)
+    with pytest.raises(RunError, match=r"config.yaml cannot be read \(.*\): repeat the run's command with force=true"):
+        folder.config()
+
+
+def test_what_is_half_written_leaves_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    write_whole(file, "before")
+
+    def full(path, text):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(RunError, match=r"file cannot be written: No space left on device; choose another place"):
+            write_whole(file, "after")
+
+    def broken():
+        with whole(file) as temporary:
+            temporary.write_text("after")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert file.read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (OSError(errno.ENOSPC, "full", "/tmp/a-copy"), "here"),
+        (OSError(errno.EDQUOT, "full"), "here"),
+        (PermissionError(errno.EACCES, "denied", "/data/root"), "/data/root"),
+        (OSError(errno.EROFS, "read-only"), "here"),
+        (FileNotFoundError(errno.ENOENT, "none", "/data/root"), None),
+        (ValueError("other"), None),
+    ],
+)
+def test_errors_of_the_disk_that_a_user_can_mend(error, place):
+    told = disk_error(error, "here")
+    assert (told is None) == (place is None)
+    assert told is None or str(told).startswith(f"{place} cannot be written: ")

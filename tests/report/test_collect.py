@@ -177,3 +177,17 @@ def test_evaluations_are_typed(tmp_path):
     assert evaluations(collect([folder])[0]) == []
     (folder / "evaluations.csv").write_text("sampler,num_steps,guidance_scale,fid\nheun,18,,2.5\n")
     assert evaluations(collect([folder])[0]) == [{"sampler": "heun", "num_steps": 18, "fid": 2.5}]
+
+
+def test_a_pruned_run_says_at_which_step(tmp_path):
+    folder = write_run(tmp_path / "pruned", complete=False, steps=700)
+    (folder / "pruned.json").write_text('{"step": 600, "metric": "val_loss", "value": 0.71234, "study": "1a2b3c4d"}')
+    (run,) = collect([tmp_path])
+    assert (run.state, run.reason) == ("pruned", "pruned at step 600 of 2000, val_loss 0.7123")
+
+
+def test_debug_runs_are_read_only_when_asked_for(tmp_path):
+    write_run(tmp_path / "outputs" / "real")
+    write_run(tmp_path / "outputs" / "debug" / "tried")
+    assert [run.folder.name for run in collect([tmp_path / "outputs"])] == ["real"]
+    assert [run.folder.name for run in collect([tmp_path / "outputs" / "debug"])] == ["tried"]

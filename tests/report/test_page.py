@@ -266,5 +266,5 @@ def test_plots_are_in_the_page(browser):
         "return Promise.all([...document.querySelectorAll('.plots img')].map((i) => i.decode()"
         ".then(() => [i.naturalWidth, i.alt])))"
     )
-    assert len(sizes) == 7
+    assert len(sizes) == 8
     assert all(width > 300 and alt for width, alt in sizes)

@@ -19,6 +19,7 @@ from flowdiff.report.table import (
     to_csv,
     to_markdown,
     to_rich,
+    unsaid,
 )
 
 
@@ -51,6 +52,7 @@ def table_of(folder, **metrics):
         ("parameters", 0),
         ("nfe", 0),
         ("num_samples", 0),
+        ("num_test", 0),
         ("fd_cnn_floor", 0),
         ("bpd_se", 0),
         ("fd_cnn_sd", 0),
@@ -174,6 +176,33 @@ def test_csv_holds_full_precision(sweep, tmp_path):
     assert (frame["fd_cnn.n"] == 3).all()
 
 
+def test_what_only_accompanies_another_metric_is_in_the_csv_alone(sweep, tmp_path):
+    table = run_table(collect([sweep]))
+    to_csv(table, tmp_path / "report.csv")
+    assert "bpd_se.mean,bpd_se.sd" in (tmp_path / "report.csv").read_text()
+    head = [name.strip() for name in to_markdown(table).splitlines()[0].split("|")]
+    assert {"fd_cnn", "bpd", "train_seconds"} <= set(head)
+    assert not {"bpd_se", "fd_cnn_sd", "total_seconds"} & set(head)
+
+
+def test_what_follows_from_a_name_is_a_sentence_and_no_column(tmp_path):
+    for network, steps, channels in (("unet", 300, [8, 16]), ("mlp", 1000, None), ("score_flow", 1000, None)):
+        for n in (1, 2):
+            chosen = {"name": network} | ({"channels": channels} if channels else {})
+            settings = {"network": chosen, "flow": {"n_flows": n}, "trainer": {"max_steps": steps}}
+            overrides = ["network.channels=[8,16]"] if channels else []
+            write_run(tmp_path / f"{network}-{n}", rows=1, result={"overrides": overrides}, **settings)
+    runs = collect([tmp_path])
+    table = run_table(runs)
+    assert set(table.parameters) == {"network.name", "network.channels", "flow.n_flows", "trainer.max_steps"}
+    assert to_markdown(table).startswith("| network.name | flow.n_flows | seeds |")
+    said = " ".join(sentences(runs, table))
+    for part in ("With network.name go ", "network.channels (unet [8, 16])", "unet 300", "mlp 1000", "score_flow 1000"):
+        assert part in said
+    to_csv(table, tmp_path / "report.csv")
+    assert set(table.parameters) <= set(pd.read_csv(tmp_path / "report.csv").columns)
+
+
 def test_what_is_constant_is_said_not_shown(sweep):
     runs = collect([sweep])
     table = run_table(runs)
@@ -244,3 +273,5 @@ def test_sampling_table_averages_over_runs_and_seeds(tmp_path):
     assert table.rows[1].metrics["fid"][0] == pytest.approx((4 + 6 + 4 + 7) / 4)  # a repeated row counts once, the last
     assert table.rows[1].seeds == 4
     assert table.best("fid") == {1}
+    assert to_markdown(table).startswith("| sampler | seeds | fid |")
+    assert unsaid(table) == ["The same in every row: num_steps 10."]

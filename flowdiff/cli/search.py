@@ -1,0 +1,244 @@
+"""From Hydra's list of overrides to a search: read the space, and hand batches of trials to the launcher."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from flowdiff import config, training
+from flowdiff.cli.sweep import composed
+from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
+from flowdiff.launch.identity import run_id, run_name
+from flowdiff.launch.job import checked_retry
+from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.search import FILE, OVERRIDES, REFUSED, RUN, Search, Settings, needed
+from flowdiff.report.plots import png
+from flowdiff.report.search import TrialRow, picture, table
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "open", "WAITING": "open"}
+SENSELESS = 10  # trials in a row that make no sense, after which a search gives up
+
+
+def run(
+    context: HydraContext,
+    sweep: DictConfig,
+    launcher: Launcher,
+    settings: Mapping[str, Any],
+    arguments: Sequence[str],
+) -> None:
+    """Hydra's Sweeper.sweep: search until there are n_trials, then show them, the best one and its command.
+
+    settings: of conf/hydra/sweeper/optuna.yaml; arguments: the overrides of its params and of the command line.
+    Raises ConfigurationError for a search that makes no sense, RunError when no trial came to a value.
+    """
+    checked = Settings.checked(settings)
+    needed()
+    retry = checked_retry(sweep.retry)
+    words = space(OverridesParser.create(context.config_loader).parse_overrides(list(arguments)))
+    folder = Path(sweep.hydra.sweep.dir)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(sweep, folder / "multirun.yaml")
+    try:
+        search = _Search(context, sweep, launcher, folder, checked, words)
+        if sweep.force or retry == "all":
+            search.study.begin_anew()
+        search.run(retry_failed=retry == "failed")
+    except FlowdiffError:
+        if new and not any(path.is_dir() for path in folder.iterdir()):  # nothing was started
+            for path in [*folder.glob(f"{FILE}*"), folder / "multirun.yaml"]:
+                path.unlink()
+            folder.rmdir()
+        raise
+    search.conclude()
+
+
+def space(overrides: Sequence[Override]) -> dict[str, str | BaseDistribution]:
+    """Of each override key what it is searched over, or the whole override where it is fixed; a later one counts.
+
+    choice(a,b) and a,b are categories, range(a,b,step) numbers from a to b, interval(a,b) any between; tag(log, …)
+    makes the logarithm uniform and int(…) the numbers whole. Raises ConfigurationError for what cannot be read so.
+    """
+    words = {}
+    for override in overrides:
+        searched = override.is_sweep_override()
+        words[override.get_key_element()] = _distribution(override) if searched else override.input_line
+    if all(isinstance(word, str) for word in words.values()):
+        raise ConfigurationError(
+            "hydra/sweeper=optuna has nothing to search: give at least one choice(…), range(…) or interval(…), e.g. "
+            "'optimizer.lr=tag(log,interval(1e-4,3e-3))'."
+        )
+    return words
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    log = "log" in value.tags
+    if value.tags - {"log"} or (log and isinstance(value, ChoiceSweep)):
+        raise _unread(override, "of all tags only log is known, of a range or an interval")
+    if isinstance(value, RangeSweep | IntervalSweep):
+        low = value.start
+        high, step = (value.stop, value.step) if isinstance(value, RangeSweep) else (value.end, None)
+        whole = all(isinstance(number, int) for number in (low, high, step) if number is not None)
+        kind = IntDistribution if whole else FloatDistribution
+        if step is not None and step > 0:
+            start, width = Decimal(str(low)), Decimal(str(step))  # Optuna counts the steps exactly
+            high = (int if whole else float)(start + (Decimal(str(high)) - start) // width * width)
+        # Optuna knows no step on a logarithmic axis, but for whole numbers the step 1.
+        further = {} if step is None or (log and whole and step == 1) else {"step": step}
+        try:
+            return kind(low, high, log=log, **further)
+        except ValueError as error:
+            raise _unread(override, str(error).splitlines()[0].rstrip(".")) from None
+    return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
+
+
+def _unread(override: Override, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{override.input_line} cannot be searched over ({why}): give choice(a,b), range(low,high) or "
+        "interval(low,high) with low < high, and tag(log,…) only where low > 0."
+    )
+
+
+class _Search:
+    """One call of a search: what it may still spend, and how a trial becomes a run."""
+
+    def __init__(
+        self,
+        context: HydraContext,
+        sweep: DictConfig,
+        launcher: Launcher,
+        folder: Path,
+        settings: Settings,
+        words: Mapping[str, str | BaseDistribution],
+    ):
+        self.context = context
+        self.sweep = sweep
+        self.launcher = launcher
+        self.folder = folder
+        self.settings = settings
+        self.words = words
+        searched = {key: word for key, word in words.items() if not isinstance(word, str)}
+        # What decides no numbers may differ between two calls of one search.
+        fixed = [word for word in words.values() if isinstance(word, str) and run_name([word]) == word]
+        self.study = Search(folder, settings, searched, fixed)
+        self._again: list[FrozenTrial] = []  # that failed in an earlier call and are tried again
+        self._senseless = 0  # trials in a row
+
+    def run(self, *, retry_failed: bool) -> None:
+        """Batch after batch, until there are n_trials or a batch goes on without this process."""
+        set_aside: set[int] = set()
+        if retry_failed:
+            self._again = self.study.failed()
+            set_aside = {trial.number for trial in self.study.trials("FAIL") if RUN in trial.user_attrs}
+        asked = self.study.trials("RUNNING")  # by a call that did not get to their end
+        batch = [trial for trial in asked if RUN in trial.user_attrs]
+        half = [trial for trial in asked if RUN not in trial.user_attrs]
+        # A batch of which something has run is finished as it is, so that the next one is chosen with the knowledge
+        # that it would have been chosen with had this search not been interrupted.
+        whole = any(self.study.folder(trial.user_attrs[RUN]) for trial in batch)
+        while True:
+            while half or (not whole and len(batch) < min(self.settings.n_jobs, self._left(set_aside))):
+                batch += self._assigned(half.pop(0) if half else self._asked())
+            if not batch:
+                return
+            todo = [list(trial.user_attrs[OVERRIDES]) for trial in batch if not self._has_ended(trial)]
+            if todo:
+                self.launcher.launch(todo, batch[0].number)
+            settled = [self.study.settle(trial) for trial in batch]
+            if not all(settled):
+                return
+            batch, whole = [], False
+
+    def _left(self, set_aside: set[int]) -> int:
+        ended = self.study.trials("COMPLETE", "PRUNED", "FAIL")
+        return self.settings.n_trials - sum(trial.number not in set_aside for trial in ended)
+
+    def _asked(self) -> FrozenTrial:
+        return self.study.ask(self._again.pop(0).params if self._again else None)
+
+    def _assigned(self, trial: FrozenTrial) -> list[FrozenTrial]:
+        """The trial with its run, or none when its parameters make no sense."""
+        overrides = [
+            word if isinstance(word, str) else f"{key}={_text(trial.params[key])}" for key, word in self.words.items()
+        ]
+        try:
+            settings = config.resolved(composed(self.context, self.sweep, overrides))
+            # On what devices they will run is the launcher's to try.
+            on_cpu = {**settings, "accelerator": config.defaults("accelerator", "cpu")}
+            training.rehearse(on_cpu, RunFolder(self.folder))
+        except ConfigurationError as error:
+            self.study.refuse(trial, overrides, str(error))
+            self._senseless += 1
+            if self._senseless == min(SENSELESS, self.settings.n_trials):
+                raise ConfigurationError(
+                    f"{self._senseless} trials in a row make no sense; the last one: {error}"
+                ) from None
+            return []
+        self._senseless = 0
+        return [self.study.assign(trial, run_id(settings), overrides)]
+
+    def _has_ended(self, trial: FrozenTrial) -> bool:
+        """Whether its run need not be launched; with force only what this very search has trained counts."""
+        run = trial.user_attrs[RUN]
+        known = any(other.user_attrs.get(RUN) == run for other in self.study.trials("COMPLETE", "PRUNED"))
+        return (known or not self.sweep.force) and self.study.has_ended(run)
+
+    def conclude(self) -> None:
+        """Show the trials, draw them, and print the best one's command; RunError when there is none and all ended."""
+        from rich.console import Console
+
+        rows = self._rows()
+        metric, drawn = self.settings.metric, self.folder / "search.png"
+        Console().print(table(rows, metric))
+        open_trials = len(self.study.trials("RUNNING"))
+        if open_trials:
+            print(f"{open_trials} trials have not ended: once they have, the same command goes on with the search.")
+        best = self.study.best()
+        if best is None and not open_trials:
+            raise RunError(f"none of {len(rows)} trials came to a value of {metric}; the last one: {rows[-1].note}")
+        if best is not None:
+            drawn.write_bytes(png(picture(rows, metric, self.settings.direction, self.study.importances())))
+            print(f"best {metric} {best.value:.4g}, trial {best.number}; all trials in {drawn}\n")
+            print(f"  python train.py {shlex.join(best.user_attrs[OVERRIDES])}\n")
+
+    def _rows(self) -> list[TrialRow]:
+        """A row for each trial; of those that share a run for the last that was tried, and all that came to an end."""
+        best = self.study.best()
+        superseded = {trial.number for trial in self.study.trials("FAIL") if REFUSED not in trial.user_attrs}
+        superseded -= {trial.number for trial in self.study.failed()}
+        rows = []
+        for trial in self.study.trials():
+            if trial.number in superseded:
+                continue
+            state, note = STATES[trial.state.name], trial.user_attrs.get(REFUSED, "")
+            folder = self.study.folder(trial.user_attrs.get(RUN, " "))
+            if state == "pruned" and trial.last_step is not None:
+                note = f"at step {trial.last_step:,}"
+            elif state == "failed" and not note and folder is not None:
+                note = folder.failure() or f"{self.settings.metric} is not a number"
+            params = {key: _text(value) for key, value in trial.params.items()}
+            value = trial.value if state == "complete" else None
+            is_best = best is not None and trial.number == best.number
+            rows.append(TrialRow(trial.number, state, note, params, value, dict(trial.intermediate_values), is_best))
+        return rows
+
+
+def _text(value: Any) -> str:
+    """As it stands in an override: six digits are enough to choose by, and short enough to read."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

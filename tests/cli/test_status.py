@@ -1,0 +1,129 @@
+"""`flowdiff status` and `flowdiff cancel` from outside."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from cli_process import ROOT
+from fake_slurm import FakeSlurm
+
+from flowdiff.cli import cancel, status
+from flowdiff.errors import RunError
+from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.submission import Submission, cancelled, record
+
+OWNER = """
+import signal, sys, time
+from pathlib import Path
+from flowdiff.launch.{module} import {function}
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(42))
+with {function}({arguments}):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def owner(module, function, arguments):
+    """A process that owns something until SIGTERM, whereupon it ends with status 42."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER.format(module=module, function=function, arguments=arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process.stdout as said:
+        assert said.readline() == "ready\n"
+    return process
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    folder = RunFolder(tmp_path / "s" / "flow.n_flows-1-aaaaaaaa")
+    folder.write_config({"trainer": {"max_steps": 1000}})
+    folder.metrics.write_text("step,train_loss\n499,0.25\n")
+    return tmp_path / "s"
+
+
+def test_the_table_and_the_list_say_the_same(sweep, capsys):
+    RunFolder(sweep / "failed-bbbbbbbb").write_config({})
+    RunFolder(sweep / "failed-bbbbbbbb").write_failure("the loss [bold] is nan: lower optimizer.lr." + 200 * "!")
+    assert status.main([str(sweep)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 failed, 1 stopped" in shown
+    assert "500/1,000" in shown
+    assert "0.2500" in shown
+    assert "the loss [bold] is nan: lower optimizer.lr." + 200 * "!" in shown  # on one line, as it is no terminal
+    assert status.main([str(sweep), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [(one["run"], one["state"], one["step"]) for one in listed] == [
+        ("failed-bbbbbbbb", "failed", 0),
+        ("flow.n_flows-1-aaaaaaaa", "stopped", 500),
+    ]
+
+
+def test_cancel_asks_the_process_of_a_run_to_stop(sweep, capsys):
+    (run,) = sweep.iterdir()
+    process = owner("lock", "held", f"Path({str(run)!r})")
+    assert cancel.main([str(sweep)]) == 0
+    assert process.wait(30) == 42
+    assert f"asked process {process.pid} to stop" in capsys.readouterr().out
+    assert cancel.main([str(sweep)]) == 0
+    assert "nothing to cancel" in capsys.readouterr().out
+
+
+def test_cancel_asks_the_leader_of_a_sweep_and_no_run(sweep, capsys):
+    (run,) = sweep.iterdir()
+    leader = owner("session", "announced", f"Path({str(sweep)!r}), [{run.name!r}, 'waiting']")
+    follower = owner("lock", "held", f"Path({str(run)!r})")
+    assert cancel.main([str(sweep)]) == 0
+    assert leader.wait(30) == 42
+    assert capsys.readouterr().out.count("asked process") == 1
+    assert follower.poll() is None
+    follower.send_signal(signal.SIGKILL)
+    follower.wait()
+
+
+def test_cancel_takes_what_is_in_the_queue_and_notes_it_first(sweep, tmp_path, monkeypatch, capsys):
+    fake = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", fake.path)
+    (run,) = sweep.iterdir()
+    record(sweep, Submission("7", "", [], None, [["done"], [run.name, "packed"], ["gone"], ["waiting"]]))
+    RunFolder(sweep / "done").write_config({})
+    RunFolder(sweep / "done").write_result({})
+    fake.queue(task_7_0="COMPLETED", task_7_1="RUNNING", task_7_3="PENDING")
+    fake.refuse("scancel", "scancel: error: Access/permission denied")
+    with pytest.raises(RunError, match="scancel refused: scancel: error: Access/permission denied"):
+        cancel.main([str(sweep)])
+    assert cancelled(sweep) == {"7_1", "7_3"}
+    (fake.folder / "scancel.err").unlink()
+    assert cancel.main([str(sweep)]) == 0
+    assert capsys.readouterr().out == "cancelled 2 tasks of SLURM job 7\n"
+    assert fake.asked[-1] == "scancel 7_1 7_3"
+    fake.queue()
+    status.main([str(sweep), "--json"])
+    found = {one["run"]: one["state"] for one in json.loads(capsys.readouterr().out)}
+    assert found == {run.name: "stopped", "packed": "stopped", "waiting": "stopped", "gone": "lost", "done": "done"}
+
+
+def test_cancel_without_slurm_is_a_sentence(sweep, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    record(sweep, Submission("7", "", [], None, [["waiting"]]))
+    with pytest.raises(RunError, match=r"repeat this where squeue and scancel work, or see there to 7_0\."):
+        cancel.main([str(sweep)])
+
+
+@pytest.mark.parametrize("command", ["status", "cancel", "sync", "report"])
+def test_a_folder_that_is_not_there_is_a_sentence(tmp_path, command):
+    done = subprocess.run(
+        [sys.executable, "-c", "from flowdiff.cli import main; main()", command, tmp_path / "none"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "none does not exist" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

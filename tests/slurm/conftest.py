@@ -1,0 +1,164 @@
+"""A real SLURM of one node for the tests of this folder: munge, slurmctld and slurmd.
+
+It uses what is installed (Debian: munge, slurm-client, slurmctld, slurmd), needs root, lies in a folder and on ports of
+its own, listens on loopback only, and goes away with everything that ran on it. Partition `urgent` preempts `debug`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+CPUS = 6  # advertised, whatever the machine has
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
+
+CONFIG = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctld_port}
+SlurmdPort={slurmd_port}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# A job that is requeued starts again after cred_expire seconds.
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+ReturnToService=2
+KillWait=20
+MinJobAge=600
+PlugStackConfig={folder}/plugstack.conf
+MailProg=/bin/true
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+PartitionName=debug Nodes={host} Default=YES DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=urgent Nodes={host} DefaultTime=10 PriorityTier=100 PreemptMode=OFF
+"""
+
+
+@pytest.fixture(scope="package")
+def cluster():
+    """SLURM is up and SLURM_CONF points to it; the test is skipped, with the reason, where it cannot be had."""
+    reason = _missing()
+    if reason:
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="flowdiff-slurm-"))
+    with pytest.MonkeyPatch.context() as patch:
+        for key in [key for key in os.environ if key.startswith(("SLURM", "SBATCH", "SRUN", "SQUEUE"))]:
+            patch.delenv(key)  # of a cluster that these tests may themselves run on
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        try:
+            try:
+                _start(folder)
+            except (OSError, subprocess.SubprocessError, TimeoutError) as error:
+                logs = "".join(path.read_text()[-500:] for path in folder.glob("*.log"))
+                pytest.skip(f"SLURM does not start here: {error} {logs}")
+            yield folder
+        finally:
+            _stop(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _missing() -> str | None:
+    if os.geteuid() != 0:
+        return "a SLURM of one node needs root"
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed (Debian: munge slurm-client slurmctld slurmd)"
+    try:
+        address = socket.gethostbyname(_host())
+    except OSError:
+        address = "nothing"
+    return None if address.startswith("127.") else f"{_host()} resolves to {address}, not to loopback: see /etc/hosts"
+
+
+def _start(folder: Path) -> None:
+    folder.chmod(0o755)
+    for name in ("munge", "state", "spool"):
+        (folder / name).mkdir()
+    key = folder / "munge" / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(secrets.token_bytes(1024))
+    (folder / "plugstack.conf").touch()
+    with socket.socket() as one, socket.socket() as other:
+        for s in (one, other):
+            s.bind(("127.0.0.1", 0))
+        ports = {"ctld_port": one.getsockname()[1], "slurmd_port": other.getsockname()[1]}
+    (folder / "slurm.conf").write_text(CONFIG.format(host=_host(), folder=folder, cpus=CPUS, **ports).lstrip())
+    munge = [f"--{name}={folder}/munge/{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
+    # --force: a folder that others may not enter is as good as any here.
+    _run("munged", "--force", "--num-threads=2", f"--key-file={key}", *munge)
+    _run("slurmctld")
+    _run("slurmd")
+    deadline = time.monotonic() + 60
+    while _run("sinfo", "--noheader", "--partition=debug", "--format=%T", check=False) != "idle":
+        if time.monotonic() > deadline:
+            raise TimeoutError("its node does not become idle.")
+        time.sleep(0.2)
+
+
+def _stop(folder: Path) -> None:
+    with suppress(OSError, subprocess.SubprocessError):
+        for job in _run("squeue", "--noheader", "--format=%A").split():
+            _run("scontrol", "update", f"jobid={job}", "requeue=0", check=False)
+            _run("scancel", job, check=False)
+        deadline = time.monotonic() + 30
+        while _run("squeue", "--noheader") and time.monotonic() < deadline:
+            time.sleep(0.2)
+    for path in (folder / "slurmd.pid", folder / "slurmctld.pid", folder / "munge" / "pid-file"):
+        with suppress(OSError, ValueError):
+            _end(int(path.read_text()))
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 15
+    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _run(*command: str, check: bool = True) -> str:
+    environment = {**os.environ, "PATH": _path()}
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=check
+    )
+    return done.stdout.strip()
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # where Debian has the daemons
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0]

@@ -1,0 +1,270 @@
+"""Sweeps on a real SLURM, interrupted in every way: every run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runs
+from cli_process import ROOT, outcomes
+
+from flowdiff.launch import lock
+from flowdiff.launch.queue import job_words
+from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.status import statuses
+from flowdiff.launch.submission import submissions
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+PLUGIN = '''
+"""σ as edm draws it, a second later until there is a file `go`: runs that wait for us without taking the machine."""
+import time
+from pathlib import Path
+
+from flowdiff.registry import build, register
+
+
+@register("sigma_sampler", "paced")
+class Paced:
+    def __init__(self):
+        self.edm = build("sigma_sampler", "edm")
+
+    def __call__(self, n, generator=None, device=None):
+        if not Path("go").exists():
+            time.sleep(1)
+        return self.edm(n, generator, device)
+'''
+EVERY = 5  # steps between two checkpoints
+STEPS = 60  # seconds, until we let them go
+LONG = 90  # of the run that needs more than its time limit
+TINY = [o for o in runs.TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
+TINY += [f"metrics.every_n_steps={EVERY}", "plugins=[paced.py]", "sigma_sampler=paced"]
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.signal_delay_s=10"]
+
+
+@pytest.fixture(scope="module")
+def submitted(cluster, tmp_path_factory):
+    """Several sweeps, submitted by one process that is gone by now: (exit status, stderr) of each, and the folder."""
+    cwd = tmp_path_factory.mktemp("submitted")
+    (cwd / "paced.py").write_text(PLUGIN)
+    steps = f"trainer.max_steps={STEPS}"
+    two = "hydra.launcher.array_parallelism=2"
+    wandb = ["logger=wandb", "logger.mode=offline"]
+    ddp = ["accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2"]
+    settings = {
+        "long": ["seed=0", f"trainer.max_steps={LONG}", "hydra.launcher.timeout_min=1", *wandb],
+        "array": ["seed=1,2,3,4,5,6", steps, two],
+        "ranks": ["seed=0", steps, *ddp],
+        "nowhere": ["seed=1,2", steps, "hydra.launcher.partition=moon"],
+        "again": ["seed=1,2,3,4,5,6,10", steps, two, "hydra.sweep.dir=multirun/array"],
+        "packed": ["seed=7,8,9", "trainer.max_steps=4", "hydra.launcher.runs_per_task=2"],
+    }
+    commands = {}
+    for name, given in settings.items():
+        tiny = TINY if name != "ranks" else [o for o in TINY if o != "accelerator=cpu"]
+        commands[name] = ["-m", given[0], *tiny, *SLURM, f"hydra.sweep.dir=multirun/{name}", *given[1:]]
+    return dict(zip(commands, outcomes("train", list(commands.values()), cwd), strict=True)), cwd
+
+
+@pytest.fixture(scope="module")
+def ended(submitted):
+    """The folder, after everything has happened to the sweeps and all of them are over."""
+    _, cwd = submitted
+    array, long, ranks = (cwd / "multirun" / name for name in ("array", "long", "ranks"))
+    seen = {name: set() for name in ("array", "long", "ranks", "packed")}
+
+    def until(condition):
+        deadline = time.monotonic() + 400
+        while not condition():
+            assert time.monotonic() < deadline, slurm("squeue", "--array")
+            time.sleep(0.5)
+            for name, states in seen.items():
+                states |= {(status.state, status.note) for status in statuses(cwd / "multirun" / name)}
+
+    def preempt(sweep, run):
+        until(lambda: steps_of(sweep, run) > 3)
+        # It delivers the signal, and then, where other tasks of the array are pending, tries again and again.
+        with subprocess.Popen(["scancel", "--signal=USR2", job_of(sweep, run)], stderr=subprocess.DEVNULL) as asking:
+            until(lambda: starts_again(sweep, run))
+            asking.terminate()
+
+    first, second, third = (of_seed(array, seed) for seed in (1, 2, 3))
+    preempt(array, first)
+    until(lambda: steps_of(array, second) > EVERY + 3)
+    os.kill(lock.owner(array / second)["pid"], signal.SIGKILL)
+    preempt(ranks, of_seed(ranks, 0))
+    until(lambda: steps_of(array, third) > 3)
+    # All the processors of the node: whatever runs has to go.
+    slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    slow = of_seed(long, 0)
+    until(lambda: "time limit" in starts_again(long, slow))
+    slurm("scontrol", "update", f"JobId={job_of(long, slow)}", "TimeLimit=60")
+    done = steps_of(long, slow)
+    until(lambda: starts_again(array, third) and steps_of(long, slow) > done)
+    slurm("scontrol", "requeue", job_of(long, slow))
+    (cwd / "go").touch()
+    for name in seen:
+        until(
+            lambda sweep=cwd / "multirun" / name: all(RunFolder(sweep / run).is_complete for run in submitted_to(sweep))
+        )
+    until(lambda: not slurm("squeue", "--noheader"))
+    return cwd, seen
+
+
+def submitted_to(sweep: Path) -> list[str]:
+    return [run for one in submissions(sweep) for task in one.tasks for run in task]
+
+
+def of_seed(sweep: Path, seed: int) -> str:
+    """The name of a run's folder, from the record of what was submitted."""
+    (name,) = (
+        run for one in submissions(sweep) for task in one.tasks for run in task if run.startswith(f"seed-{seed}__")
+    )
+    return name
+
+
+def job_of(sweep: Path, run: str) -> str:
+    (name,) = (f"{s.job_id}_{i}" for s in submissions(sweep) for i, task in enumerate(s.tasks) if run in task)
+    return name
+
+
+def steps_of(sweep: Path, run: str) -> int:
+    return RunFolder(sweep / run).progress()[0]
+
+
+def starts_again(sweep: Path, run: str) -> list[str]:
+    """Why SLURM was asked to start the run's task again."""
+    file = sweep / "slurm" / f"{job_of(sweep, run)}_requeued.jsonl"
+    return [json.loads(line)["reason"] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def slurm(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def wait_until(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, slurm("squeue", "--array")
+        time.sleep(0.2)
+
+
+def rows(folder: RunFolder) -> list[dict[str, str]]:
+    with folder.metrics.open() as file:
+        timed = ("samples_per_second", "train_seconds")
+        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
+
+
+def undisturbed(path: Path, seed: int, steps: int) -> RunFolder:
+    """The same run in this process, without pauses."""
+    plain = [o for o in TINY if not o.startswith(("plugins", "sigma_sampler"))]
+    runs.train(path, *plain, f"trainer.max_steps={steps}", f"seed={seed}")
+    return RunFolder(path)
+
+
+def test_submitting_returns_at_once_and_only_what_can_run(submitted):
+    results, cwd = submitted
+    assert {name: status for name, (status, _) in results.items()} == {
+        "long": 0,
+        "array": 0,
+        "ranks": 0,
+        "nowhere": 2,
+        "again": 0,
+        "packed": 0,
+    }
+    assert results["array"] == (0, "")
+    assert "invalid partition specified: moon" in results["nowhere"][1]
+    assert len(results["nowhere"][1].splitlines()) == 1
+    assert not (cwd / "multirun" / "nowhere").exists()
+    first, second = submissions(cwd / "multirun" / "array")
+    assert [len(task) for task in first.tasks] == [1] * 6
+    assert [[name.partition("__")[0] for name in task] for task in second.tasks] == [["seed-10"]]
+    assert first.command[1:3] == ["-m", "seed=1,2,3,4,5,6"]
+
+
+def test_every_run_ends_complete_and_was_never_lost(ended):
+    cwd, seen = ended
+    for name, total in (("long", 1), ("array", 7), ("ranks", 1), ("packed", 3)):
+        folders = [RunFolder(path) for path in (cwd / "multirun" / name).iterdir() if (path / "config.yaml").exists()]
+        assert [folder.is_complete for folder in folders] == [True] * total
+        assert {state for state, _ in seen[name]} <= {"queued", "running", "done"}, seen[name]
+
+
+@pytest.mark.parametrize(("seed", "reason"), [(1, "preemption"), (2, "kill"), (3, "preemption")])
+def test_a_run_that_was_stopped_or_killed_ends_as_if_it_had_not(ended, tmp_path, seed, reason):
+    array = ended[0] / "multirun" / "array"
+    run = of_seed(array, seed)
+    assert reason in starts_again(array, run)
+    went_on(RunFolder(array / run), STEPS)
+    assert rows(RunFolder(array / run)) == rows(undisturbed(tmp_path / "run", seed, STEPS))
+
+
+def test_a_run_that_needs_more_than_its_time_limit_ends_as_any_other(ended, tmp_path):
+    sweep = ended[0] / "multirun" / "long"
+    run = of_seed(sweep, 0)
+    assert "time limit" in starts_again(sweep, run)
+    went_on(RunFolder(sweep / run), LONG)
+    assert rows(RunFolder(sweep / run)) == rows(undisturbed(tmp_path / "run", 0, LONG))
+    # W&B has a fragment of every start, and all are of one run.
+    fragments = [path.name.rpartition("-")[2] for path in (sweep / run / "wandb").glob("offline-run-*")]
+    assert len(fragments) > 2
+    assert set(fragments) == {run.rpartition("-")[2]}
+
+
+def test_a_run_of_two_processes_goes_on_too(ended):
+    sweep = ended[0] / "multirun" / "ranks"
+    run = of_seed(sweep, 0)
+    assert "#SBATCH --ntasks-per-node=2\n" in next((sweep / "slurm").glob("*.sh")).read_text()
+    went_on(RunFolder(sweep / run), STEPS)
+
+
+def went_on(folder: RunFolder, steps: int) -> None:
+    """It was trained once, in several starts."""
+    assert folder.result()["steps"] == steps
+    log = (folder.path / "train.log").read_text()
+    begun = [line for line in log.splitlines() if " training and " in line]  # said when the data has been read
+    later = [int(line.split("going on from step ")[1].split()[0]) for line in log.splitlines() if "going on" in line]
+    assert len(begun) > 1
+    assert len(later) == len(begun) - 1  # all but the first start went on
+    assert later == sorted(later)
+    assert later[0] > 0
+
+
+def test_packed_runs_share_a_task(ended):
+    packed = ended[0] / "multirun" / "packed"
+    (one,) = submissions(packed)
+    assert [len(task) for task in one.tasks] == [2, 1]
+    for path in packed.glob("seed-*"):
+        assert RunFolder(path).result()["device"] == "cpu, 1 threads"
+
+
+def test_a_cancelled_task_is_not_started_again(cluster, tmp_path):
+    (tmp_path / "paced.py").write_text(PLUGIN)
+    sweep = tmp_path / "multirun" / "cancelled"
+    # From inside a job, whose own share is nothing to the jobs it submits.
+    command = [sys.executable, ROOT / "train.py", "-m", "seed=1", *TINY, *SLURM, f"hydra.sweep.dir={sweep}"]
+    command += ["trainer.max_steps=1000", "hydra.launcher.cpus_per_task=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    inside = ["srun", "--ntasks=1", "--cpus-per-task=1", "--time=5", "--job-name=outer"]
+    done = subprocess.run(
+        [*inside, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = submissions(sweep)[0].tasks[0]
+    job = job_of(sweep, run)
+    assert f"submitted SLURM job {submissions(sweep)[0].job_id}: 1 runs" in done.stdout
+    assert "flowdiff status" in done.stdout
+    wait_until(lambda: steps_of(sweep, run) > 3)
+    slurm("scancel", job)
+    wait_until(lambda: job_words([job.partition("_")[0]])[job] == "CANCELLED")
+    folder = RunFolder(sweep / run)
+    assert "SIGTERM stopped the run after step" in (folder.path / "train.log").read_text()
+    assert folder.failure() is None
+    assert starts_again(sweep, run) == []

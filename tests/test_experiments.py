@@ -1,0 +1,127 @@
+"""The research questions: every job of every sweep makes sense and takes its first steps, and -m alone expands them."""
+
+from collections import Counter
+
+import pytest
+import torch
+from cli_process import outcomes
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from flowdiff import config
+from flowdiff.engine import assemble
+from flowdiff.noise import step_generator
+from flowdiff.registry import build
+
+
+def batches(arguments=(), params=None, cases=None, size=None):
+    """The jobs that GridSweeper makes of its settings and the command line, in batches of a size."""
+    Plugins.instance()  # Hydra loads all plugins anew when it first looks for them, its own sweeper too
+    sweeper = get_class("hydra_plugins.flowdiff.GridSweeper")(size, params, cases)
+    given = [*(f"{key}={values}" for key, values in sweeper.params.items()), *arguments]
+    return sweeper.split_arguments(OverridesParser.create().parse_overrides(given), size)
+
+
+def grid(*settings):
+    """The same in one batch, as tuples."""
+    (jobs,) = batches(*settings)
+    return [tuple(job) for job in jobs]
+
+
+def jobs(name):
+    """Every job of an experiment's sweep, and the experiment without -m."""
+    sweep = OmegaConf.load(config.CONF / "experiment" / f"{name}.yaml").hydra.sweeper
+    return [(f"experiment={name}",), *grid([f"experiment={name}"], sweep.get("params"), sweep.get("cases"))]
+
+
+def setting(job):
+    """A job less its seed, which makes no difference to whether it makes sense."""
+    return tuple(override for override in job if not override.startswith("seed="))
+
+
+EXPERIMENTS = config.options("experiment")
+SETTINGS = list(dict.fromkeys(setting(job) for name in EXPERIMENTS for job in jobs(name)))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_setting_of_an_experiment_has_at_least_two_seeds(name):
+    assert min(Counter(setting(job) for job in jobs(name)[1:]).values()) >= 2
+
+
+@pytest.mark.filterwarnings("ignore:activation=leakyrelu")
+@pytest.mark.parametrize("overrides", SETTINGS, ids=" ".join)
+def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrides):
+    composed = config.compose([*overrides, "accelerator=cpu"])
+    config.check(composed)
+    settings = config.resolved(composed)
+    torch.manual_seed(0)
+    engine = assemble(settings)
+    engine.measure()
+    batch, generator = engine.data.train[:8], step_generator(0, 0)
+    x0 = engine.data.to_model(batch.x, generator, train=True)
+    sigma, noise = engine.sigma_sampler(8, generator), engine.loss.draw_noise(x0, generator)
+    cond = engine.conditioner(batch.label, generator)
+    output = engine.loss(engine.denoiser.denoiser, x0, sigma, noise, cond)
+    output.loss.mean().backward()
+    trained = [p for p in engine.parameters() if p.grad is not None]
+    before = [p.detach().clone() for p in trained]
+    engine.optimizer.make(trained).step()
+    assert any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
+    samples = engine.denoiser.sample(4, sampler=build("sampler", settings["sampler"] | {"num_steps": 1}))
+    assert samples.shape == (4, *engine.data.shape)
+    assert samples.isfinite().all()
+
+
+def test_cases_are_crossed_with_params():
+    cases = ["network=mlp", "network=unet 'network.channels=[8, 16]' trainer.max_steps=3"]
+    assert grid([], {"seed": "0,1"}, cases) == [
+        ("network=mlp", "seed=0"),
+        ("network=mlp", "seed=1"),
+        ("network=unet", "network.channels=[8,16]", "trainer.max_steps=3", "seed=0"),
+        ("network=unet", "network.channels=[8,16]", "trainer.max_steps=3", "seed=1"),
+    ]
+
+
+def test_without_cases_and_params_the_command_line_is_all():
+    assert grid(["a=1,2", "b=3"]) == [("a=1", "b=3"), ("a=2", "b=3")]
+    assert grid([]) == [()]
+
+
+def test_the_command_line_replaces_an_axis_and_what_a_case_says():
+    cases, params = ["a=1 b=1", "a=2 b=2", "b=3 a=1"], {"seed": "0,1", "c": "1,2"}
+    assert grid(["a=5", "seed=7", "c=8,9"], params, cases) == [
+        ("a=5", "b=1", "seed=7", "c=8"),
+        ("a=5", "b=1", "seed=7", "c=9"),
+        ("a=5", "b=2", "seed=7", "c=8"),
+        ("a=5", "b=2", "seed=7", "c=9"),
+        ("b=3", "a=5", "seed=7", "c=8"),
+        ("b=3", "a=5", "seed=7", "c=9"),
+    ]
+    assert grid(["a=5", "b=6"], None, ["a=1 b=1", "a=2 b=2"]) == [("a=5", "b=6")]  # the cases have become one
+
+
+def test_a_case_may_hold_a_sweep_of_its_own():
+    assert grid([], {"seed": 0}, ["a=1,2", "b=3"]) == [("a=1", "seed=0"), ("a=2", "seed=0"), ("b=3", "seed=0")]
+
+
+def test_jobs_come_in_batches_when_asked():
+    assert [len(batch) for batch in batches(["seed=0,1"], None, ["a=1", "a=2"], 3)] == [3, 1]
+
+
+def test_an_experiment_expands_by_itself_and_the_command_line_wins(tmp_path):
+    """Sweeps that are refused name their jobs and train none of them."""
+    commands = [
+        ["-m", "experiment=num_steps", "scaling=edm"],
+        ["-m", "experiment=n_flows", "scaling=edm", "flow.n_flows=4,6", "seed=3"],
+        ["-m", "experiment=flow_vs_unet", "optimizer.lr=-1.0", "trainer.max_steps=3", "seed=7"],
+    ]
+    results = outcomes("train", commands, tmp_path)
+    assert [status for status, _ in results] == [2, 2, 2]
+    alone, narrowed, cases = ([line.strip().partition(":")[0] for line in text.splitlines()] for _, text in results)
+    assert alone == ["2 of 2 jobs make no sense, so none was started", "seed=0", "seed=1"]
+    assert narrowed[1:] == ["flow.n_flows=4", "flow.n_flows=6"]
+    assert len(cases) > 3
+    assert not any("max_steps" in case or "seed" in case for case in cases)  # all jobs share the command line's
+    assert list(tmp_path.rglob("*")) == [tmp_path / "multirun"]
