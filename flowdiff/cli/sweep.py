@@ -54,7 +54,7 @@ class Pool(Protocol):
 
 def local_pool(jobs_per_device: int | None) -> LocalPool:
     """The pool behind hydra/launcher=local."""
-    return LocalPool(WORKER, jobs_per_device)
+    return LocalPool(WORKER, jobs_per_device, announces=True)
 
 
 def slurm_pool(settings: Mapping[str, Any]) -> SlurmPool:
@@ -77,7 +77,8 @@ def launch(
         pool = make_pool()
         with pool.environment():
             pool.warm()
-            configs = checked(overrides, lambda given: _compose(context, sweep, given, pool))
+            rehearsed: set[str] = set()
+            configs = checked(overrides, lambda given: _compose(context, sweep, given, pool, rehearsed))
             jobs = _jobs(configs, folder)
             rows = pool.run(jobs, retry, sweep.force)
     except FlowdiffError:
@@ -104,9 +105,15 @@ def composed(context: HydraContext, sweep: DictConfig, overrides: Sequence[str])
     return cfg
 
 
-def _compose(context: HydraContext, sweep: DictConfig, overrides: Sequence[str], pool: Pool) -> DictConfig:
+def _compose(
+    context: HydraContext, sweep: DictConfig, overrides: Sequence[str], pool: Pool, rehearsed: set[str]
+) -> DictConfig:
     cfg = composed(context, sweep, overrides)
-    training.rehearse(pool.rehearsal(config.resolved(cfg)), RunFolder(cfg.hydra.runtime.output_dir))
+    settings = config.resolved(cfg)
+    but_for_seed = run_id({**settings, "seed": 0})  # what fits with one seed fits with all
+    if but_for_seed not in rehearsed:
+        training.rehearse(pool.rehearsal(settings), RunFolder(cfg.hydra.runtime.output_dir))
+        rehearsed.add(but_for_seed)
     return cfg
 
 
@@ -143,7 +150,7 @@ def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
         status=JobStatus.COMPLETED if fine else JobStatus.FAILED,
     )
     if complete:
-        result.return_value = job.folder.result()["metrics"].get("test_loss")
+        result.return_value = job.folder.test_loss()
     else:
         result._return_value = None if fine else RunError(f"{row.name} {row.state}: {row.note}")
     return result

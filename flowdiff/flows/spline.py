@@ -118,7 +118,7 @@ class Bin(NamedTuple):
     def position(self, y: Tensor) -> Tensor:
         """ξ ∈ [0, 1] of y."""
         # A quadratic equation: ξ = 2sη/(2sη + p + √(p² + r)) with η = (y − y_k)/h. Nothing under the root is negative,
-        # and p + √(p² + r) is r/(−p + √(p² + r)) where p is negative: no difference of like numbers is left to rounding.
+        # and p + √(p² + r) is r/(−p + √(p² + r)) where p < 0: no difference of like numbers is left to rounding.
         s, eta = self.h / self.w, (y - self.y0) / self.h
         p = self.d0 * (1 - eta) - self.d1 * eta
         r = 4 * s**2 * eta * (1 - eta)

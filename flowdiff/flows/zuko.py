@@ -33,6 +33,7 @@ from flowdiff.registry import register
 
 Slope = Annotated[float, Field(gt=0, lt=1)]
 
+GENTLE = 0.1  # by which a monotone net's weights of x are scaled down at the start, so that it is nearly linear
 BRACKET = 1e4  # bisection looks for x within ± this; x is whitened, but far out a map may be flat
 
 
@@ -215,7 +216,7 @@ class NAF(MaskedFlow):
     """τ a net with positive weights, one per dimension, monotone in x_i; its other inputs h_i are `signal` numbers.
 
     hidden, depth, passes, random_order: see MaskedFlow. monotone_hidden: width of τ's two hidden layers, ELUs whatever
-    `activation` is: the score jumps at their kinks. Not the identity at the start, though τ(±1) = ±1. The inverse is
+    `activation` is: the score jumps at their kinks. The identity at the start but for 15 % at |x| = 5. The inverse is
     found by bisection and Newton's method within |x| < 10,000, and can be differentiated once.
     Source: Huang et al., "Neural Autoregressive Flows", 2018.
     """
@@ -246,15 +247,16 @@ class NAF(MaskedFlow):
 
 @final
 class PositiveNets(nn.Module):
-    """h (…, D, signal) → τ, by zuko's monotone nets, one per dimension, stretched so that τ(±1) = ±1 for h = 0."""
+    """h (…, D, signal) → τ, by zuko's monotone nets, one per dimension, stretched to τ(±1) = ±1 for h = 0."""
 
     def __init__(self, dim: int, signal: int, hidden: int):
         super().__init__()
         from zuko.flows.neural import MNN
 
         self.make = MNN(signal=signal, stack=dim, hidden_features=[hidden] * 2)
-        last = self.make.network[-1]
+        first, last = self.make.network[0], self.make.network[-1]
         with torch.no_grad():
+            first.weight[..., 0] *= GENTLE  # x's own weights
             low, high = (self.make.f(torch.zeros(dim, signal), torch.full((dim,), end)) for end in (-1.0, 1.0))
             stretch = 2 / (high - low)  # (D,)
             last.weight *= stretch[:, None, None]

@@ -35,6 +35,7 @@ from flowdiff.launch.identity import labels
 from flowdiff.launch.job import Interrupted, Job, Retry
 from flowdiff.launch.lock import Busy, owner
 from flowdiff.launch.pending import pending, prepared
+from flowdiff.launch.session import announced
 from flowdiff.launch.signals import ASKING, STOPPED, heed, withheld
 from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
 
@@ -61,6 +62,7 @@ class LocalPool:
     """Runs jobs on this machine. jobs_per_device: how many share a GPU (or the CPU), ≥ 1; None: what fits.
 
     killed_is: what a run is whose process was killed; "stopped" when whoever uses the pool will go on with it.
+    announces: whether `flowdiff status` and `flowdiff cancel` are to know this process as the one that runs the sweep.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class LocalPool:
         jobs_per_device: int | None = None,
         console: Console | None = None,
         killed_is: Literal["failed", "stopped"] = "failed",
+        announces: bool = False,
     ):
         self.worker = worker
         self.jobs_per_device = jobs_per_device
         self.console = console
         self.killed_is = killed_is
+        self.announces = announces
         self._context = multiprocessing.get_context("forkserver")
 
     def warm(self) -> None:
@@ -106,7 +110,10 @@ class LocalPool:
                 configs = [job.config for job, _ in chosen]
                 places = slots(configs, self.jobs_per_device, _gpus(jobs), available_cores())  # or a refusal
                 ready = prepared(chosen, board, force)
-                _Sweep(self._context, self.worker, board, ready, places, self.killed_is).run()
+                sweep = _Sweep(self._context, self.worker, board, ready, places, self.killed_is)
+                names = [job.path.name for job, _ in ready]
+                with announced(jobs[0].path.parent, names) if self.announces else nullcontext():
+                    sweep.run()
         return rows
 
 

@@ -1,7 +1,7 @@
 """Which runs a sweep on this machine is about to train, for whoever asks or stops it from another terminal.
 
 `<sweep>/.local/<host>-<pid>/` is owned, like a run folder, by the process that runs the sweep, and lists its runs. It
-stays behind when the sweep ends, and goes when the next one starts.
+stays behind when the sweep ends before all of them have begun, and goes when the next one starts.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,21 @@ class Session:
 
 
 @contextmanager
-def announced(sweep: Path, runs: Iterable[str]) -> Iterator[None]:
+def announced(sweep: Path, runs: Sequence[str]) -> Iterator[None]:
     """Say for the time of the `with` that this process trains these runs."""
     for folder in _folders(sweep):
         if owner(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
     mine = sweep / FOLDER / f"{socket.gethostname()}-{os.getpid()}"
-    with held(mine):
-        write_whole(mine / "runs.json", json.dumps(list(runs)))
-        yield
+    try:
+        with held(mine):
+            write_whole(mine / "runs.json", json.dumps(runs))
+            yield
+    finally:
+        if all((sweep / run).is_dir() for run in runs):  # their folders tell the rest
+            shutil.rmtree(mine, ignore_errors=True)
+            with suppress(OSError):
+                mine.parent.rmdir()  # unless another process is there too
 
 
 def sessions(sweep: Path) -> list[Session]:

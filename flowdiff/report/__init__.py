@@ -37,7 +37,8 @@ class Report:
 
         from flowdiff.report.table import problems, sentences, to_rich
 
-        console = console or Console()
+        if console is None:
+            console = Console() if Console().is_terminal else Console(width=PIPED)
         if self.table.rows:
             console.print(to_rich(self.table, "Settings, mean ± sd over seeds", console.width))
         if self.sampling.rows:
@@ -86,6 +87,7 @@ class Report:
 
 
 LISTED = 30  # incomplete runs named in the terminal
+PIPED = 200  # columns of a table that goes to a file or a pipe
 
 
 def read(folders: Iterable[str | Path]) -> Report:

@@ -175,7 +175,10 @@ def test_naf_is_onto_and_its_inverse_reaches_far():
     assert torch.equal(further.sign(), x.sign())
 
 
-def test_naf_starts_with_unit_slope():
-    flow, (_, cond) = make("naf", far=False, n_flows=3), inputs(2)
-    ends = torch.ones(2, DIM, dtype=torch.float64) * torch.tensor([[1.0], [-1.0]])
-    torch.testing.assert_close(flow(ends, cond)[0], ends, rtol=0, atol=1e-5)  # made in float32
+@pytest.mark.parametrize("monotone_hidden", [16, 32, 64])
+def test_naf_starts_near_the_identity(monotone_hidden):
+    flow, (_, cond) = make("naf", far=False, n_flows=3, monotone_hidden=monotone_hidden), inputs(11)
+    x = torch.linspace(-5, 5, 11, dtype=torch.float64)[:, None].expand(11, DIM)
+    z, _ = flow(x, cond)
+    assert ((z - x).abs() < 0.15 * x.abs() + 0.05).all()
+    torch.testing.assert_close(z[[4, 6]], x[[4, 6]], rtol=0, atol=1e-5)  # ±1; made in float32

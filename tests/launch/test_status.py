@@ -87,6 +87,9 @@ def test_a_live_sweep_has_its_runs_queued_and_a_dead_one_stopped(sweep):
     with announced(sweep, ["a-4"]):
         assert [session.runs for session in sessions(sweep)] == [["a-4"]]  # the one before is forgotten
     assert states(sweep) == {"a-1": "stopped", "a-2": "done", "a-4": "stopped"}
+    with announced(sweep, ["a-1", "a-2"]):
+        assert states(sweep) == {"a-1": "queued", "a-2": "done"}
+    assert not (sweep / ".local").exists()  # every run has begun, so the folders tell the rest
 
 
 def test_runs_in_the_queue(sweep, slurm):

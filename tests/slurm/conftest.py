@@ -32,8 +32,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A job that is requeued starts again after cred_expire seconds.
-AuthInfo=socket={folder}/munge/socket,cred_expire=5
+# Seconds that a start may take on a busy machine; a job that is requeued starts again only after them.
+AuthInfo=socket={folder}/munge/socket,cred_expire=12
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -137,6 +137,10 @@ def _stop(folder: Path) -> None:
     for path in (folder / "slurmd.pid", folder / "slurmctld.pid", folder / "munge" / "pid-file"):
         with suppress(OSError, ValueError):
             _end(int(path.read_text()))
+    for path in Path("/proc").glob("[0-9]*/environ"):  # what a job has left behind knows the folder, and nobody else
+        with suppress(OSError):
+            if str(folder).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 def _end(pid: int) -> None:
