@@ -320,8 +320,8 @@ def assemble(config: Mapping[str, Any]) -> Engine:
 def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:
     if gradient == "double_backward" and not flow.twice_differentiable:
         raise ConfigurationError(
-            f"this loss differentiates the score, and flow={name} as it is set can be differentiated only once: take "
-            "loss.gradient=directional, loss=nll, or another flow (of ffjord flow.backprop=direct)."
+            f"this loss differentiates the score, and flow={name} can be differentiated only once: take "
+            "loss.gradient=directional, loss=nll or another flow."
         )
     if gradient == "forward_mode" and not flow.forward_differentiable:
         raise ConfigurationError(

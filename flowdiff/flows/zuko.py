@@ -5,7 +5,8 @@
 What τ is gives a family its name. n_flows such maps follow one another, every second with the dimensions in reversed
 order. The condition is zuko's context: it stands beside x at the input of the masked nets and is no dimension of x.
 
-Left out of zuko: NICE and RealNVP are flow=realnvp, CNF is flow=ffjord, NCSF lives on a torus. GF's log-determinant is
+Left out of zuko: NICE and RealNVP are flow=realnvp, CNF is an ODE (its own family), NCSF lives on a torus. BPF jumps
+by 1e-5 at the ends of its polynomials. GF's log-determinant is
 −∞ a few deviations out, where its error functions saturate. SOSPF's polynomials overflow when composed. UNAF's integral
 is a sum of 32 nodes, which need not increase with x and can be differentiated once only. The x/(1 + |x|/11) that zuko
 puts between NAF's maps bounds z, so that a part of N(0, I) belongs to no x and p does not integrate to 1: here it is
@@ -174,49 +175,13 @@ class NSF(MaskedFlow):
         super().__init__(shape, embed_dim, activation, lambda: spline, [(bins,), (bins,), (bins - 1,)], *nets)
 
 
-@register("flow", "bpf")
-@final
-class BPF(MaskedFlow):
-    """τ a Bernstein polynomial with degree + 6 coefficients on [−5, 5], continued C² by the identity.
-
-    hidden, depth, passes, random_order: see MaskedFlow. The identity at the start, but for a jump of τ by 1e-5 at ±5
-    (zuko's margin). The inverse is found by bisection and Newton's method, and can be differentiated once.
-    Source: Arpogaus et al., "Short-Term Density Forecasting of Low-Voltage Load using Bernstein-Polynomial Normalizing
-    Flows", 2022.
-    """
-
-    forward_differentiable = False
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        embed_dim: int,
-        activation: Activation,
-        *,
-        n_flows: PositiveInt,
-        hidden: PositiveInt,
-        depth: PositiveInt,
-        passes: PositiveInt | None,
-        random_order: bool,
-        degree: PositiveInt,
-    ):
-        from zuko.transforms import BoundedBernsteinTransform
-
-        nets = (n_flows, hidden, depth, passes, random_order)
-
-        def polynomial(coefficients: Tensor) -> Transform:
-            return Refined(BoundedBernsteinTransform(coefficients))
-
-        super().__init__(shape, embed_dim, activation, lambda: polynomial, [(degree + 1,)], *nets)
-
-
 @register("flow", "naf")
 @final
 class NAF(MaskedFlow):
     """τ a net with positive weights, one per dimension, monotone in x_i; its other inputs h_i are `signal` numbers.
 
     hidden, depth, passes, random_order: see MaskedFlow. monotone_hidden: width of τ's two hidden layers, ELUs whatever
-    `activation` is: the score jumps at their kinks. The identity at the start but for 15 % at |x| = 5. The inverse is
+    `activation` is: the score jumps at their kinks. The identity at the start but for 20 % at |x| = 5. The inverse is
     found by bisection and Newton's method within |x| < 10,000, and can be differentiated once.
     Source: Huang et al., "Neural Autoregressive Flows", 2018.
     """

@@ -1,6 +1,7 @@
 """Stopping a run so that it can go on: a signal only sets a flag, and the end of the batch saves and stops.
 
-The checkpoint is written to a temporary name and renamed, so `last.ckpt` is always whole.
+The checkpoint is written to a temporary name and renamed, so `last.ckpt` is always whole. It is renamed when the step's
+validation is done and logged: a run that is killed before goes on from the one before, and leaves nothing out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class ResumableCheckpoint(Callback):
         self.resume_hint = resume_hint
         self._asked: signal.Signals | None = None  # by a signal to this process
         self._stopping: signal.Signals | None = None  # as all ranks have agreed
-        self._saved: int | None = None
+        self._temporary = path.with_suffix(".tmp")
+        self._saved: int | None = None  # the step of the checkpoint that was written
+        self._published: int | None = None  # and of the one that is in place
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -74,11 +77,14 @@ class ResumableCheckpoint(Callback):
             self.save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._stop(trainer)  # not at the end of the batch before: its numbers are logged after all callbacks
+        # Not at the end of the batch before: its numbers are logged, and it is validated, after all callbacks.
+        self._publish(trainer)
+        self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saved != trainer.global_step:
             self.save(trainer)  # stopped by trainer.max_time
+        self._publish(trainer)
         self._agree(trainer)
         self._stop(trainer)
 
@@ -95,16 +101,18 @@ class ResumableCheckpoint(Callback):
         self._handlers = {}
 
     def save(self, trainer: Trainer) -> None:
-        """Write last.ckpt, whole or not at all."""
-        temporary = self.path.with_suffix(".tmp")
+        """Write what will be last.ckpt."""
         try:
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(self._temporary)
         except OSError:
-            temporary.unlink(missing_ok=True)  # gives the room back
+            self._temporary.unlink(missing_ok=True)  # gives the room back
             raise
-        if trainer.is_global_zero:
-            os.replace(temporary, self.path)
         self._saved = trainer.global_step
+
+    def _publish(self, trainer: Trainer) -> None:
+        if self._published != self._saved and trainer.is_global_zero:
+            os.replace(self._temporary, self.path)
+        self._published = self._saved
 
     def _agree(self, trainer: Trainer) -> None:
         """All ranks stop at the same step, whichever was asked: a checkpoint needs every one of them."""

@@ -126,10 +126,8 @@ class QueuedJob:
         return self.state == "RUNNING" or self.reason == "TimeLimit"
 
     def timed_out(self, limits: Limits) -> bool:
-        """Whether it was stopped for its time limit; of very short limits the second half counts."""
-        return self.reason == "TimeLimit" or self.used >= max(
-            self.limit - limits.signal_delay_s - EARLY, self.limit / 2
-        )
+        """Whether it was stopped for its time limit."""
+        return self.reason == "TimeLimit" or self.used >= self.limit - limits.signal_delay_s - EARLY
 
 
 def seconds(clock: str) -> float:

@@ -87,7 +87,9 @@ def test_far_is_far(case, shape):
     """What the other laws call far is far: in every dimension, in volume, and by what the condition does."""
     flow, x = make_flow(case, shape, EMBED, far=True), samples(16, shape)
     z, logdet = flow(x, condition(16))
-    assert ((z - x).abs().flatten(1).mean(0) > 0.25).all()  # x has mean modulus 1.2
+    moved = (z - x).abs().flatten(1).mean(0)  # x has mean modulus 1.2
+    assert moved.mean() > 0.25
+    assert moved.min() > 0.1
     assert logdet.abs().mean() > 0.3
     other, _ = flow(x, condition(16, seed=5))
     assert ((z - other).abs().flatten(1).mean(0) > 0.01).all()

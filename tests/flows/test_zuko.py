@@ -22,7 +22,6 @@ FAMILIES = {  # our settings, and zuko's class with the same
         partial(zuko.flows.MAF, univariate=partial(zuko.transforms.MonotonicAffineTransform, slope=0.1)),
     ),
     "nsf": ({"bins": 4, "min_slope": 1e-2}, partial(zuko.flows.NSF, bins=4, slope=1e-2)),
-    "bpf": ({"degree": 6}, partial(zuko.flows.BPF, degree=6)),
     "naf": (
         {"signal": 4, "monotone_hidden": 8},
         partial(zuko.flows.NAF, signal=4, network={"hidden_features": [8, 8]}),
@@ -93,8 +92,7 @@ def test_inverse_and_log_determinants(name, far, shape):
     if far:
         assert (z - x).abs().max() > 0.3
     elif flow.identity_at_start:
-        inside = x.abs() < 5  # beyond it, bpf is off by 1e-5 in each map
-        torch.testing.assert_close(z[inside], x[inside], rtol=0, atol=1e-12)
+        torch.testing.assert_close(z, x, rtol=0, atol=1e-12)
 
 
 @ALL
@@ -104,6 +102,7 @@ def test_the_inverse_is_differentiable(name):
     torch.testing.assert_close(flow.inverse(x, cond)[1], torch.linalg.slogdet(J).logabsdet, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own, on loading forward mode
 @pytest.mark.parametrize("name", [n for n in FAMILIES if registry.resolve("flow", n).forward_differentiable])
 def test_forward_mode(name):
     flow, (x, cond) = make(name), inputs()
@@ -165,13 +164,13 @@ def test_random_orders_follow_the_seed_and_the_state_dict(name):
 
 def test_naf_is_onto_and_its_inverse_reaches_far():
     """zuko bounds z by what lies between two maps, and its inverse by |x| = 10."""
-    flow, (_, cond) = make("naf", n_flows=3), inputs(2)
-    x = torch.full((2, DIM), 100.0, dtype=torch.float64) * torch.tensor([[1.0], [-1.0]])
+    flow, (_, cond) = make("naf", n_flows=3, shape=(1,)), inputs(2)
+    x = torch.tensor([[100.0], [-100.0]], dtype=torch.float64)
     with torch.no_grad():
         z, _ = flow(x, cond)
         torch.testing.assert_close(flow.inverse(z, cond)[0], x, rtol=1e-8, atol=0)
         further, _ = flow(100 * x, cond)
-    assert (further.abs() > 20 * z.abs()).all()
+    assert (further.abs() > 30 * z.abs()).all()
     assert torch.equal(further.sign(), x.sign())
 
 
@@ -180,5 +179,5 @@ def test_naf_starts_near_the_identity(monotone_hidden):
     flow, (_, cond) = make("naf", far=False, n_flows=3, monotone_hidden=monotone_hidden), inputs(11)
     x = torch.linspace(-5, 5, 11, dtype=torch.float64)[:, None].expand(11, DIM)
     z, _ = flow(x, cond)
-    assert ((z - x).abs() < 0.15 * x.abs() + 0.05).all()
+    assert ((z - x).abs() < 0.2 * x.abs() + 0.05).all()
     torch.testing.assert_close(z[[4, 6]], x[[4, 6]], rtol=0, atol=1e-5)  # ±1; made in float32

@@ -20,6 +20,7 @@ from flowdiff.launch.queue import job_words
 from flowdiff.launch.run_folder import RunFolder
 from flowdiff.launch.status import statuses
 from flowdiff.launch.submission import submissions
+from flowdiff.launch.task import seconds
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -43,10 +44,10 @@ class Paced:
 '''
 EVERY = 5  # steps between two checkpoints
 STEPS = 60  # seconds, until we let them go
-LONG = 90  # of the run that needs more than its time limit
+LONG = 120  # of the run that needs more than its time limit
 TINY = [o for o in runs.TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
 TINY += [f"metrics.every_n_steps={EVERY}", "plugins=[paced.py]", "sigma_sampler=paced"]
-SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.signal_delay_s=10"]
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def submitted(cluster, tmp_path_factory):
     wandb = ["logger=wandb", "logger.mode=offline"]
     ddp = ["accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2"]
     settings = {
-        "long": ["seed=0", f"trainer.max_steps={LONG}", "hydra.launcher.timeout_min=1", *wandb],
+        "long": ["seed=0", f"trainer.max_steps={LONG}", "hydra.launcher.signal_delay_s=100", *wandb],
         "array": ["seed=1,2,3,4,5,6", steps, two],
         "ranks": ["seed=0", steps, *ddp],
         "nowhere": ["seed=1,2", steps, "hydra.launcher.partition=moon"],
@@ -95,6 +96,11 @@ def ended(submitted):
             until(lambda: starts_again(sweep, run))
             asking.terminate()
 
+    slow = of_seed(long, 0)
+    until(lambda: steps_of(long, slow) > 3)
+    # As if it had been given two minutes at most. SLURM looks about twice a minute.
+    used = seconds(slurm("squeue", "--noheader", "--format=%M", f"--jobs={job_of(long, slow)}").strip())
+    slurm("scontrol", "update", f"JobId={job_of(long, slow)}", f"TimeLimit={used // 60 + 2:.0f}")
     first, second, third = (of_seed(array, seed) for seed in (1, 2, 3))
     preempt(array, first)
     until(lambda: steps_of(array, second) > EVERY + 3)
@@ -103,7 +109,6 @@ def ended(submitted):
     until(lambda: steps_of(array, third) > 3)
     # All the processors of the node: whatever runs has to go.
     slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    slow = of_seed(long, 0)
     until(lambda: "time limit" in starts_again(long, slow))
     slurm("scontrol", "update", f"JobId={job_of(long, slow)}", "TimeLimit=60")
     done = steps_of(long, slow)
