@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from flowdiff.errors import FlowdiffError
-from flowdiff.launch.job import Interrupted
+from flowdiff.launch.job import Interrupted, Pruned
 from flowdiff.launch.signals import ASKING
 
 
@@ -92,10 +92,16 @@ class ResumableCheckpoint(Callback):
         """A queue's SIGTERM ends a logger's own process at once: losing touch with that is part of being stopped."""
         if isinstance(exception, ConnectionError):
             time.sleep(1)  # our signal may still be on its way
-            if self._asked:
-                raise self._interruption(trainer) from exception
+        self._give_back()
+        if isinstance(exception, Pruned):
+            self._publish(trainer)  # it was validated at this step
+        if isinstance(exception, ConnectionError) and self._asked:
+            raise self._interruption(trainer) from exception
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -62,3 +62,16 @@ def test_a_tracker_that_is_lost_without_being_asked_to_stop_is_one(tmp_path, mon
     at_step(3, monkeypatch, lost)
     with pytest.raises(ConnectionResetError):
         train(tmp_path / "run", *TINY)
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+
+
+def test_a_run_that_is_killed_before_it_is_validated_goes_on_from_before(tmp_path, monkeypatch):
+    train(tmp_path / "whole", *TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "on_validation_start", lost, raising=False)
+        with pytest.raises(ConnectionResetError):
+            train(tmp_path / "halved", *TINY)
+    assert not RunFolder(tmp_path / "halved").checkpoint.exists()
+    train(tmp_path / "halved", *TINY)
+    halved, whole = (RunFolder(tmp_path / name).metrics.read_text().splitlines()[:-1] for name in ("halved", "whole"))
+    assert halved == whole  # but for the last row, which holds samples per second
