@@ -1,4 +1,4 @@
-"""The laws of the score flow for every flow behind every whitening, at the start and far from it."""
+"""The laws of the score flow for every flow and behind every whitening, at the start and far from it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from flowdiff.networks.score_flow import ScoreFlow
 
 EMBED, CLASSES = 8, 3
 # Every flow of vectors as its YAML has it; its variants and images are the flows' own laws' (tests/flows/test_laws.py).
+DEFAULT = "linear_activation"
 VECTOR_FLOWS = [case for case in variants() if not case[1] and takes(case, (3,))]
 ALL_CASES = pytest.mark.parametrize("case", VECTOR_FLOWS, ids=label)
+
+
+def pairs(attribute: str | None = None) -> pytest.MarkDecorator:
+    """Every flow behind the isotropic whitening, and the default flow behind every whitening."""
+    kept = [c for c in VECTOR_FLOWS if attribute is None or getattr(make_flow(c, (3,), 2), attribute)]
+    found = [(c, w) for c in kept for w in registry.names("whitening") if w == "isotropic" or c[0] == DEFAULT]
+    return pytest.mark.parametrize(("case", "whitening"), found, ids=label)
 
 
 def having(attribute: str) -> pytest.MarkDecorator:
@@ -26,9 +34,9 @@ def having(attribute: str) -> pytest.MarkDecorator:
 
 # A spline does nothing beyond its ends, which large σ reaches; its score jumps at the knots, which a grid and a mean of
 # scores see coarsely. The flows' own laws hold its density to 1 on the grid that it needs.
-SMOOTH_CASES = having("smooth")
+SMOOTH_PAIRS = pairs("smooth")
+PAIRS = pairs()
 STATES = pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
-WHITENINGS = pytest.mark.parametrize("whitening", registry.names("whitening"))
 COND_DIMS = pytest.mark.parametrize("cond_dim", [0, CLASSES], ids=["unconditional", "class"])
 SIGMA = torch.tensor([0.01, 0.3, 2.0, 30.0], dtype=torch.float64)
 
@@ -59,8 +67,7 @@ def noised(shape=(3,), cond_dim: int = 0) -> tuple[torch.Tensor, torch.Tensor, C
     return x, SIGMA, None if c is None else Conditioning(c)
 
 
-@ALL_CASES
-@WHITENINGS
+@PAIRS
 @STATES
 @COND_DIMS
 def test_score_is_the_slope_of_log_prob(case, whitening, far, cond_dim):
@@ -77,8 +84,7 @@ def test_score_is_the_slope_of_log_prob(case, whitening, far, cond_dim):
     torch.testing.assert_close(score, torch.stack(slopes, 1), rtol=1e-5, atol=1e-5)
 
 
-@SMOOTH_CASES
-@WHITENINGS
+@SMOOTH_PAIRS
 def test_far_is_far(case, whitening):
     """The score that the other tests call far is no longer the Gaussian's, and c changes it."""
     x, sigma, cond = noised(cond_dim=CLASSES)
@@ -99,8 +105,7 @@ def test_the_flow_itself_knows_the_noise_level(case):
     assert (change.abs() > 1e-4).all()
 
 
-@ALL_CASES
-@WHITENINGS
+@PAIRS
 @STATES
 def test_score_is_a_gradient_field(case, whitening, far):
     """∂s/∂x is symmetric, as the second derivatives of log p are."""
@@ -115,8 +120,7 @@ def test_score_is_a_gradient_field(case, whitening, far):
     torch.testing.assert_close(J / size, J.mT / size, rtol=0, atol=1e-9)
 
 
-@ALL_CASES
-@WHITENINGS
+@PAIRS
 def test_score_works_without_gradients(case, whitening):
     """Under no_grad and in eval mode there is the same score, without a graph; in train mode with one."""
     model = make(case, whitening)
@@ -138,8 +142,7 @@ def test_score_works_without_gradients(case, whitening):
     assert all(p.grad is None for p in model.parameters())  # the score leaves nothing behind
 
 
-@ALL_CASES
-@WHITENINGS
+@PAIRS
 @COND_DIMS
 def test_a_score_loss_has_the_gradient_of_its_differences(case, whitening, cond_dim):
     """Double backward: d/dθ of a score loss along a random direction in parameter space."""
@@ -167,8 +170,7 @@ def test_a_score_loss_has_the_gradient_of_its_differences(case, whitening, cond_
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4)
 
 
-@SMOOTH_CASES
-@WHITENINGS
+@SMOOTH_PAIRS
 @STATES
 def test_density_integrates_to_one(case, whitening, far):
     model = make(case, whitening, shape=(2,), far=far)
@@ -186,8 +188,7 @@ def test_density_integrates_to_one(case, whitening, far):
     assert float(p.sum()) * cell == pytest.approx(1.0, abs=5e-4)
 
 
-@SMOOTH_CASES
-@WHITENINGS
+@SMOOTH_PAIRS
 def test_samples_follow_the_density(case, whitening):
     """With x ~ p of D dimensions E[s(x)] = 0 and E[(x − μ)·s(x)] = −D for any μ (Stein's identity)."""
     model = make(case, whitening)
@@ -202,8 +203,7 @@ def test_samples_follow_the_density(case, whitening):
     assert (score.mean(0).abs() < 5 * score.std(0) / n**0.5).all()
 
 
-@ALL_CASES
-@WHITENINGS
+@PAIRS
 def test_samples_belong_to_their_generators(case, whitening):
     """With one generator per sample, sample i is the same in every batch; images keep their shape."""
     shape = (1, 2, 2)
