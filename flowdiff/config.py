@@ -292,7 +292,8 @@ def _check_top_level(config: DictConfig) -> None:
         value = trainer[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ConfigurationError(f"trainer.{key}={value} is not allowed: it must be an integer ≥ {low}.")
-    more = [str(key) for key in trainer if key not in OmegaConf.load(CONF / "config.yaml").trainer]
+    known = OmegaConf.load(CONF / "config.yaml").trainer
+    more = [str(key) for key in trainer if key not in known]
     if more:
         from lightning.pytorch import Trainer
 

@@ -21,7 +21,7 @@ def script(name: str, *arguments: object, cwd: Path, **environment: str) -> subp
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 
@@ -50,7 +50,7 @@ def outcomes(name: str, commands: list[list[str]], cwd: Path) -> list[tuple[int,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from flowdiff.launch.status import statuses
 from flowdiff.launch.submission import submissions
 from flowdiff.launch.task import seconds
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PLUGIN = '''
 """σ as edm draws it, a second later until there is a file `go`: runs that wait for us without taking the machine."""
