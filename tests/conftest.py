@@ -1,4 +1,4 @@
-"""One thread for torch: the tests' tensors are small, and pytest-xdist's processes, a file each, share the cores."""
+"""One thread for torch, whose tensors are small here: pytest-xdist's processes, a file each, share the cores."""
 
 import pytest
 
@@ -8,3 +8,14 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _forget_plugins():
+    """What a test's plugins have registered is gone with it: the next file of the same process knows only ours."""
+    yield
+    from flowdiff import registry
+
+    for known in registry._components.values():
+        for name in [name for name, made in known.items() if made.__module__.startswith("flowdiff_plugin_")]:
+            del known[name]

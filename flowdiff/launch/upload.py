@@ -49,7 +49,7 @@ class OfflineRun:
 
         After an upload that was broken off W&B may have a part of a fragment, so that all fragments go once more.
         """
-        begun = self.folder / "wandb" / "upload-begun"
+        begun = self.folder / "wandb" / f"upload-begun-{self.run_id}"  # runs of one folder go at once
         again = begun.exists()
         readable = [file for file in (self.fragments if again else self.pending) if _cut_to_records(file)]
         if not readable:
