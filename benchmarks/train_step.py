@@ -24,12 +24,12 @@ from rich.table import Table
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowdiff import config, training
-from flowdiff.engine import Engine, assemble
+from flowdiff.engine import Engine
 from flowdiff.launch.run_folder import RunFolder
-from flowdiff.loggers import MetricsCSV
+from flowdiff.metrics_csv import MetricsCSV
 from flowdiff.noise import step_generator
-from flowdiff.progress import TrainingBar
 from flowdiff.registry import build
+from flowdiff.training_bar import TrainingBar
 
 BLOCKS, STEPS, WARMUP = 5, 40, 10  # 5 × 40 = 200 measured steps each
 
@@ -43,7 +43,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     settings = config.resolved(config.compose(given.overrides))
     settings["metrics"]["every_n_steps"] = settings["trainer"]["val_check_interval"] = 10**9
-    engine = assemble(settings)
+    engine = Engine.of(settings)
     engine.measure()
 
     bare, through = [], []
@@ -67,7 +67,7 @@ def main() -> None:
 
 def assembled(settings: dict) -> Engine:
     torch.manual_seed(0)
-    engine = assemble(settings)
+    engine = Engine.of(settings)
     engine.measure()
     return engine
 
@@ -107,7 +107,7 @@ def lightning_loop(engine: Engine, settings: dict) -> list[float]:
         settings = {**settings, "trainer": {**settings["trainer"], "max_steps": WARMUP + STEPS + 1}}
         callbacks = [marks, training.Stopwatch(), TrainingBar()]
         trainer = training.make_trainer(settings, run, [MetricsCSV(run.metrics)], callbacks)
-        trainer.fit(engine, datamodule=engine.data)
+        trainer.fit(engine)
     return differences(marks.times)
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flowdiff import config, registry
-from flowdiff.engine import ConditionedDenoiser, Engine, assemble
+from flowdiff.assembly import Parts, assemble
 from flowdiff.errors import RunError
 from flowdiff.launch.run_folder import RunFolder
+from flowdiff.model import ConditionedDenoiser
+
+if TYPE_CHECKING:
+    from flowdiff.engine import Engine
 
 
 def build(*overrides: str) -> Engine:
@@ -22,32 +26,36 @@ def build(*overrides: str) -> Engine:
     Has `.denoiser`, `.denoiser.network`, `.conditioner`, `.data`; `.measure()` reads the data and sets sigma_data and
     the whitening's statistics, as training does first. Raises ConfigurationError with the command line's sentences.
     """
+    from flowdiff.engine import Engine  # which needs Lightning; what has been trained does not
+
     composed = config.compose(overrides)
     config.check(composed)
-    return assemble(config.resolved(composed))
+    return Engine.of(config.resolved(composed))
 
 
 def load(run: str | Path, device: torch.device | str = "cpu") -> ConditionedDenoiser:
     """The trained denoiser of a run folder, with its averaged weights, in eval mode; RunError if there is none."""
-    return load_engine(run, device).denoiser
+    return load_parts(run, device).denoiser
 
 
-def load_engine(run: str | Path, device: torch.device | str = "cpu") -> Engine:
-    """The trained engine of a run folder: the denoiser and the data set it was trained on (not read yet)."""
+def load_parts(run: str | Path, device: torch.device | str = "cpu") -> Parts:
+    """The trained denoiser of a run folder, what trained it, and the data it was trained on (not read yet)."""
     folder = RunFolder.open(run)
-    engine = assemble(config.of_run(folder))
+    parts = assemble(config.of_run(folder))
     if not folder.checkpoint.is_file():
         raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
     try:
         checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
-        engine.load_state_dict(checkpoint["state_dict"])
+        weights = {key.removeprefix("denoiser."): value for key, value in checkpoint["state_dict"].items()}
+        parts.denoiser.load_state_dict(weights)
     except Exception as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
         raise RunError(
             f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
             "run made by this version of flowdiff."
         ) from error
-    return engine.to(device).eval().requires_grad_(False)
+    parts.denoiser.to(device).eval().requires_grad_(False)
+    return parts
 
 
 def sample(

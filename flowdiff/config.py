@@ -160,6 +160,12 @@ def check(config: DictConfig) -> None:
         build["schedule"](build["sampler"].num_steps)  # a table cannot be walked in more steps than it has
 
 
+@cache
+def trainer_defaults() -> dict[str, Any]:
+    """The trainer's arguments in conf/config.yaml, interpolations as they are written."""
+    return OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").trainer)
+
+
 def of_run(folder: RunFolder) -> dict[str, Any]:
     """The config of a run folder, by which this version can go on with the run or sample it.
 
@@ -292,8 +298,7 @@ def _check_top_level(config: DictConfig) -> None:
         value = trainer[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise ConfigurationError(f"trainer.{key}={value} is not allowed: it must be an integer ≥ {low}.")
-    known = OmegaConf.load(CONF / "config.yaml").trainer
-    more = [str(key) for key in trainer if key not in known]
+    more = [str(key) for key in trainer if key not in trainer_defaults()]
     if more:
         from lightning.pytorch import Trainer
 

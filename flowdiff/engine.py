@@ -6,167 +6,25 @@ drawn from a generator seeded by (seed, batch index, rank), so that a resumed ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.assembly import assemble
 from flowdiff.data.base import Batch, DataModule
-from flowdiff.denoiser import Denoiser
-from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.denoising import edm_loss, stratified_sigmas
-from flowdiff.flows.base import Flow
-from flowdiff.guidance import Guidance
 from flowdiff.losses import Loss
+from flowdiff.model import ConditionedDenoiser
 from flowdiff.noise import randn_like, step_generator
 from flowdiff.optimizers import Optimizer
-from flowdiff.registry import build
-from flowdiff.samplers.base import Callback, Sampler
-from flowdiff.samplers.generate import Progress, generate
-from flowdiff.schedules import Schedule
 
 MEASURE_BATCH = 1024  # samples per chunk when statistics are measured
 # First counters of the generators beside the training steps', which count from 0 (the data's shuffling has −1).
 MEASURE, VALIDATION = -2, -3
-
-
-class ConditionedDenoiser(nn.Module):
-    """A denoiser with what surrounds it: the conditioner, the first stage, and how its run samples by default.
-
-    Itself a denoiser: called with (x, σ, cond), and with `network`, `score`, `log_prob` of the one inside.
-    settings holds the config nodes `sampler`, `schedule`, `guidance` that `sample` falls back on, and `sigma_sampler`.
-    """
-
-    def __init__(
-        self,
-        denoiser: Denoiser,
-        conditioner: nn.Module,
-        first_stage: nn.Module,
-        to_uint8: Callable[[Tensor], Tensor],
-        settings: Mapping[str, Mapping[str, Any]],
-    ):
-        super().__init__()
-        self.denoiser = denoiser
-        self.conditioner = conditioner
-        self.first_stage = first_stage
-        self.to_uint8 = to_uint8
-        self.settings = settings
-
-    def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """D(x, σ, c) for x (B, …), sigma (B,)."""
-        return self.denoiser(x, sigma, cond)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network behind the scaling."""
-        return self.denoiser.network
-
-    @property
-    def is_density(self) -> bool:
-        """Whether log_prob exists."""
-        return self.denoiser.is_density
-
-    @property
-    def sigma_data(self) -> Tensor:
-        """Root mean square of the training data, a scalar."""
-        return self.denoiser.sigma_data
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes that `label` may name; None for an unconditional model."""
-        return self.conditioner.num_classes
-
-    def score(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """s = (D − x)/σ², like x."""
-        return self.denoiser.score(x, sigma, cond)
-
-    def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """log p_σ(x|c) in nats (B,); NotADensity for a raw network."""
-        return self.denoiser.log_prob(x, sigma, cond)
-
-    def cond_of(self, label: Tensor) -> Conditioning | None:
-        """The condition of labels (B,)."""
-        return self.conditioner(label.to(self.sigma_data.device))
-
-    def sample(
-        self,
-        n: int,
-        *,
-        label: int | Sequence[int] | None = None,
-        seed: int = 0,
-        sampler: Sampler | None = None,
-        schedule: Schedule | None = None,
-        guidance: Callable[[ConditionedDenoiser], Guidance] | None = None,
-        start: str = "noise",
-        sigma_start: float | None = None,
-        batch_size: int = 512,
-        progress: Progress | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """n samples in data space, (n, *shape); sample i of a seed is the same in every batch size.
-
-        label: one class for all, one per sample, or None: every class in turn. sampler, schedule, guidance: the run's
-        own unless given.
-        """
-        sampler = sampler or build("sampler", self.settings["sampler"])
-        schedule = schedule or build("schedule", self.settings["schedule"])
-        guide = guidance(self) if guidance else self.guided(self.settings["guidance"])
-        labels = self.labels(n, label)
-        trained = build("sigma_sampler", self.settings["sigma_sampler"])
-        sigmas = None
-        if start == "noise" and hasattr(trained, "nearest"):  # a model of discrete levels is asked at these only
-            grid = schedule(sampler.num_steps)
-            sigmas = torch.cat([trained.nearest(grid[:-1]), grid[-1:]])
-        was_training = self.training
-        self.eval()
-        try:
-            z = generate(
-                guide,
-                sampler,
-                schedule,
-                self.first_stage.latent_shape,
-                n=n,
-                seed=seed,
-                cond_of=None if labels is None else lambda indices: self.cond_of(labels[list(indices)]),
-                start=start,
-                sigma_start=sigma_start,
-                sigmas=sigmas,
-                batch_size=batch_size,
-                device=self.sigma_data.device,
-                progress=progress,
-                callback=callback,
-            )
-            with torch.no_grad():
-                return torch.cat([self.first_stage.decode(part) for part in z.split(batch_size)])
-        finally:
-            self.train(was_training)
-
-    def guided(self, node: Mapping[str, Any]) -> Guidance:
-        """This denoiser behind the guidance that a config node describes."""
-        if node["name"] != "none" and not self.conditioner.drop:
-            raise ConfigurationError(
-                f"guidance={node['name']} needs the null condition, and this model was trained without label dropout: "
-                "train with conditioner=class and conditioner.drop > 0, or take guidance=none."
-            )
-        return build("guidance", node, denoiser=self, null=self.conditioner.null)
-
-    def labels(self, n: int, label: int | Sequence[int] | None) -> Tensor | None:
-        """The class of each of n samples, (n,), None for an unconditional model; ConfigurationError if out of range."""
-        if self.num_classes is None:
-            if label is not None:
-                raise ConfigurationError(f"class_label={label} was given to an unconditional model: leave it out.")
-            return None
-        if label is None:
-            return torch.arange(n) % self.num_classes
-        given = torch.as_tensor(label).expand(n) if isinstance(label, int) else torch.as_tensor(label)
-        if len(given) != n or bool(((given < 0) | (given >= self.num_classes)).any()):
-            raise ConfigurationError(
-                f"class_label={label} is out of range: this model knows the classes 0 … {self.num_classes - 1}."
-            )
-        return given
 
 
 class Engine(LightningModule):
@@ -193,6 +51,11 @@ class Engine(LightningModule):
         self.seed = seed
         self._mean_loss: dict[str, Tensor] = {}
         self._counted = 0
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Engine:
+        """The engine that a checked, resolved config describes; ConfigurationError where its parts do not fit."""
+        return cls(*assemble(config), config["seed"])
 
     def __getstate__(self) -> dict[str, Any]:
         # The weight average deep-copies the module: the data stays out of the copy.
@@ -222,6 +85,12 @@ class Engine(LightningModule):
         if whitening is not None:
             whitening.fit(self._training_latents())
         return float(self.denoiser.sigma_data)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.data.train_dataloader(*self._place())
+
+    def val_dataloader(self) -> DataLoader:
+        return self.data.test_dataloader(*self._place())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator = step_generator(self.seed, batch_idx, self.global_rank, device=self.device)
@@ -268,70 +137,13 @@ class Engine(LightningModule):
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._mean_loss, self._counted = {}, 0
 
+    def _place(self) -> tuple[int, int, bool]:
+        """Rank, number of processes, and whether batches go to a GPU."""
+        return self.global_rank, self.trainer.world_size, self.trainer.strategy.root_device.type == "cuda"
+
     def _training_latents(self) -> Iterator[Tensor]:
         split = self.data.train
         generator = step_generator(self.seed, MEASURE)
         for start in range(0, len(split), MEASURE_BATCH):
             x = self.data.to_model(split[start : start + MEASURE_BATCH].x, generator)
             yield self.denoiser.first_stage.encode(x.to(self.device))
-
-
-def assemble(config: Mapping[str, Any]) -> Engine:
-    """Build the engine that a checked, resolved config describes; touches no data file.
-
-    Raises ConfigurationError where components do not fit each other or the data's shape.
-    """
-    data = build("dataset", config["dataset"])
-    conditioner = build("conditioner", config["conditioner"], num_classes=data.num_classes)
-    first_stage = build("first_stage", config["first_stage"], shape=data.shape)
-    shape = first_stage.latent_shape
-    parts: dict[str, Any] = {
-        "shape": shape,
-        "cond_dim": conditioner.dim,
-        "token_dim": conditioner.token_dim,
-        "num_classes": data.num_classes,
-    }
-    for group in ("activation", "whitening", "flow"):  # each may be taken by the next, and all by the network
-        if group in config:
-            parts[group] = build(group, config[group], **parts, embed_dim=config["network"].get("embed_dim"))
-    weighting = {"weighting": build("weighting", config["weighting"])} if "weighting" in config else {}
-    loss = build("loss", config["loss"], **weighting)
-    network = build("network", config["network"], **parts, gradient=loss.gradient)
-    if config["accelerator"]["compile"]:
-        _compile(network)
-    if "flow" in parts and loss.differentiates_score:
-        _check_derivatives(parts["flow"], config["flow"]["name"], loss.gradient)
-    return Engine(
-        ConditionedDenoiser(
-            Denoiser(network, build("scaling", config["scaling"])),
-            conditioner,
-            first_stage,
-            data.values.to_uint8,  # not the data's own: the weight average deep-copies what the module holds
-            {group: config[group] for group in ("sampler", "schedule", "guidance", "sigma_sampler")},
-        ),
-        loss,
-        build("sigma_sampler", config["sigma_sampler"]),
-        build("optimizer", config["optimizer"]),
-        data,
-        config["seed"],
-    )
-
-
-def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:
-    if gradient == "double_backward" and not flow.twice_differentiable:
-        raise ConfigurationError(
-            f"this loss differentiates the score, and flow={name} can be differentiated only once: take "
-            "loss.gradient=directional, loss=nll or another flow."
-        )
-    if gradient == "forward_mode" and not flow.forward_differentiable:
-        raise ConfigurationError(
-            f"loss.gradient=forward_mode does not go with flow={name}, whose operations torch cannot differentiate "
-            "forward: take loss.gradient=directional."
-        )
-
-
-def _compile(network: nn.Module) -> None:
-    if hasattr(network, "log_prob"):
-        network.log_prob = torch.compile(network.log_prob)
-    else:
-        network.compile()

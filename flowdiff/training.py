@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from flowdiff.engine import Engine, assemble
+from flowdiff import assembly
+from flowdiff.engine import Engine
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation import pictures
 from flowdiff.evaluation.metrics import Metrics
@@ -29,9 +30,11 @@ from flowdiff.launch.job import Interrupted, Pruned, is_first_rank
 from flowdiff.launch.preemption import ResumableCheckpoint
 from flowdiff.launch.pruning import pruning
 from flowdiff.launch.run_folder import RunFolder, git_commit, versions
-from flowdiff.loggers import MetricsCSV, Tracker
-from flowdiff.progress import TrainingBar, counting
+from flowdiff.loggers import Tracker
+from flowdiff.metrics_csv import MetricsCSV
+from flowdiff.progress import counting
 from flowdiff.registry import build
+from flowdiff.training_bar import TrainingBar
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ def train(
             log.info("going on from step %s of %s", f"{step:,}", f"{trainer.max_steps:,}")
         engine.data.seed = config["seed"]
         with _without_advice():
-            trainer.fit(engine, datamodule=engine.data, ckpt_path=folder.checkpoint if checkpoint else None)
+            trainer.fit(engine, ckpt_path=folder.checkpoint if checkpoint else None)
         if not trainer.is_global_zero:
             return {}
         # A run that was killed between its last step and here resumes past the end, where no weights are averaged.
@@ -157,13 +160,12 @@ def rehearse(config: Mapping[str, Any], folder: RunFolder) -> tuple[Engine, Metr
 
     Raises ConfigurationError where components do not fit each other, the data's shape, or the machine.
     """
-    engine = assemble(config)
-    metrics = build("metrics", config["metrics"], data=engine.data)
+    parts, metrics = assembly.rehearse(config)
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)  # what it announces, we announce
     with _without_advice():
         make_trainer(config, folder, [], [])
-    return engine, metrics
+    return Engine(*parts, config["seed"]), metrics
 
 
 def resume_command(folder: RunFolder) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowdiff import config, registry
-from flowdiff.engine import assemble
+from flowdiff.engine import Engine
 from flowdiff.errors import ConfigurationError
 
 
@@ -76,7 +76,7 @@ def test_every_option_composes_checks_and_builds(group, name):
         overrides += ["conditioner=none", "metrics.frechet=false"]
     composed = config.compose(overrides)
     config.check(composed)
-    engine = assemble(config.resolved(composed))
+    engine = Engine.of(config.resolved(composed))
     assert engine.num_parameters > 0
     x = torch.zeros(2, *engine.data.shape)
     cond = engine.denoiser.cond_of(torch.zeros(2, dtype=torch.long))

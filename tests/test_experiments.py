@@ -11,7 +11,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from flowdiff import config
-from flowdiff.engine import assemble
+from flowdiff.engine import Engine
 from flowdiff.noise import step_generator
 from flowdiff.registry import build
 
@@ -57,7 +57,7 @@ def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrid
     config.check(composed)
     settings = config.resolved(composed)
     torch.manual_seed(0)
-    engine = assemble(settings)
+    engine = Engine.of(settings)
     engine.measure()
     batch, generator = engine.data.train[:8], step_generator(0, 0)
     x0 = engine.data.to_model(batch.x, generator, train=True)

@@ -20,8 +20,10 @@ LAYERS = [
     ["networks"],
     ["denoiser"],
     ["losses", "guidance", "samplers"],
-    ["data", "conditioners", "first_stage", "optimizers", "accelerators", "loggers", "progress"],
-    ["evaluation"],
+    ["model"],
+    ["data", "conditioners", "first_stage", "optimizers", "accelerators", "loggers", "metrics_csv", "progress"],
+    ["training_bar", "evaluation"],
+    ["assembly"],
     ["divergence"],
     ["engine"],
     ["launch", "report"],
@@ -101,9 +103,22 @@ def test_the_walk_sees_imports():
     ],
 )
 def test_composing_needs_no_torch(code):
+    assert imported(code, "torch", "lightning") == []
+
+
+def test_sampling_and_checking_a_job_need_no_lightning():
+    code = (
+        "import flowdiff.api, flowdiff.cli.sweep; from flowdiff import assembly, config; "
+        "given = config.compose([]); config.check(given); assembly.rehearse(config.resolved(given))"
+    )
+    assert imported(code, "lightning", "torchmetrics", "torchvision", "torch") == ["torch"]
+
+
+def imported(code: str, *modules: str) -> list[str]:
+    """Which of the modules a fresh process has imported after running the code."""
     probe = (
         f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'lightning') if m in sys.modules])"
+        f"print(*[m for m in {modules!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    return done.stdout.splitlines()[-1].split()

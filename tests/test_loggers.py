@@ -9,7 +9,7 @@ from wandb_files import offline_runs
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.launch.identity import run_id
-from flowdiff.loggers import MetricsCSV
+from flowdiff.metrics_csv import MetricsCSV
 
 
 def test_rows_columns_and_truncation(tmp_path):

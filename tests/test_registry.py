@@ -168,14 +168,14 @@ class Diagonal(Flow):
 
 
 def test_a_flow_plugin_brings_what_a_flow_needs_and_builds(tmp_path):
-    from flowdiff.engine import assemble
+    from flowdiff.engine import Engine
 
     (tmp_path / "mine.py").write_text(FLOW_PLUGIN)
     composed = config.compose([f"plugins=[{tmp_path / 'mine.py'}]", "flow=diagonal", "flow.n_flows=3"])
     config.check(composed)
     assert composed.activation.name == "swish"
     assert composed.whitening.name == "isotropic"
-    engine = assemble(config.resolved(composed))
+    engine = Engine.of(config.resolved(composed))
     assert engine.denoiser.network.flow.s.shape == (3, 1, 8, 8)
     with pytest.raises(ConfigurationError, match=r"flow\.n_flows=0 is not allowed"):
         config.check(config.compose([f"plugins=[{tmp_path / 'mine.py'}]", "flow=diagonal", "flow.n_flows=0"]))

@@ -10,12 +10,12 @@ from runs import TINY, TINY_DIGITS, settings, train
 from wandb_files import offline_runs
 
 from flowdiff import api, registry, training
-from flowdiff.engine import Engine, assemble
+from flowdiff.engine import Engine
 from flowdiff.errors import RunError
 from flowdiff.launch.job import Interrupted
 from flowdiff.launch.preemption import Divergence
 from flowdiff.launch.run_folder import RunFolder
-from flowdiff.loggers import MetricsCSV
+from flowdiff.metrics_csv import MetricsCSV
 
 PICTURES = ("samples.png", "trajectory.png", "loss_curve.png")
 
@@ -56,7 +56,7 @@ def test_checkpoint_holds_plain_types(run):
 
 def test_load_gives_the_averaged_weights_and_changes_nothing(run):
     folder, result = run
-    engine = api.load_engine(folder.path)
+    engine = Engine(*api.load_parts(folder.path), seed=0)
     averaged = torch.load(folder.checkpoint, weights_only=True)
     state = engine.state_dict()
     for key, value in averaged["state_dict"].items():
@@ -195,7 +195,7 @@ def test_a_run_that_stops_and_goes_on_is_one_run_for_wandb(tmp_path, monkeypatch
 
 
 def test_measure_takes_statistics_from_the_training_split():
-    engine = assemble(settings(*TINY))
+    engine = Engine.of(settings(*TINY))
     sigma_data = engine.measure()
     x = engine.data.to_model(engine.data.train[:].x)
     assert sigma_data == pytest.approx(float(x.square().mean().sqrt()), rel=1e-5)

@@ -73,7 +73,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | N
     import numpy as np
     import torch
 
-    from flowdiff.api import load_engine
+    from flowdiff.api import load_parts
     from flowdiff.evaluation import pictures
     from flowdiff.progress import counting
     from flowdiff.registry import build
@@ -81,8 +81,8 @@ def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | N
     device = settings["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = load_engine(folder.path, device)
-    denoiser = engine.denoiser
+    parts = load_parts(folder.path, device)
+    denoiser = parts.denoiser
     label = settings["class_label"]
     options = {
         "sampler": build("sampler", settings["sampler"]),
@@ -99,24 +99,24 @@ def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | N
         seconds = time.perf_counter() - began
     out = Path(settings["out"]) if settings["out"] else folder.path / "samples" / what
     out.mkdir(parents=True, exist_ok=True)
-    if len(engine.data.shape) == 1:
+    if len(parts.data.shape) == 1:
         kept = samples
-        engine.data.prepare_data()
-        engine.data.setup()
+        parts.data.prepare_data()
+        parts.data.setup()
         with whole(out / "samples.png") as path:
-            pictures.scatter(samples, engine.data.to_model(engine.data.train[:n].x), path)
+            pictures.scatter(samples, parts.data.to_model(parts.data.train[:n].x), path)
     else:
-        pixels = engine.data.to_uint8(samples)
+        pixels = parts.data.to_uint8(samples)
         kept = pixels.permute(0, 2, 3, 1)  # (n, H, W, C)
         with whole(out / "samples.png") as path:
             pictures.sample_grid(pixels[:100], path, columns=10)
     with whole(out / "samples.npz") as path:
         np.savez_compressed(path, arr_0=kept.numpy())
     log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, _describe(settings), out)
-    return _evaluate(settings, engine, folder, options) if settings["evaluate"] else None
+    return _evaluate(settings, parts, folder, options) if settings["evaluate"] else None
 
 
-def _evaluate(settings: dict[str, Any], engine: Any, folder: RunFolder, options: dict[str, Any]) -> float | None:
+def _evaluate(settings: dict[str, Any], parts: Any, folder: RunFolder, options: dict[str, Any]) -> float | None:
     """Measure the samples as the run's own evaluation does; one more row in <run>/evaluations.csv."""
     from rich.console import Console
     from rich.table import Table
@@ -124,10 +124,10 @@ def _evaluate(settings: dict[str, Any], engine: Any, folder: RunFolder, options:
     from flowdiff.registry import build
     from flowdiff.training import rows_of
 
-    engine.data.prepare_data()
-    engine.data.setup()
-    metrics = build("metrics", config.of_run(folder)["metrics"], data=engine.data)
-    denoiser = engine.denoiser
+    parts.data.prepare_data()
+    parts.data.setup()
+    metrics = build("metrics", config.of_run(folder)["metrics"], data=parts.data)
+    denoiser = parts.denoiser
     drawn = {"rows": 0, "samples": 0}
     hook = denoiser.denoiser.register_forward_pre_hook(
         lambda module, arguments: drawn.update(rows=drawn["rows"] + len(arguments[0]))

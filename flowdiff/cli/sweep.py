@@ -14,7 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from flowdiff import config, training
+from flowdiff import config
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.board import Row
 from flowdiff.launch.identity import run_id
@@ -25,6 +25,8 @@ from flowdiff.launch.run_folder import RunFolder
 from flowdiff.launch.slurm import Settings, SlurmPool
 
 WORKER = Worker("flowdiff.cli.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
+# Arguments of the trainer about which flowdiff.config and the metrics' own ranges leave nothing to ask.
+CHECKED = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps")
 WAITING = ("queued", "running")  # what a run is that goes on without this process
 
 
@@ -112,9 +114,32 @@ def _compose(
     settings = config.resolved(cfg)
     but_for_seed = run_id({**settings, "seed": 0})  # what fits with one seed fits with all
     if but_for_seed not in rehearsed:
-        training.rehearse(pool.rehearsal(settings), RunFolder(cfg.hydra.runtime.output_dir))
+        _rehearse(pool.rehearsal(settings), RunFolder(cfg.hydra.runtime.output_dir))
         rehearsed.add(but_for_seed)
     return cfg
+
+
+def _rehearse(settings: dict[str, Any], folder: RunFolder) -> None:
+    """Build all of a run that can be refused; Lightning takes seconds to import and is asked only where it decides."""
+    if _asks_lightning(settings):
+        from flowdiff import training
+
+        training.rehearse(settings, folder)
+    else:
+        from flowdiff import assembly
+
+        assembly.rehearse(settings)
+
+
+def _asks_lightning(settings: dict[str, Any]) -> bool:
+    """Whether the trainer is to be more than one process in full precision, with arguments checked before."""
+    asked = settings["accelerator"]
+    by_default = config.trainer_defaults()
+    return (
+        asked["kind"] == "gpu"
+        or (asked["devices"], asked["num_nodes"], asked["strategy"], asked["precision"]) != (1, 1, "auto", "32-true")
+        or any(value != by_default.get(key) for key, value in settings["trainer"].items() if key not in CHECKED)
+    )
 
 
 def _jobs(configs: Sequence[DictConfig], folder: Path) -> list[Job]:

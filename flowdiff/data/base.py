@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -150,7 +149,7 @@ class OrderedBatches(Sampler[Tensor]):
         return torch.arange(first, last)
 
 
-class DataModule(LightningDataModule, ABC):
+class DataModule(ABC):
     """A data set: what its samples are is known at once, the files are read by `setup`.
 
     name: the registered name.  shape: of one sample, (C, H, W) or (D,).  num_classes: None when unlabelled.
@@ -170,7 +169,6 @@ class DataModule(LightningDataModule, ABC):
     test: Split
 
     def __init__(self, values: Pixels | Vectors, batch_size: int, num_workers: int) -> None:
-        super().__init__()
         self.values = values
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -181,6 +179,9 @@ class DataModule(LightningDataModule, ABC):
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
         """Open the data: (train, test), or DataError."""
+
+    def prepare_data(self) -> None:  # noqa: B027, most have nothing to fetch
+        """Fetch what is missing; DataError where that fails."""
 
     @property
     def levels(self) -> int | None:
@@ -200,7 +201,7 @@ class DataModule(LightningDataModule, ABC):
         return self.values.to_uint8(x)
 
     @final
-    def setup(self, stage: str | None = None) -> None:
+    def setup(self) -> None:
         """Load once; DataError where a split does not have the declared shape and classes."""
         if self._loaded:
             return
@@ -221,28 +222,17 @@ class DataModule(LightningDataModule, ABC):
         self._loaded = True
 
     @final
-    def train_dataloader(self) -> DataLoader:
-        """The endless training stream from batch `start_step` on."""
-        rank, world_size = self._rank
+    def train_dataloader(self, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> DataLoader:
+        """The endless training stream from batch `start_step` on, of one process out of world_size."""
         stream = EndlessBatches(len(self.train), self.batch_size, self.seed, rank, world_size, self.start_step)
-        return self._loader(self.train, stream)
+        return self._loader(self.train, stream, pin_memory)
 
     @final
-    def val_dataloader(self) -> DataLoader:
-        """The whole test split in order."""
-        rank, world_size = self._rank
-        return self._loader(self.test, OrderedBatches(len(self.test), self.batch_size, rank, world_size))
+    def test_dataloader(self, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> DataLoader:
+        """The test split in order, of one process its part."""
+        return self._loader(self.test, OrderedBatches(len(self.test), self.batch_size, rank, world_size), pin_memory)
 
-    @final
-    def test_dataloader(self) -> DataLoader:
-        """The whole test split in order."""
-        return self.val_dataloader()
-
-    @property
-    def _rank(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-    def _loader(self, split: Split, batches: Sampler[Tensor]) -> DataLoader:
+    def _loader(self, split: Split, batches: Sampler[Tensor], pin_memory: bool) -> DataLoader:
         return DataLoader(
             split,
             sampler=batches,
@@ -250,7 +240,7 @@ class DataModule(LightningDataModule, ABC):
             num_workers=self.num_workers,
             worker_init_fn=heed_parent_only,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=pin_memory,
             # Its own generator: making a loader must not move the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )

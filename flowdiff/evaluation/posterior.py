@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.evaluation.likelihood import dequantised, mean_and_error
@@ -71,6 +70,8 @@ def classify(
             found = log_posterior(denoiser, x, x.new_full((len(x),), sigma), cond_of, data.num_classes)
         posteriors.append(found.double().exp().cpu())
         labels.append(batch.label.cpu())
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes seconds
+
     p, c = torch.cat(posteriors), torch.cat(labels)
     accuracy, error = mean_and_error((p.argmax(1) == c).double())
     calibration = multiclass_calibration_error(p, c, data.num_classes, n_bins=CALIBRATION_BINS)

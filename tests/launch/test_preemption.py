@@ -50,7 +50,7 @@ def lost(*args, **kwargs):
 def test_a_tracker_that_the_queue_has_ended_first_is_no_failure(tmp_path, monkeypatch):
     def both_end():
         monkeypatch.setattr(CSVOnly, "finish", lost)
-        monkeypatch.setattr("flowdiff.loggers.MetricsCSV.log_metrics", lost)
+        monkeypatch.setattr("flowdiff.metrics_csv.MetricsCSV.log_metrics", lost)
         os.kill(os.getpid(), signal.SIGTERM)
 
     at_step(3, monkeypatch, both_end)

@@ -1,0 +1,101 @@
+"""From a config to the parts of a run: everything is built here that components can refuse each other for.
+
+Lightning is not needed for it: sampling, and checking the jobs of a sweep, are spared the seconds of importing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.data.base import DataModule
+from flowdiff.denoiser import Denoiser
+from flowdiff.errors import ConfigurationError
+from flowdiff.evaluation.metrics import Metrics
+from flowdiff.flows.base import Flow
+from flowdiff.losses import Loss
+from flowdiff.model import ConditionedDenoiser
+from flowdiff.optimizers import Optimizer
+from flowdiff.registry import build
+
+
+class Parts(NamedTuple):
+    """The model and what trains it."""
+
+    denoiser: ConditionedDenoiser
+    loss: Loss
+    sigma_sampler: Callable[..., Tensor]
+    optimizer: Optimizer
+    data: DataModule
+
+
+def assemble(config: Mapping[str, Any]) -> Parts:
+    """Build the parts that a checked, resolved config describes; touches no data file.
+
+    Raises ConfigurationError where components do not fit each other or the data's shape.
+    """
+    data = build("dataset", config["dataset"])
+    conditioner = build("conditioner", config["conditioner"], num_classes=data.num_classes)
+    first_stage = build("first_stage", config["first_stage"], shape=data.shape)
+    shape = first_stage.latent_shape
+    parts: dict[str, Any] = {
+        "shape": shape,
+        "cond_dim": conditioner.dim,
+        "token_dim": conditioner.token_dim,
+        "num_classes": data.num_classes,
+    }
+    for group in ("activation", "whitening", "flow"):  # each may be taken by the next, and all by the network
+        if group in config:
+            parts[group] = build(group, config[group], **parts, embed_dim=config["network"].get("embed_dim"))
+    weighting = {"weighting": build("weighting", config["weighting"])} if "weighting" in config else {}
+    loss = build("loss", config["loss"], **weighting)
+    network = build("network", config["network"], **parts, gradient=loss.gradient)
+    if config["accelerator"]["compile"]:
+        _compile(network)
+    if "flow" in parts and loss.differentiates_score:
+        _check_derivatives(parts["flow"], config["flow"]["name"], loss.gradient)
+    return Parts(
+        ConditionedDenoiser(
+            Denoiser(network, build("scaling", config["scaling"])),
+            conditioner,
+            first_stage,
+            data.values.to_uint8,  # not the data's own: the weight average deep-copies what the module holds
+            {group: config[group] for group in ("sampler", "schedule", "guidance", "sigma_sampler")},
+        ),
+        loss,
+        build("sigma_sampler", config["sigma_sampler"]),
+        build("optimizer", config["optimizer"]),
+        data,
+    )
+
+
+def rehearse(config: Mapping[str, Any]) -> tuple[Parts, Metrics]:
+    """All of a run but its trainer, without touching data or disk: the parts, and what will measure them.
+
+    Raises ConfigurationError where components do not fit each other or the data's shape.
+    """
+    parts = assemble(config)
+    return parts, build("metrics", config["metrics"], data=parts.data)
+
+
+def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:
+    if gradient == "double_backward" and not flow.twice_differentiable:
+        raise ConfigurationError(
+            f"this loss differentiates the score, and flow={name} can be differentiated only once: take "
+            "loss.gradient=directional, loss=nll or another flow."
+        )
+    if gradient == "forward_mode" and not flow.forward_differentiable:
+        raise ConfigurationError(
+            f"loss.gradient=forward_mode does not go with flow={name}, whose operations torch cannot differentiate "
+            "forward: take loss.gradient=directional."
+        )
+
+
+def _compile(network: nn.Module) -> None:
+    if hasattr(network, "log_prob"):
+        network.log_prob = torch.compile(network.log_prob)
+    else:
+        network.compile()
