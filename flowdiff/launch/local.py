@@ -9,6 +9,7 @@ checkpoints.
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -228,6 +229,7 @@ class _Sweep:
 def _child(worker: Worker, job: Job, slot: Slot) -> None:
     """The life of one run's process."""
     os.setsid()  # Ctrl-C is for the parent, which tells us
+    gc.freeze()  # what the server has imported is no garbage: collections need not walk it
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with _as_command(worker, job):
         train_here(worker, job, slot)
