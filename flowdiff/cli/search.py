@@ -14,8 +14,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
-from flowdiff import config, training
-from flowdiff.cli.sweep import composed
+from flowdiff import config
+from flowdiff.cli.sweep import composed, rehearse
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.identity import run_id, run_name
 from flowdiff.launch.job import checked_retry
@@ -181,7 +181,7 @@ class _Search:
             settings = config.resolved(composed(self.context, self.sweep, overrides))
             # On what devices they will run is the launcher's to try.
             on_cpu = {**settings, "accelerator": config.defaults("accelerator", "cpu")}
-            training.rehearse(on_cpu, RunFolder(self.folder))
+            rehearse(on_cpu, RunFolder(self.folder))
         except ConfigurationError as error:
             self.study.refuse(trial, overrides, str(error))
             self._senseless += 1

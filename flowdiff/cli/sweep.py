@@ -114,12 +114,12 @@ def _compose(
     settings = config.resolved(cfg)
     but_for_seed = run_id({**settings, "seed": 0})  # what fits with one seed fits with all
     if but_for_seed not in rehearsed:
-        _rehearse(pool.rehearsal(settings), RunFolder(cfg.hydra.runtime.output_dir))
+        rehearse(pool.rehearsal(settings), RunFolder(cfg.hydra.runtime.output_dir))
         rehearsed.add(but_for_seed)
     return cfg
 
 
-def _rehearse(settings: dict[str, Any], folder: RunFolder) -> None:
+def rehearse(settings: dict[str, Any], folder: RunFolder) -> None:
     """Build all of a run that can be refused; Lightning takes seconds to import and is asked only where it decides."""
     if _asks_lightning(settings):
         from flowdiff import training

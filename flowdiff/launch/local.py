@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from flowdiff.errors import RunError
 from flowdiff.launch.board import Board, Row
 from flowdiff.launch.identity import labels
 from flowdiff.launch.job import Interrupted, Job, Retry
@@ -181,10 +182,7 @@ class _Sweep:
         elif code < 0 and self.killed_is == "stopped":
             self.board.change(row, "stopped", f"ended by {signal.Signals(-code).name}")
         else:
-            if code != FAILED:
-                job.fail(_died(code))
-            error = job.folder.failure() or f"it left no result; see {job.path / 'train.log'}"
-            self.board.change(row, "failed", error)
+            self.board.change(row, "failed", _failure(job, code))
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -307,6 +305,19 @@ def _as_command(worker: Worker, job: Job) -> Iterator[None]:
 def _die_with_parent() -> None:
     wait([multiprocessing.parent_process().sentinel])
     os.killpg(os.getpid(), signal.SIGKILL)
+
+
+def _failure(job: Job, code: int | None) -> str:
+    """Why a run failed: its own words where it left any, which it cannot on a full disk."""
+    said = job.folder.failure() if code == FAILED else None
+    if said is not None:
+        return said
+    error = f"it left no result; see {job.path / 'train.log'}" if code == FAILED else _died(code)
+    try:
+        job.fail(error)
+    except RunError as refusal:
+        return str(refusal)
+    return error
 
 
 def _died(code: int | None) -> str:

@@ -14,6 +14,7 @@ import runs
 from rich.console import Console
 from sweep_workers import config, job
 
+from flowdiff.errors import RunError
 from flowdiff.launch import lock
 from flowdiff.launch.identity import run_id
 from flowdiff.launch.job import Job
@@ -75,6 +76,18 @@ def test_every_failure_leaves_a_sentence_and_a_log(ended):
         assert row.note == given.folder.failure()
         assert row.note in said
     assert "Traceback" in (bug.path / "train.log").read_text()
+
+
+def test_a_disk_too_full_for_a_last_word_is_told_by_the_sweep(tmp_path, monkeypatch):
+    full = "s/a cannot be written: No space left on device; choose another place or make room."
+
+    def refuse(self, error):
+        raise RunError(full)
+
+    monkeypatch.setattr(Job, "fail", refuse)
+    rows, _ = sweep([job(tmp_path / "s" / "a", "mute"), job(tmp_path / "s" / "b", "killed"), job(tmp_path / "s" / "c")])
+    assert [(row.state, row.note) for row in rows[:2]] == [("failed", full)] * 2
+    assert rows[2].state == "done"
 
 
 def test_every_run_has_a_process_and_its_threads(ended, tmp_path):
