@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from flowdiff.activations import Activation
 from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flow, Sequential
-from flowdiff.flows.coupling import Affine, Coupling, NetFactory
+from flowdiff.flows.coupling import Affine, Coupling
 from flowdiff.flows.linear_activation import PLU
-from flowdiff.flows.multiscale import MultiScale, Shape, image_levels
-from flowdiff.nn.conv import ResidualConv
+from flowdiff.flows.multiscale import MultiScale, Shape, conv_nets, image_levels
 from flowdiff.nn.inject import Inject, zero_init
+from flowdiff.nn.residual import NetSettings
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 
@@ -57,9 +57,7 @@ class Glow(Flow):
         inject: Inject,
     ):
         super().__init__()
-
-        def conv(grid: tuple[int, int]) -> NetFactory:
-            return lambda kept, out: ResidualConv(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
+        conv = conv_nets(NetSettings(hidden, depth, embed_dim, activation, inject, token_dim))
 
         def steps(inside: Shape) -> Sequential:
             channels, *grid = inside

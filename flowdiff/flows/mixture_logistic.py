@@ -15,23 +15,19 @@ are exact in both tails, where logit F = log F − log(1 − F) becomes affine, 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError, InverseDidNotConverge
-from flowdiff.flows.base import Flow
-from flowdiff.flows.coupling import NetFactory, Transform, vector_couplings
-from flowdiff.flows.multiscale import image_couplings, image_levels
-from flowdiff.flows.realnvp import large_even_image
-from flowdiff.nn.conv import ResidualConv
+from flowdiff.flows.coupling import Transform
+from flowdiff.flows.multiscale import CouplingFlow, Form
 from flowdiff.nn.inject import Inject
-from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 
@@ -43,7 +39,7 @@ MOST_STEPS = 100  # of the inverse; bisection alone needs 60 in float64
 
 
 @register("flow", "mixture_logistic")
-class MixtureLogistic(Flow):
+class MixtureLogistic(CouplingFlow):
     """Mixture-of-logistics couplings, of vectors over random halves, of images multi-scale with self-attention.
 
     x (B, *shape) → z like x, log-det (B,) in nats; the identity at the start, as smooth as its activation. The inverse
@@ -63,7 +59,7 @@ class MixtureLogistic(Flow):
         activation: Activation,
         token_dim: int = 0,
         *,
-        form: Literal["auto", "vector", "image"],
+        form: Form,
         n_flows: PositiveInt,
         levels: PositiveInt | None,
         hidden: PositiveInt,
@@ -73,32 +69,14 @@ class MixtureLogistic(Flow):
         scale_bound: PositiveFloat,
         inject: Inject,
     ):
-        super().__init__()
         if hidden % heads:
             raise ConfigurationError(
                 f"flow=mixture_logistic was given flow.hidden={hidden} and flow.heads={heads}: each head takes an "
                 f"equal part of the width, so give a hidden that is a multiple of {heads}, or heads=1."
             )
         transform = MixtureCDF(components, scale_bound)
-
-        def mlp(kept: int, out: int) -> nn.Module:
-            return ResidualMLP(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
-
-        def attentive(grid: tuple[int, int]) -> NetFactory:
-            sizes, common = (hidden, depth), (embed_dim, activation, inject, token_dim)
-            return lambda kept, out: ResidualConv(kept, out, *sizes, *common, heads, grid[0] * grid[1])
-
-        if form == "image" or (form == "auto" and large_even_image(shape)):
-            levels = image_levels("mixture_logistic", shape, levels)
-            self.flow = image_couplings(shape, levels, n_flows, transform, attentive, scale_bound)
-        else:
-            self.flow = vector_couplings("mixture_logistic", shape, n_flows, transform, mlp)
-
-    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow(x, cond)
-
-    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow.inverse(z, cond)
+        nets = NetSettings(hidden, depth, embed_dim, activation, inject, token_dim)
+        super().__init__("mixture_logistic", shape, form, n_flows, levels, transform, nets, scale_bound, heads)
 
 
 class Blend(NamedTuple):

@@ -6,13 +6,17 @@
     z_k = the next level of k          at the last level all of y is z
 
 Written with z_h instead of a Gaussian of its own, the split prior is an affine coupling that moves h by what it reads
-off k, the base is N(0, I) as a whole, and z has the shape of x. Source: Dinh et al., "Density estimation using Real
-NVP", 2017; Kingma & Dhariwal, "Glow", 2018.
+off k, the base is N(0, I) as a whole, and z has the shape of x. CouplingFlow is this or a flow of vectors, as its
+samples ask for. Source: Dinh et al., "Density estimation using Real NVP", 2017; Kingma & Dhariwal, "Glow", 2018.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +25,17 @@ from torch import Tensor
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
 from flowdiff.flows.base import Flow, Sequential
-from flowdiff.flows.coupling import Affine, Coupling, NetFactory, Transform, alternating
+from flowdiff.flows.coupling import Affine, Coupling, NetFactory, Transform, alternating, vector_couplings
+from flowdiff.nn.conv import ResidualConv
+from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
 
 Shape = tuple[int, int, int]  # (C, H, W)
 GridNetFactory = Callable[[tuple[int, int]], NetFactory]  # the grid (H, W) → what makes nets for images of that size
+Form = Literal["auto", "vector", "image"]
 
 MOST_LEVELS = 3  # that levels=null takes
+LARGEST_VECTOR = 256  # dimensions up to which form=auto takes an image as a vector
 
 
 class MultiScale(Flow):
@@ -94,6 +103,11 @@ def image_couplings(
     return MultiScale(shape, levels, steps, make_net, prior_bound)
 
 
+def conv_nets(nets: NetSettings, heads: int = 0) -> GridNetFactory:
+    """Convolutional nets for images of any grid, with self-attention by `heads` if there are any."""
+    return lambda grid: partial(ResidualConv, settings=nets, attention_heads=heads, positions=math.prod(grid))
+
+
 def checkerboard(channels: int) -> Tensor:
     """The order of squeezed channels that puts the black squares first and the white ones second."""
     phases = torch.arange(channels).view(-1, 4)  # each row a 2×2 block: top left, top right, bottom left, bottom right
@@ -130,3 +144,45 @@ def image_levels(name: str, shape: tuple[int, ...], levels: int | None) -> int:
             f"{'give fewer levels' if most else 'resize or pad the images, or take flow=linear_activation'}."
         )
     return needed
+
+
+class CouplingFlow(Flow, ABC):
+    """n_flows couplings by one transform, of vectors over random halves, of images multi-scale with both masks.
+
+    form: `vector` flattens samples of any shape; `image` squeezes (C, H, W), over `levels` scales, with nets that
+    attend among the pixels if heads > 0; `auto` is `image` for images of even sides and more than 256 dimensions.
+    prior_bound: |log-scale| of an image's split priors stays below it (nats). The splits are drawn from torch's global
+    generator and kept in the state dict.
+    Raises ConfigurationError, for flow=`name`, if a vector has fewer than two dimensions or an image's sides cannot be
+    halved.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        form: Form,
+        n_flows: int,
+        levels: int | None,
+        transform: Transform,
+        nets: NetSettings,
+        prior_bound: float,
+        heads: int = 0,
+    ):
+        super().__init__()
+        if form == "image" or (form == "auto" and large_even_image(shape)):
+            levels = image_levels(name, shape, levels)
+            self.flow = image_couplings(shape, levels, n_flows, transform, conv_nets(nets, heads), prior_bound)
+        else:
+            self.flow = vector_couplings(name, shape, n_flows, transform, partial(ResidualMLP, settings=nets))
+
+    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return self.flow(x, cond)
+
+    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return self.flow.inverse(z, cond)
+
+
+def large_even_image(shape: tuple[int, ...]) -> bool:
+    """Whether form=auto takes samples of `shape` as images: sides that can be halved, over 256 dimensions."""
+    return len(shape) == 3 and shape[1] % 2 == shape[2] % 2 == 0 and math.prod(shape) > LARGEST_VECTOR

@@ -9,27 +9,18 @@ permutation makes the next split. The last permutation undoes the others.
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
 
 from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.base import Flow
-from flowdiff.flows.coupling import Affine, NetFactory, vector_couplings
-from flowdiff.flows.multiscale import image_couplings, image_levels
-from flowdiff.nn.conv import ResidualConv
+from flowdiff.flows.coupling import Affine
+from flowdiff.flows.multiscale import CouplingFlow, Form
 from flowdiff.nn.inject import Inject
-from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
 from flowdiff.registry import register
-
-LARGEST_VECTOR = 256  # dimensions up to which form=auto takes an image as a vector
 
 
 @register("flow", "realnvp")
-class RealNVP(Flow):
+class RealNVP(CouplingFlow):
     """Affine couplings, of vectors over random halves, of images multi-scale with checkerboard and channel masks.
 
     z_moved = x_moved·e^s + t, (s, t) from a residual net of x_kept that knows (σ, c). x (B, *shape) → z like x, log-det
@@ -50,7 +41,7 @@ class RealNVP(Flow):
         activation: Activation,
         token_dim: int = 0,
         *,
-        form: Literal["auto", "vector", "image"],
+        form: Form,
         n_flows: PositiveInt,
         levels: PositiveInt | None,
         hidden: PositiveInt,
@@ -58,28 +49,5 @@ class RealNVP(Flow):
         scale_bound: PositiveFloat,
         inject: Inject,
     ):
-        super().__init__()
-        transform = Affine(scale_bound)
-
-        def mlp(kept: int, out: int) -> nn.Module:
-            return ResidualMLP(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
-
-        def conv(grid: tuple[int, int]) -> NetFactory:
-            return lambda kept, out: ResidualConv(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
-
-        if form == "image" or (form == "auto" and large_even_image(shape)):
-            levels = image_levels("realnvp", shape, levels)
-            self.flow = image_couplings(shape, levels, n_flows, transform, conv, scale_bound)
-        else:
-            self.flow = vector_couplings("realnvp", shape, n_flows, transform, mlp)
-
-    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow(x, cond)
-
-    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow.inverse(z, cond)
-
-
-def large_even_image(shape: tuple[int, ...]) -> bool:
-    """Whether form=auto takes samples of `shape` as images: sides that can be halved, over 256 dimensions."""
-    return len(shape) == 3 and shape[1] % 2 == shape[2] % 2 == 0 and math.prod(shape) > LARGEST_VECTOR
+        nets = NetSettings(hidden, depth, embed_dim, activation, inject, token_dim)
+        super().__init__("realnvp", shape, form, n_flows, levels, Affine(scale_bound), nets, prior_bound=scale_bound)

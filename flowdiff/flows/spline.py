@@ -13,29 +13,25 @@ score, by an amount that the density does not bound.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple, final
+from typing import Annotated, NamedTuple, final
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flow
-from flowdiff.flows.coupling import NetFactory, Transform, vector_couplings
-from flowdiff.flows.multiscale import image_couplings, image_levels
-from flowdiff.flows.realnvp import large_even_image
-from flowdiff.nn.conv import ResidualConv
+from flowdiff.flows.coupling import Transform
+from flowdiff.flows.multiscale import CouplingFlow, Form
 from flowdiff.nn.inject import Inject
-from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
 from flowdiff.registry import register
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 @register("flow", "spline")
-class Spline(Flow):
+class Spline(CouplingFlow):
     """Rational-quadratic spline couplings, of vectors over random halves, of images multi-scale as in realnvp.
 
     x (B, *shape) → z like x, log-det (B,) in nats; the identity at the start. Only C¹ in x, whatever the activation:
@@ -58,7 +54,7 @@ class Spline(Flow):
         activation: Activation,
         token_dim: int = 0,
         *,
-        form: Literal["auto", "vector", "image"],
+        form: Form,
         n_flows: PositiveInt,
         levels: PositiveInt | None,
         hidden: PositiveInt,
@@ -70,31 +66,14 @@ class Spline(Flow):
         prior_bound: PositiveFloat,
         inject: Inject,
     ):
-        super().__init__()
         if bins * min_bin >= 1:
             raise ConfigurationError(
                 f"flow=spline was given flow.bins={bins} bins of at least flow.min_bin={min_bin} of the interval each, "
                 f"which leaves nothing to shape: bins·min_bin must stay below 1, so take min_bin < {1 / bins:.3g}."
             )
         transform = RationalQuadratic(bins, bound, min_bin, min_slope)
-
-        def mlp(kept: int, out: int) -> nn.Module:
-            return ResidualMLP(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
-
-        def conv(grid: tuple[int, int]) -> NetFactory:
-            return lambda kept, out: ResidualConv(kept, out, hidden, depth, embed_dim, activation, inject, token_dim)
-
-        if form == "image" or (form == "auto" and large_even_image(shape)):
-            levels = image_levels("spline", shape, levels)
-            self.flow = image_couplings(shape, levels, n_flows, transform, conv, prior_bound)
-        else:
-            self.flow = vector_couplings("spline", shape, n_flows, transform, mlp)
-
-    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow(x, cond)
-
-    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow.inverse(z, cond)
+        nets = NetSettings(hidden, depth, embed_dim, activation, inject, token_dim)
+        super().__init__("spline", shape, form, n_flows, levels, transform, nets, prior_bound)
 
 
 class Bin(NamedTuple):

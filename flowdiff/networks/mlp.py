@@ -11,6 +11,7 @@ from flowdiff.activations import Activation
 from flowdiff.conditioning import Conditioning
 from flowdiff.nn.embeddings import ConditionEmbedding
 from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
 from flowdiff.registry import register
 
 
@@ -36,7 +37,7 @@ class MLP(nn.Module):
         super().__init__()
         dim = math.prod(shape)
         self.embedding = ConditionEmbedding(embed_dim, cond_dim)
-        self.net = ResidualMLP(dim, dim, width, depth, embed_dim, activation, "film")
+        self.net = ResidualMLP(dim, dim, NetSettings(width, depth, embed_dim, activation, "film"))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:
         return self.net(x.flatten(1), self.embedding(c_noise, cond)).view_as(x)

@@ -7,43 +7,26 @@ from typing import final
 
 from torch import nn
 
-from flowdiff.activations import Activation
 from flowdiff.nn.attention import SelfAttention
-from flowdiff.nn.inject import Inject
-from flowdiff.nn.residual import ResidualNet
+from flowdiff.nn.residual import NetSettings, ResidualNet
 
 
 @final
 class ResidualConv(ResidualNet):
     """x (B, in_features, H, W), cond → (B, out_features, H, W), zero at the start, any x.
 
-    Each output pixel sees 2 + depth pixels to every side; with attention_heads > 0 (a divisor of width) every block is
-    followed by self-attention over the `positions` = H·W pixels, and it sees all of them.
+    Each output pixel sees 2 + depth pixels to every side; with attention_heads > 0 (a divisor of the width) every block
+    is followed by self-attention over the `positions` = H·W pixels, and it sees all of them.
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        width: int,
-        depth: int,
-        embed_dim: int,
-        activation: Activation,
-        inject: Inject,
-        token_dim: int = 0,
-        attention_heads: int = 0,
-        positions: int = 0,
+        self, in_features: int, out_features: int, settings: NetSettings, attention_heads: int = 0, positions: int = 0
     ):
         super().__init__(
             in_features,
             out_features,
-            width,
-            depth,
-            embed_dim,
-            activation,
-            inject,
-            token_dim,
+            settings,
             wide=partial(nn.Conv2d, kernel_size=3, padding=1),
             narrow=partial(nn.Conv2d, kernel_size=1),
-            mixer=partial(SelfAttention, width, positions, attention_heads) if attention_heads else None,
+            mixer=partial(SelfAttention, settings.width, positions, attention_heads) if attention_heads else None,
         )

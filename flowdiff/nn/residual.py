@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -21,35 +22,44 @@ from flowdiff.shapes import append_dims
 LinearMap = Callable[[int, int], nn.Module]  # (in_features, out_features) → a layer with weight and bias
 
 
+@dataclass(frozen=True)
+class NetSettings:
+    """What the nets of one model share: depth residual blocks of `width`, and how they hear of the condition.
+
+    cond.vector is (B, embed_dim); token_dim is the width of cond.tokens, 0 if there are none, and read by
+    inject=cross_attention alone.
+    """
+
+    width: int
+    depth: int
+    embed_dim: int
+    activation: Activation
+    inject: Inject
+    token_dim: int = 0
+
+
 class ResidualNet(nn.Module, ABC):
     """x (B, in_features, …), cond → (B, out_features, …), zero at the start.
 
-    depth residual blocks of `width` between a linear map in and a zero-initialised one out. `wide` makes the maps in,
-    out and W₁, `narrow` W₂. cond.vector is (B, embed_dim); token_dim is the width of cond.tokens, 0 if there are
-    none, and read by inject=cross_attention alone. `mixer` makes what follows each block, if anything does.
+    The residual blocks stand between a linear map in and a zero-initialised one out. `wide` makes the maps in, out and
+    W₁, `narrow` W₂, `mixer` what follows each block, if anything does.
     """
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        width: int,
-        depth: int,
-        embed_dim: int,
-        activation: Activation,
-        inject: Inject,
-        token_dim: int,
+        settings: NetSettings,
         wide: LinearMap,
         narrow: LinearMap,
         mixer: Callable[[], nn.Module] | None = None,
     ):
         super().__init__()
-        self.activation = activation
+        width = settings.width
+        self.activation = settings.activation
         self.inner = wide(in_features, width)
-        self.entry = nn.Linear(embed_dim, width, bias=False) if inject == "concat" else None
-        self.blocks = nn.ModuleList(
-            ResidualBlock(width, embed_dim, activation, inject, token_dim, wide, narrow, mixer) for _ in range(depth)
-        )
+        self.entry = nn.Linear(settings.embed_dim, width, bias=False) if settings.inject == "concat" else None
+        self.blocks = nn.ModuleList(ResidualBlock(settings, wide, narrow, mixer) for _ in range(settings.depth))
         self.outer = zero_init(wide(width, out_features))
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
@@ -65,19 +75,12 @@ class ResidualBlock(nn.Module):
     """h + W₂ act(FiLM(W₁ act(h), e)): h (B, width, …) → like h."""
 
     def __init__(
-        self,
-        width: int,
-        embed_dim: int,
-        activation: Activation,
-        inject: Inject,
-        token_dim: int,
-        wide: LinearMap,
-        narrow: LinearMap,
-        mixer: Callable[[], nn.Module] | None,
+        self, settings: NetSettings, wide: LinearMap, narrow: LinearMap, mixer: Callable[[], nn.Module] | None
     ):
         super().__init__()
-        self.activation = activation
-        self.attention = CrossAttention(width, embed_dim, token_dim) if inject == "cross_attention" else None
+        width, embed_dim, inject = settings.width, settings.embed_dim, settings.inject
+        self.activation = settings.activation
+        self.attention = CrossAttention(width, embed_dim, settings.token_dim) if inject == "cross_attention" else None
         self.inner = wide(width, width)
         self.film = FiLM(embed_dim, width) if inject == "film" else None
         self.outer = narrow(width, width)

@@ -10,8 +10,8 @@ from flowdiff import registry
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
 from flowdiff.flows.base import Sequential
-from flowdiff.flows.multiscale import MultiScale, checkerboard, image_levels
-from flowdiff.nn.conv import ResidualConv
+from flowdiff.flows.multiscale import MultiScale, checkerboard, conv_nets, image_levels
+from flowdiff.nn.residual import NetSettings
 
 EMBED = 3
 
@@ -20,11 +20,8 @@ def make(levels: int) -> MultiScale:
     """Without steps: squeezes and split priors alone."""
     torch.manual_seed(0)
     act = registry.build("activation", "swish")
-
-    def net(grid):
-        return lambda kept, out: ResidualConv(kept, out, 8, 1, EMBED, act, "film")
-
-    return perturb(MultiScale((1, 8, 8), levels, lambda shape: Sequential([]), net, 2.0).double())
+    nets = conv_nets(NetSettings(8, 1, EMBED, act, "film"))
+    return perturb(MultiScale((1, 8, 8), levels, lambda shape: Sequential([]), nets, 2.0).double())
 
 
 def inputs(n: int = 2) -> tuple[torch.Tensor, Conditioning]:

@@ -9,12 +9,14 @@ from flow_cases import perturb
 from flowdiff import registry
 from flowdiff.conditioning import Conditioning
 from flowdiff.nn.conv import ResidualConv
+from flowdiff.nn.residual import NetSettings
 
 
 def make(depth: int, far: bool = True, heads: int = 0) -> ResidualConv:
     torch.manual_seed(0)
     act = registry.build("activation", "swish")
-    net = ResidualConv(2, 3, 8, depth, 4, act, "film", attention_heads=heads, positions=81).double()
+    settings = NetSettings(8, depth, 4, act, "film")
+    net = ResidualConv(2, 3, settings, attention_heads=heads, positions=81).double()
     return perturb(net) if far else net
 
 

@@ -13,16 +13,17 @@ from flowdiff.conditioning import Conditioning
 from flowdiff.nn.conv import ResidualConv
 from flowdiff.nn.inject import CrossAttention, FiLM, Inject
 from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
 
 EMBED, TOKEN = 6, 5
 INJECTS = pytest.mark.parametrize("inject", typing.get_args(Inject))
 NETS = pytest.mark.parametrize(("kind", "grid"), [(ResidualMLP, ()), (ResidualConv, (2, 3))], ids=["mlp", "conv"])
 
 
-def make(kind, inject: str, token_dim: int = TOKEN, **settings):
+def make(kind, inject: str, token_dim: int = TOKEN):
     torch.manual_seed(0)
     act = registry.build("activation", "swish")
-    return perturb(kind(3, 4, 10, 2, EMBED, act, inject, token_dim, **settings).double())
+    return perturb(kind(3, 4, NetSettings(10, 2, EMBED, act, inject, token_dim)).double())
 
 
 def inputs(n: int, grid=()) -> tuple[torch.Tensor, Conditioning]:

@@ -9,11 +9,12 @@ from flow_cases import SMOOTH, perturb
 from flowdiff import registry
 from flowdiff.conditioning import Conditioning
 from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
 
 
 def make(activation: str = "swish", far: bool = False) -> ResidualMLP:
     torch.manual_seed(0)
-    net = ResidualMLP(3, 4, 16, 2, 6, registry.build("activation", activation), "film").double()
+    net = ResidualMLP(3, 4, NetSettings(16, 2, 6, registry.build("activation", activation), "film")).double()
     return perturb(net) if far else net
 
 
