@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
+
+from flowdiff.launch.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,3 +60,35 @@ def outcomes(name: str, commands: list[list[str]], cwd: Path) -> list[tuple[int,
     )
     assert done.returncode == 0, done.stderr
     return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
+
+
+def killed(command: list[str], sweep: Path, times: int, cwd: Path) -> int:
+    """Start `python train.py <command>` so many times and kill it while its runs train, each time a little further on.
+
+    The moments are drawn from a fixed seed. Stops when all runs are complete. How many times it was SIGKILL that ended
+    it.
+    """
+    moments, ended = random.Random(0), 0
+    for _ in range(times):
+        known = _steps(sweep)
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *command],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        while _steps(sweep) <= known and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        ended += process.wait() == -signal.SIGKILL
+        folders = [RunFolder(path) for path in sweep.glob("*/")]
+        if folders and all(folder.is_complete for folder in folders):
+            break  # a fast machine
+    return ended
+
+
+def _steps(sweep: Path) -> int:
+    return sum(RunFolder(path).progress()[0] for path in sweep.glob("*/"))

@@ -54,7 +54,7 @@ class TorchvisionSet(DataModule):
 
     @final
     def prepare_data(self) -> None:
-        """Download what is missing; Lightning calls this in one process per machine.
+        """Download what is missing.
 
         The files are fetched into a folder of this process and then moved into place one by one, each
         atomically: runs that start together may all download, and none reads half a file.

@@ -1,17 +1,11 @@
 """`python train.py -m hydra/sweeper=optuna`: the space one types, and a search from the command line to its folder."""
 
-import os
-import random
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 
 import optuna
 import pytest
-from cli_process import ROOT, outcomes, script
+from cli_process import killed, outcomes, script
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from runs import TINY
@@ -202,24 +196,7 @@ def test_a_search_that_is_killed_twice_ends_as_an_undisturbed_one(tmp_path):
     undisturbed, disturbed = tmp_path / "a" / "s", tmp_path / "b" / "s"
     done = script("train", *shared, f"hydra.sweep.dir={undisturbed}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    moments = random.Random(0)
-    killed = 0
-    for _ in range(2):
-        known = steps_of(disturbed)
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "train.py", *shared, f"hydra.sweep.dir={disturbed}"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        while steps_of(disturbed) <= known and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 1))
-        process.kill()
-        killed += process.wait() == -signal.SIGKILL
-    assert killed
+    assert killed([*shared, f"hydra.sweep.dir={disturbed}"], disturbed, 2, tmp_path)
     done = script("train", *shared, f"hydra.sweep.dir={disturbed}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     ours, theirs = (
@@ -229,7 +206,3 @@ def test_a_search_that_is_killed_twice_ends_as_an_undisturbed_one(tmp_path):
     assert ours == theirs
     assert len(ours) == 4
     assert len(run_folders(disturbed)) == len(run_folders(undisturbed)) == 4
-
-
-def steps_of(sweep):
-    return sum(RunFolder(path).progress()[0] for path in sweep.glob("*/"))

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,13 +20,17 @@ def test_a_signal_of_another_process_does_not_end_a_worker(number):
     batches = iter(loader)
     next(batches)
     (worker,) = batches._workers
+    threads = [path.read_text() for path in Path(f"/proc/{worker.pid}/task").glob("*/status")]
     stranger = os.fork()
     if stranger == 0:
         os.kill(worker.pid, number)
         os._exit(0)
-    os.waitpid(stranger, 0)
-    time.sleep(0.2)
-    assert len(list(batches)) == 5
+    try:
+        os.waitpid(stranger, 0)
+        time.sleep(0.2)
+        assert len(list(batches)) == 5
+    except RuntimeError as error:
+        pytest.fail(f"{error}; its threads were: {threads}")
 
 
 def test_the_parent_ends_its_worker():

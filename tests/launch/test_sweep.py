@@ -1,15 +1,11 @@
 """`python train.py -m`: what a user sees of a sweep, from the command line to its folder."""
 
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from cli_process import ROOT, outcomes, script
+from cli_process import ROOT, killed, outcomes, script
 from runs import TINY
 
 from flowdiff.launch.run_folder import RunFolder
@@ -134,36 +130,13 @@ def test_a_sweep_that_is_killed_three_times_ends_as_an_undisturbed_one(tmp_path)
     undisturbed, disturbed = tmp_path / "a" / "s", tmp_path / "b" / "s"
     done = script("train", *command, f"hydra.sweep.dir={undisturbed}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    moments = random.Random(0)
-    killed = 0
-    for _ in range(3):
-        known = steps_of(disturbed)
-        sweep = subprocess.Popen(
-            [sys.executable, ROOT / "train.py", *command, f"hydra.sweep.dir={disturbed}"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 60
-        while steps_of(disturbed) <= known:  # training goes on: now is as good a moment as any
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 0.5))
-        sweep.kill()
-        killed += sweep.wait() == -signal.SIGKILL
-        if all(RunFolder(path).is_complete for path in disturbed.glob("*/")):
-            break  # a fast machine
-    assert killed
+    assert killed([*command, f"hydra.sweep.dir={disturbed}"], disturbed, 3, tmp_path)
     done = script("train", *command, f"hydra.sweep.dir={disturbed}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for path in undisturbed.glob("*/"):
         mine, theirs = RunFolder(disturbed / path.name).result(), RunFolder(path).result()
         assert numbers(mine) == numbers(theirs)
         assert mine["steps"] == theirs["steps"] == 200
-
-
-def steps_of(sweep):
-    return sum(RunFolder(path).progress()[0] for path in sweep.glob("*/"))
 
 
 def numbers(result):
