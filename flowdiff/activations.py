@@ -104,8 +104,9 @@ class Softplus(Activation):
         self.beta = beta
 
     def plain(self, x: Tensor) -> Tensor:
-        # logaddexp is exact on both sides; F.softplus switches to x at a threshold, which leaves a kink.
-        return torch.logaddexp(x * self.beta, x.new_zeros(())) / self.beta
+        # Exact on both sides, with all derivatives: F.softplus switches to x at a threshold, which leaves a kink, and
+        # the second derivative of torch.logaddexp is 0·∞ at exactly x = −100 in float32.
+        return -F.logsigmoid(-self.beta * x) / self.beta
 
     def slope(self, x: Tensor) -> Tensor:
         return torch.sigmoid(x * self.beta)

@@ -78,7 +78,9 @@ def rehearse(config: Mapping[str, Any]) -> tuple[Parts, Metrics]:
     Raises ConfigurationError where components do not fit each other or the data's shape.
     """
     parts = assemble(config)
-    return parts, build("metrics", config["metrics"], data=parts.data)
+    metrics = build("metrics", config["metrics"], data=parts.data)
+    metrics.check(parts.denoiser)
+    return parts, metrics
 
 
 def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:

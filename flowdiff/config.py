@@ -57,7 +57,7 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_samples": ("an integer ≥ 1", lambda v: _is_integer(v) and v >= 1),
     "batch_size": ("an integer ≥ 1", lambda v: _is_integer(v) and v >= 1),
     "class_label": ("a class number, a list of them, or null", _is_class),
-    "start": ("noise or flow", lambda v: v in ("noise", "flow")),
+    "start": ("noise, flow or compare", lambda v: v in ("noise", "flow", "compare")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (isinstance(v, int | float) and v > 0)),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
     "evaluate": ("true or false", lambda v: isinstance(v, bool)),

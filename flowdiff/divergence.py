@@ -1,70 +1,233 @@
-"""Where numbers stop being numbers: the layer whose output, or whose gradient, is the first that is not finite."""
+"""Where numbers stop being numbers: the step, the noise level and the layer that are the first to be NaN or Inf.
+
+Looking at a number makes a GPU wait, so the loss and the norm of the gradient of every step are judged on the device,
+and asked for now and then. In between nothing is lost: from the first bad step on the optimiser leaves the weights as
+they are, and since a step draws its random numbers from its own index, it can be repeated to see where it goes wrong.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from flowdiff.conditioning import Conditioning
 from flowdiff.errors import FlowdiffError
 
 
 class Divergence(FlowdiffError, ArithmeticError):
-    """A loss or gradient is no longer a number; last.ckpt is from when it was."""
+    """A loss, gradient or weight is no longer a number; last.ckpt is from when it was."""
+
+
+class Found(NamedTuple):
+    """The first bad step, counted from 1; the index of its last batch; its loss and the norm of its gradient."""
+
+    step: int
+    batch_idx: int
+    loss: float
+    norm: float
+
+
+class Sentinel:
+    """Remembers on the device the first step whose loss or gradient is not finite, and stops the optimiser there."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | None = None  # of the batches of a step so far
+        self._when: list[Tensor] = []  # step and batch index, zeros until something is found
+        self._what: list[Tensor] = []  # loss and norm, as they were found
+
+    def hear(self, loss: Tensor) -> None:
+        """The loss of a batch, before its backward pass."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+
+    def judge(self, norm: Tensor, step: int, batch_idx: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """The norm of a step's gradient, before the optimiser takes it; step ≥ 1. None: an optimiser held by others."""
+        loss, self._loss = self._loss.to(norm), None
+        if not self._when:
+            self._when = [torch.zeros((), dtype=torch.int64, device=norm.device) for _ in range(2)]
+            self._what = [torch.zeros_like(norm) for _ in range(2)]
+        new = ~torch.isfinite(loss + norm) & (self._when[0] == 0)
+        for kept, value in zip(self._when, (step, batch_idx), strict=True):
+            kept.add_(new, alpha=value)  # a number of the host becomes an argument of the kernel: no copy to wait for
+        self._what = [torch.where(new, x, kept) for x, kept in zip((loss, norm), self._what, strict=True)]
+        if optimizer is None:
+            return
+        if is_fused(optimizer):
+            optimizer.found_inf = (self._when[0] > 0).float()  # read on the device, as for a gradient scaler's sake
+        elif self.found():
+            optimizer.zero_grad(set_to_none=True)  # another kind has to be stopped from here, which waits
+
+    def found(self) -> Found | None:
+        """What was found so far; waits for the device."""
+        if not self._when or not int(self._when[0]):
+            return None
+        return Found(*map(int, self._when), *map(float, self._what))
+
+
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimiser's own kernel skips a step where `found_inf` says so."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def not_finite(module: nn.Module) -> str | None:
+    """The name of the first parameter that holds a NaN or Inf, None if all are sound; waits for the device."""
+    parameters = list(module.named_parameters())
+    if not parameters or bool(torch.stack([p.detach().isfinite().all() for _, p in parameters]).all()):
+        return None
+    return next(name for name, p in parameters if not bool(p.isfinite().all()))
+
+
+def locate(module: nn.Module, loss_of: Callable[[Tensor], Tensor], n: int) -> tuple[str, Tensor] | None:
+    """Where a loss of n samples, or its gradient, stops being finite, and for which samples; None if it does not.
+
+    loss_of(rows) is the loss of the samples at int64 positions `rows`, computed through `module`. Halves them as long
+    as one half fails by itself, hence 2·log₂ n passes.
+    """
+
+    def sound(rows: Tensor) -> bool:
+        module.zero_grad()
+        loss = loss_of(rows)
+        loss.backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        return bool(torch.isfinite(loss + torch.nn.utils.get_total_norm(gradients)))
+
+    rows = torch.arange(n)
+    if sound(rows):
+        return None
+    while len(rows) > 1:
+        failing = next((half for half in rows.chunk(2) if not sound(half)), None)
+        if failing is None:
+            break
+        rows = failing
+    return first_not_finite(module, lambda: loss_of(rows).backward()), rows
+
+
+def take(cond: Conditioning | None, rows: Tensor) -> Conditioning | None:
+    """The conditions of some samples, without the graph behind them."""
+    if cond is None:
+        return None
+    parts = (cond.vector, cond.tokens, cond.mask)
+    return Conditioning(*(None if part is None else part.detach()[rows.to(part.device)] for part in parts))
 
 
 def first_not_finite(module: nn.Module, compute: Callable[[], Any]) -> str:
-    """Run `compute`, which calls `module`, and say where the first NaN or Inf came up: "in flow.net.outer (Linear)".
+    """Run `compute`, which calls `module` and goes backward, and say where the first NaN or Inf came up.
 
-    Forward: the first layer to finish with an output that is not finite, which is the innermost one. Backward, where
-    all outputs were finite: the first layer to whose output a derivative arrives that is not. Costs two hooks per
-    layer while it runs; for use after the fact.
+    Forward it is the innermost layer whose output is not finite though its input was; backward, the layer whose output
+    has a finite derivative and whose input, or weight, has not; in a second backward pass, the same for the derivative
+    of that. "in flow.net.outer (Linear)", "in the derivative of flow.net.outer (Linear)". For use after the fact: it
+    looks at every number.
     """
-    with _watched(module) as found:
+    with _watched(module) as watch, torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
         compute()
-    for kind in ("in", "in the derivative of"):
-        if kind in found:
-            return f"{kind} {found[kind]}"
-    return "in what comes after the layers"
+    return watch.verdict or "after all layers"
+
+
+class _Point:
+    """A tensor between layers: the layer that made it, and those that have read it."""
+
+    def __init__(self) -> None:
+        self.derived = False  # by a backward pass that will itself be derived
+        self.maker: str | None = None
+        self.readers: list[str] = []
+
+
+class _Watch:
+    """Looks at all that layers read and make, and at its derivatives; verdict is where the first bad number was."""
+
+    def __init__(self, module: nn.Module):
+        self.verdict: str | None = None
+        self.types = {name: type(layer).__name__ for name, layer in module.named_modules()}
+        self._points: dict[int, tuple[Tensor, _Point]] = {}  # holds the tensors, or their ids would be used again
+
+    def reads(self, name: str, inputs: Any) -> None:
+        """A layer is called."""
+        for tensor in _tensors(inputs):
+            if not _is_finite(tensor):
+                self._say(f"in {self._label(name.rpartition('.')[0])}, before {self._label(name)}")
+            elif tensor.requires_grad:
+                self._point(tensor).readers.append(name)
+
+    def makes(self, name: str, output: Any) -> None:
+        """A layer is done."""
+        for tensor in _tensors(output):
+            if not _is_finite(tensor):
+                self._say(f"in {self._label(name)}")
+            elif tensor.requires_grad:
+                point = self._point(tensor)
+                point.maker = point.maker or name
+
+    def derives(self, name: str, gradient: Tensor) -> None:
+        """A weight of a layer gets its derivative."""
+        if not _is_finite(gradient):
+            self._say(f"in the derivative of {self._label(name)}")
+
+    def _point(self, tensor: Tensor) -> _Point:
+        if id(tensor) not in self._points:
+            point = _Point()
+            self._points[id(tensor)] = tensor, point
+            tensor.register_hook(lambda gradient: self._arrives(point, gradient))
+        return self._points[id(tensor)][1]
+
+    def _arrives(self, point: _Point, gradient: Tensor) -> None:
+        if not _is_finite(gradient):
+            # Of layers inside each other the innermost is meant; of several side by side nobody knows which.
+            inner = [n for n in point.readers if not any(m != n and m.startswith(f"{n}.") for m in point.readers)]
+            if "" in inner and len(inner) > 1:
+                inner.remove("")
+            after = f"what follows {self._label(point.maker)}" if point.maker is not None else "the layers"
+            which = "second derivative" if point.derived else "derivative"
+            self._say(f"in the {which} of {' or '.join(map(self._label, dict.fromkeys(inner))) or after}")
+        elif gradient.requires_grad:
+            point.derived = True
+            gradient.register_hook(lambda second: self._arrives_again(point, second))
+
+    def _arrives_again(self, point: _Point, second: Tensor) -> None:
+        if not _is_finite(second):
+            self._say(f"in the second derivative of {self._label(point.maker or '')}")
+
+    def _label(self, name: str) -> str:
+        return f"{name or 'the model'} ({self.types[name]})"
+
+    def _say(self, verdict: str) -> None:
+        self.verdict = self.verdict or verdict
 
 
 @contextmanager
-def _watched(module: nn.Module) -> Iterator[dict[str, str]]:
-    found: dict[str, str] = {}
+def _watched(module: nn.Module) -> Iterator[_Watch]:
+    watch = _Watch(module)
     handles = []
-
-    def watch(name: str, layer: nn.Module) -> None:
-        label = f"{name or 'the network'} ({type(layer).__name__})"
-
-        def on_output(layer: nn.Module, inputs: Any, output: Any) -> None:
-            for tensor in _tensors(output):
-                if not bool(torch.isfinite(tensor).all()):
-                    found.setdefault("in", label)
-                elif tensor.requires_grad:
-                    tensor.register_hook(on_derivative)
-
-        def on_derivative(gradient: Tensor) -> None:
-            if not bool(torch.isfinite(gradient).all()):
-                found.setdefault("in the derivative of", label)
-
-        handles.append(layer.register_forward_hook(on_output))
-
     for name, layer in module.named_modules():
-        watch(name, layer)
+        handles += [
+            layer.register_forward_pre_hook(
+                lambda layer, args, kwargs, name=name: watch.reads(name, [args, list(kwargs.values())]),
+                with_kwargs=True,
+            ),
+            layer.register_forward_hook(lambda layer, args, output, name=name: watch.makes(name, output)),
+        ]
+        for parameter in layer.parameters(recurse=False):
+            if parameter.requires_grad:
+                handles.append(parameter.register_hook(lambda g, name=name: watch.derives(name, g)))
     try:
-        yield found
+        yield watch
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, list | tuple):
-        for part in output:
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.detach()).all())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Conditioning):
+        yield from _tensors([value.vector, value.tokens])
+    elif isinstance(value, list | tuple):
+        for part in value:
             yield from _tensors(part)

@@ -6,8 +6,9 @@ drawn from a generator seeded by (seed, batch index, rank), so that a resumed ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from flowdiff.assembly import assemble
+from flowdiff.conditioning import Conditioning
 from flowdiff.data.base import Batch, DataModule
+from flowdiff.divergence import Found, Sentinel, is_fused, locate, take
 from flowdiff.evaluation.denoising import edm_loss, stratified_sigmas
 from flowdiff.losses import Loss
 from flowdiff.model import ConditionedDenoiser
@@ -25,6 +28,15 @@ from flowdiff.optimizers import Optimizer
 MEASURE_BATCH = 1024  # samples per chunk when statistics are measured
 # First counters of the generators beside the training steps', which count from 0 (the data's shuffling has −1).
 MEASURE, VALIDATION = -2, -3
+
+
+class Drawn(NamedTuple):
+    """What a loss is of: clean latents (B, …), σ (B,), noise like the latents, and the condition."""
+
+    z0: Tensor
+    sigma: Tensor
+    noise: Tensor
+    cond: Conditioning | None
 
 
 class Engine(LightningModule):
@@ -49,6 +61,8 @@ class Engine(LightningModule):
         self.optimizer = optimizer
         self.data = data
         self.seed = seed
+        self.sentinel = Sentinel()
+        self._batch_idx = 0
         self._mean_loss: dict[str, Tensor] = {}
         self._counted = 0
 
@@ -92,14 +106,18 @@ class Engine(LightningModule):
     def val_dataloader(self) -> DataLoader:
         return self.data.test_dataloader(*self._place())
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def draw(self, batch: Batch, batch_idx: int) -> Drawn:
+        """A training batch with its noise: the same whenever it is drawn."""
         generator = step_generator(self.seed, batch_idx, self.global_rank, device=self.device)
         x0 = self.data.to_model(batch.x, generator, train=True)
         z0 = self.denoiser.first_stage.encode(x0)
         cond = self.conditioner(batch.label, generator)
         sigma = self.sigma_sampler(len(z0), generator, self.device)
-        noise = self.loss.draw_noise(z0, generator)
-        output = self.loss(self.denoiser.denoiser, z0, sigma, noise, cond)
+        return Drawn(z0, sigma, self.loss.draw_noise(z0, generator), cond)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._batch_idx = batch_idx
+        output = self.loss(self.denoiser.denoiser, *self.draw(batch, batch_idx))
         loss = output.loss.mean()
         self._log_mean({"train_loss": loss, **{f"train_{k}": v.mean() for k, v in output.parts.items()}}, batch_idx)
         return loss
@@ -111,6 +129,57 @@ class Engine(LightningModule):
         sigma = stratified_sigmas(len(z0), 1, batch_idx)[:, 0].to(z0)
         loss = edm_loss(self.denoiser, z0, sigma, randn_like(z0, generator), self.conditioner(batch.label))
         self.log("val_loss", loss.mean(), batch_size=len(z0), sync_dist=True)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        self.sentinel.hear(loss)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told to, by a norm that is taken once, for the sentinel's sake as well."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and is_fused(optimizer):
+            scaler.unscale_(optimizer)  # Lightning leaves that to a fused optimiser, which comes too late for clipping
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        if scaler is not None:  # it tries scales at which float16 overflows, and keeps such steps from the optimiser
+            norm = torch.zeros_like(norm)
+        self.sentinel.judge(norm, self.trainer.global_step + 1, self._batch_idx, optimizer if scaler is None else None)
+
+    def account(self, found: Found) -> str:
+        """What is not finite in a step, where it comes up first, and at which σ; repeats the step."""
+        finite = math.isfinite(found.loss)
+        what = f"the norm of the gradient is {found.norm}" if finite else f"the loss is {found.loss}"
+        loader = self.trainer.train_dataloader
+        for batch_idx in range(max(0, found.batch_idx - self.trainer.accumulate_grad_batches + 1), found.batch_idx + 1):
+            batch = self.trainer.strategy.batch_to_device(loader.dataset[loader.sampler.batch(batch_idx)], self.device)
+            where = self._first_not_finite(batch, batch_idx)
+            if where is not None:
+                return f"{what}, first {where}"
+        return f"{what}, and was not when {'this process' if self.trainer.world_size > 1 else 'the step'} repeated it"
+
+    def _first_not_finite(self, batch: Batch, batch_idx: int) -> str | None:
+        z0, sigma, noise, cond = self.draw(batch, batch_idx)
+
+        def loss_of(rows: Tensor) -> Tensor:
+            with self.trainer.precision_plugin.forward_context():
+                here = rows.to(sigma.device)
+                drawn = z0[here], sigma[here], noise[here], take(cond, rows)
+                return self.loss(self.denoiser.denoiser, *drawn).loss.mean()
+
+        located = locate(self.denoiser.denoiser, loss_of, len(z0))
+        if located is None:
+            return None
+        where, rows = located
+        low, high = (float(end) for end in sigma[rows.to(sigma.device)].aminmax())
+        return f"{where}, at σ = {low:.4g}" if low == high else f"{where}, at σ from {low:.4g} to {high:.4g}"
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.optimizer.make([p for p in self.parameters() if p.requires_grad])

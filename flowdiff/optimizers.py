@@ -32,7 +32,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimiser over these parameters."""
+        """The torch optimiser over these parameters; a fused one can be kept from a bad step without asking a GPU."""
 
     def scheduler(self, optimizer: torch.optim.Optimizer, max_steps: int) -> LambdaLR:
         """The learning-rate schedule, to be stepped once per optimiser step."""
@@ -66,9 +66,8 @@ class AdamW(Optimizer):
         self.weight_decay = weight_decay
 
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=tuple(self.betas), weight_decay=self.weight_decay, foreach=True
-        )
+        betas = tuple(self.betas)
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
 
 
 @register("optimizer", "adam")
@@ -88,4 +87,4 @@ class Adam(Optimizer):
         self.betas = betas
 
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.lr, betas=tuple(self.betas), foreach=True)
+        return torch.optim.Adam(parameters, lr=self.lr, betas=tuple(self.betas), fused=True)

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +16,13 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from rich.console import Console
-from rich.table import Table
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from flowdiff import assembly
 from flowdiff.engine import Engine
-from flowdiff.errors import ConfigurationError, RunError
+from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, RunError
 from flowdiff.evaluation import pictures
+from flowdiff.evaluation.drawing import PICTURE_SEED, draw_interpolation, draw_samples, draw_trajectory
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.launch.job import Interrupted, Pruned, is_first_rank
 from flowdiff.launch.preemption import ResumableCheckpoint
@@ -38,8 +36,6 @@ from flowdiff.training_bar import TrainingBar
 
 log = logging.getLogger(__name__)
 
-PICTURE_SEED = 1  # the pictures' samples: the same at every step, so that the eye compares models, not noise
-SCATTERED = 2000  # points of a 2-D picture
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler}  # write <run folder>/fit-profile*.txt
 # Lightning's advice that does not fit: our loaders index whole batches in memory, and srun on the PATH is not a job.
 # The last one is lightning 2.6 calling torch >= 2.15.
@@ -114,7 +110,7 @@ def train(
         engine.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
         steps = trainer.global_step
         numbers = _evaluate(engine, metrics, config)
-        _draw(engine, metrics, folder, csv)
+        _draw(engine, metrics, config, folder, csv)
         cost = {"parameters": engine.num_parameters, "train_seconds": clock.seconds}
         csv.log_metrics({**numbers, **cost}, steps)
         result = {
@@ -131,8 +127,7 @@ def train(
             "versions": versions(),
             "git_commit": git_commit(),
         }
-        shown = {"samples": folder.samples, "trajectory": folder.trajectory, "loss_curve": folder.loss_curve}
-        tracker.pictures(shown, steps)
+        tracker.pictures({path.stem: path for path in folder.pictures if path.is_file()}, steps)
         tracker.summary({**numbers, **cost})
         tracker.checkpoint(folder.checkpoint)
         exit_code = 0
@@ -171,23 +166,6 @@ def rehearse(config: Mapping[str, Any], folder: RunFolder) -> tuple[Engine, Metr
 def resume_command(folder: RunFolder) -> str:
     """What a user types to go on with a run."""
     return f"python train.py resume={folder.path}"
-
-
-def show(result: Mapping[str, Any], folder: RunFolder) -> None:
-    """Print the table of a finished run; what an older version did not write is left out."""
-    table = Table(title=f"{result.get('name', folder.path.name)}  ({result.get('run_id', '?')})", title_justify="left")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("about", style="dim")
-    for row in rows_of(result.get("metrics", {})):
-        table.add_row(*row)
-    if "seconds" in result and "steps" in result:
-        about = f"{result['steps']:,} steps on {result.get('device', 'an unknown device')}"
-        table.add_row("training time", f"{result['seconds']['train']:.0f} s", about)
-    if "parameters" in result:
-        table.add_row("parameters", f"{result['parameters']:,}", "")
-    Console().print(table)
-    log.info("results in %s", folder.path)
 
 
 class Stopwatch(Callback):
@@ -244,23 +222,8 @@ class PeriodicEvaluation(Callback):
             distances = self.metrics.frechet(samples)
             self.tracker.minimise(distances)
             module.log_dict(distances, rank_zero_only=True)
-        draw_samples(self.engine, self.folder.samples)
+        draw_samples(self.engine.denoiser, self.engine.data, self.folder.samples)
         self.tracker.pictures({"samples": self.folder.samples}, trainer.global_step)
-
-
-def draw_samples(engine: Engine, path: Path) -> None:
-    """The sample picture of a model: a grid, with classes in rows if it has some, or a scatter beside 2-D data."""
-    data, denoiser = engine.data, engine.denoiser
-    if len(data.shape) == 1:
-        samples = denoiser.sample(SCATTERED, seed=PICTURE_SEED)
-        pictures.scatter(samples.cpu(), data.to_model(data.train[: min(SCATTERED, len(data.train))].x), path)
-        return
-    classes = denoiser.num_classes
-    rows, columns = min(classes or 8, 10), 10
-    labels = [row for row in range(rows) for _ in range(columns)] if classes else None
-    samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels)
-    row_labels = [str(row) for row in range(rows)] if classes else None
-    pictures.sample_grid(data.to_uint8(samples.cpu()), path, columns=columns, row_labels=row_labels)
 
 
 def _evaluate(engine: Engine, metrics: Metrics, config: Mapping[str, Any]) -> dict[str, float]:
@@ -276,17 +239,15 @@ def _evaluate(engine: Engine, metrics: Metrics, config: Mapping[str, Any]) -> di
         )
 
 
-def _draw(engine: Engine, metrics: Metrics, folder: RunFolder, csv: MetricsCSV) -> None:
-    denoiser = engine.denoiser
-    draw_samples(engine, folder.samples)
-    steps: list[tuple[float, torch.Tensor, torch.Tensor]] = []
-    n = SCATTERED if len(engine.data.shape) == 1 else min(denoiser.num_classes or 8, 10)
-    denoiser.sample(
-        n, seed=PICTURE_SEED, batch_size=n, callback=lambda i, sigma, x, D: steps.append((sigma, x.cpu(), D.cpu()))
-    )
-    decode = denoiser.first_stage.decode
-    pictures.trajectory([(sigma, decode(x), decode(D)) for sigma, x, D in steps], folder.trajectory)
+def _draw(engine: Engine, metrics: Metrics, config: Mapping[str, Any], folder: RunFolder, csv: MetricsCSV) -> None:
+    denoiser, data = engine.denoiser, engine.data
+    draw_samples(denoiser, data, folder.samples)
+    draw_trajectory(denoiser, data, folder.trajectory)
     pictures.loss_curve(csv.rows(), folder.loss_curve)
+    if metrics.wants("interpolate", denoiser):
+        sigma = metrics.sigma_eval or build("schedule", config["schedule"]).sigma_min
+        with suppress(InverseDidNotConverge, DataError):  # the evaluation has said why
+            draw_interpolation(denoiser, data, sigma, folder.interpolation)
 
 
 def make_trainer(
@@ -378,30 +339,3 @@ def _device(trainer: Trainer) -> str:
         if device.type == "cuda"
         else f"{device.type}, {torch.get_num_threads()} threads"
     )
-
-
-def rows_of(numbers: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The lines of the result table: metric, value, what it is."""
-
-    def value(key: str, spread: str) -> str:
-        spread = f" ± {numbers[spread]:.4f}" if numbers.get(spread) is not None else ""
-        return f"{numbers[key]:.4f}{spread}"
-
-    rows = []
-    if "test_loss" in numbers:
-        rows.append(("denoising test loss", value("test_loss", "test_loss_se"), "EDM weighting, per dimension"))
-    for key in numbers:
-        if key.startswith("fd_") and not key.endswith(("_sd", "_floor")):
-            count = f"{numbers['num_samples']:,} " if "num_samples" in numbers else ""
-            rows.append((key, f"{numbers[key]:.4g}", f"{count}samples against the training split"))
-        if key.startswith("fd_") and key.endswith("_floor"):
-            count = f"{numbers['num_test']:,} " if "num_test" in numbers else ""
-            name = key.removesuffix("_floor")
-            rows.append((f"{name} floor", f"{numbers[key]:.4g}", f"{count}real test samples, same reference"))
-    if "bpd" in numbers:
-        rows.append(("bits/dim", value("bpd", "bpd_se"), "exact density, uniform dequantisation"))
-    if "nats_per_dim" in numbers:
-        rows.append(("nats/dim", value("nats_per_dim", "nats_per_dim_se"), "−log p per dimension, exact density"))
-    if "samples_per_second" in numbers:
-        rows.append(("sampling speed", f"{numbers['samples_per_second']:,.0f} /s", ""))
-    return rows

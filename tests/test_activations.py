@@ -42,6 +42,21 @@ def test_slope_is_the_derivative_of_plain(activation):
     assert torch.allclose(activation.slope(GRID), derivative(activation.plain, GRID), atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_derivatives_of_plain_and_of_the_bijection_are_numbers_far_out(activation, dtype):
+    # Whole numbers among them: torch.logaddexp(x, 0) has a NaN second derivative at exactly −100 and −1000.
+    x = torch.tensor([-1e4, -1e3, -100, -88, -20, 20, 88, 100, 1e3, 1e4], dtype=dtype, requires_grad=True)
+    half = torch.full((), 0.5, dtype=dtype)
+    for f in (activation.plain, lambda x: activation.bijection(x, half, 2 * half)[1]):
+        y = f(x)
+        if y.requires_grad:  # the log-slope of what is straight hangs on nothing
+            (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+            assert y.isfinite().all()
+            assert first.isfinite().all()
+            if first.requires_grad:
+                assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
+
+
 def test_slope_range_is_tight_and_holds(activation):
     m, M = activation.slope_range
     slope = activation.slope(GRID)

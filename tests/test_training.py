@@ -10,14 +10,18 @@ from runs import TINY, TINY_DIGITS, settings, train
 from wandb_files import offline_runs
 
 from flowdiff import api, registry, training
+from flowdiff.divergence import Divergence
 from flowdiff.engine import Engine
 from flowdiff.errors import RunError
 from flowdiff.launch.job import Interrupted
-from flowdiff.launch.preemption import Divergence
 from flowdiff.launch.run_folder import RunFolder
 from flowdiff.metrics_csv import MetricsCSV
 
 PICTURES = ("samples.png", "trajectory.png", "loss_curve.png")
+TABLE = {
+    *("test_loss", "test_loss_se", "fd_data", "fd_data_floor", "num_samples", "num_test", "nats_per_dim"),
+    *("class_accuracy", "class_accuracy_se", "class_ece", "num_classified", "interpolation_nats_per_dim"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +32,12 @@ def run(tmp_path_factory):
 
 def test_folder_holds_everything(run):
     folder, result = run
-    for name in (*PICTURES, "config.yaml", "metrics.csv", "checkpoints/last.ckpt", "result.json"):
+    for name in (*PICTURES, "interpolation.png", "config.yaml", "metrics.csv", "checkpoints/last.ckpt", "result.json"):
         assert (folder.path / name).stat().st_size > 0
     assert folder.result() == json.loads(json.dumps(result))
     assert result["steps"] == 8
     assert result["parameters"] > 0
-    expected = {"test_loss", "test_loss_se", "fd_data", "fd_data_floor", "num_samples", "num_test", "nats_per_dim"}
-    assert expected <= set(result["metrics"])
+    assert set(result["metrics"]) >= TABLE
     assert result["seconds"]["train"] <= result["seconds"]["total"]
 
 
@@ -127,7 +130,7 @@ def test_signal_handlers_are_given_back(run):
 def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypatch):
     original = Engine.training_step
     monkeypatch.setattr(Engine, "training_step", lambda *a: original(*a) * float("nan"))
-    with pytest.raises(Divergence, match="the training loss is nan at step 1"):
+    with pytest.raises(Divergence, match=r"at step 1: the loss is nan, and was not when .* no checkpoint yet"):
         train(tmp_path / "run", *TINY)
     assert not RunFolder(tmp_path / "run").is_complete
 
@@ -158,6 +161,8 @@ def test_every_kind_of_run_ends_complete(tmp_path, overrides):
     folder = RunFolder(tmp_path / "run")
     assert folder.is_complete
     assert all((folder.path / name).is_file() for name in PICTURES)
+    is_flow = not {"network=mlp", "network=unet"} & set(overrides)
+    assert (folder.path / "interpolation.png").is_file() == is_flow
 
 
 def test_wandb_offline_files_hold_the_run(tmp_path, monkeypatch):
@@ -170,7 +175,7 @@ def test_wandb_offline_files_hold_the_run(tmp_path, monkeypatch):
     assert seen.name == result["name"]
     assert seen.tags == ["mine"]
     assert seen.config["trainer"]["max_steps"] == 8
-    assert {"train_loss", "val_loss", "fd_data", "samples", "trajectory"} <= seen.curves
+    assert {"train_loss", "val_loss", "fd_data", "samples", "trajectory", "interpolation"} <= seen.curves
     assert {"fd_data", "val_loss"} <= seen.minimised
     numbers = {**result["metrics"], "parameters": result["parameters"], "train_seconds": result["seconds"]["train"]}
     assert {key: seen.summary[key] for key in numbers} == numbers

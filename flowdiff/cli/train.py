@@ -62,22 +62,22 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _train(job: Job) -> float | None:
-    from flowdiff import training
+    from flowdiff import result_table, training
 
     if is_first_rank():
         _print_tree(job.config)
     result = job.execute(training.train)
     if result:
-        training.show(result, job.folder)
+        result_table.show(result, job.folder.path)
     return result.get("metrics", {}).get("test_loss")
 
 
 def _already_complete(folder: RunFolder) -> float | None:
-    from flowdiff import training
+    from flowdiff import result_table
 
     result = folder.result()
     log.info("%s is complete; force=true trains it anew.", folder.path)
-    training.show(result, folder)
+    result_table.show(result, folder.path)
     return folder.test_loss()
 
 

@@ -47,18 +47,23 @@ def bits_per_dim(
     Source: Theis, van den Oord and Bethge, "A note on the evaluation of generative models", 2016.
     """
     device = denoiser.sigma_data.device
-    nats = []
+    found = []
     for indices in torch.arange(len(data.test)).split(batch_size):
         batch = data.test[indices]
         x = dequantised(data, batch.x, generators(seed, indices.tolist())).to(device)
         with torch.no_grad():
             log_prob = denoiser.log_prob(x, x.new_full((len(x),), sigma), cond_of(batch.label.to(device)))
-        nats.append(-log_prob.double().cpu() / x[0].numel())
-    values = torch.cat(nats)  # (N,) nats per dimension
-    if data.levels is None:
-        return Likelihood("nats_per_dim", *mean_and_error(values), len(values))
-    bits = values / math.log(2) + math.log2(data.levels / 2)
-    return Likelihood("bpd", *mean_and_error(bits), len(values))
+        found.append(log_prob.double().cpu())
+    metric, values = per_dimension(torch.cat(found), math.prod(data.shape), data.levels)
+    return Likelihood(metric, *mean_and_error(values), len(values))
+
+
+def per_dimension(log_prob: Tensor, dimensions: int, levels: int | None) -> tuple[str, Tensor]:
+    """Name and value of −log p per dimension for log_prob (N,) in nats: bits where there are levels, else nats."""
+    nats = -log_prob.double().cpu() / dimensions
+    if levels is None:
+        return "nats_per_dim", nats
+    return "bpd", nats / math.log(2) + math.log2(levels / 2)
 
 
 def dequantised(data: Any, x_raw: Tensor, sources: Sequence[torch.Generator]) -> Tensor:

@@ -1,5 +1,7 @@
 """What a trained model is worth: denoising loss, Fréchet distance beside its floor, likelihood, sampling speed.
 
+And what only a normalised density can say: which class a sample is of, which are foreign, what lies between two.
+
 The Fréchet distance compares n generated samples with the *training* split. Its floor does the same with the test
 split, real images that the model has not seen; both are biased upward by their own n, which is reported with them.
 """
@@ -7,6 +9,7 @@ split, real images that the model has not seen; both are biased upward by their 
 from __future__ import annotations
 
 import contextlib
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +21,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
-from flowdiff.errors import NotADensity
+from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge
 from flowdiff.evaluation.cache import cached, digest
 from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.features import (
@@ -30,8 +33,17 @@ from flowdiff.evaluation.features import (
     split_batches,
 )
 from flowdiff.evaluation.frechet import FeatureStatistics, frechet_distance
+from flowdiff.evaluation.interpolation import likelihood_between
 from flowdiff.evaluation.likelihood import bits_per_dim
+from flowdiff.evaluation.outliers import outlier_scores
+from flowdiff.evaluation.posterior import classify as classified
 from flowdiff.registry import register
+
+log = logging.getLogger(__name__)
+
+# What nobody asked for is a fraction of what the Fréchet distance's samples take: so many evaluations of a density, and
+# pairs of samples, whose flow is to be inverted, which for some families is slow.
+CHEAP, CHEAP_PAIRS, PAIRS = 10_000, 20, 100
 
 
 @register("metrics", "default")
@@ -42,6 +54,8 @@ class Metrics:
     num_samples, repeats: samples of the final Fréchet distance, and over how many sampling seeds it is averaged.
     sigmas_per_sample: noise levels per test sample in the test loss.  sigma_eval: σ of the likelihood, null for the
     schedule's smallest.  cache_dir: where extractors and statistics of real data are kept.
+    classify, outliers, interpolate: true for all test samples (100 pairs); null for as many as are cheap, where the
+    model and the data allow it at all; false for none.
     Raises ConfigurationError if a Fréchet distance is asked for and no extractor suits the data.
     """
 
@@ -59,6 +73,9 @@ class Metrics:
         cache_dir: str,
         frechet: bool,
         likelihood: bool,
+        classify: bool | None,
+        outliers: bool | None,
+        interpolate: bool | None,
     ) -> None:
         if frechet:
             check_extractable(data)
@@ -73,6 +90,18 @@ class Metrics:
         self.cache_dir = Path(cache_dir).expanduser()
         self.with_frechet = frechet
         self.with_likelihood = likelihood
+        self.of_density = {"classify": classify, "outliers": outliers, "interpolate": interpolate}
+
+    def check(self, denoiser: nn.Module) -> None:
+        """Raise ConfigurationError where something is asked for that this model or these data cannot give."""
+        for key, asked in self.of_density.items():
+            lacking = self._lacking(key, denoiser)
+            if asked and lacking:
+                raise ConfigurationError(f"metrics.{key}=true needs {lacking}; or set metrics.{key}=false.")
+
+    def wants(self, key: str, denoiser: nn.Module) -> bool:
+        """Whether `classify`, `outliers` or `interpolate` is to be done with this model."""
+        return self.of_density[key] is not False and self._lacking(key, denoiser) is None
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -110,7 +139,7 @@ class Metrics:
         always: test_loss, test_loss_se;
         frechet: fd_<extractor> (the mean over repeats, fd_<extractor>_sd if there are several), fd_<extractor>_floor,
         num_samples, num_test (the floor's n), samples_per_second, extractor_accuracy if it is a classifier;
-        likelihood of densities: bpd, bpd_se of images, nats_per_dim, nats_per_dim_se of continuous data.
+        of densities: what `densities` returns.
         """
         results: dict[str, float] = {}
         with _evaluating(denoiser):
@@ -124,8 +153,7 @@ class Metrics:
             )
             if self.with_frechet:
                 results |= self.quality(sample_fn, seed)
-            if self.with_likelihood:
-                results |= self._evaluate_likelihood(denoiser, cond_of, self.sigma_eval or sigma_min, seed)
+            results |= self.densities(denoiser, cond_of, sigma_min, seed)
         return results
 
     def quality(self, sample_fn: Callable[[int, int], Tensor], seed: int) -> dict[str, float]:
@@ -148,14 +176,67 @@ class Metrics:
         results["samples_per_second"] = self.repeats * self.num_samples / seconds
         return results
 
-    def _evaluate_likelihood(
-        self, denoiser: nn.Module, cond_of: Callable[[Tensor], Conditioning | None], sigma: float, seed: int
+    def densities(
+        self,
+        denoiser: nn.Module,
+        cond_of: Callable[[Tensor], Conditioning | None],
+        sigma_min: float,
+        seed: int,
+    ) -> dict[str, float]:
+        """The part of the table that needs no samples but a density p_σ(x|c), {} for a network that has none.
+
+        likelihood: bpd, bpd_se of images, nats_per_dim, nats_per_dim_se of continuous data;
+        classify: class_accuracy, class_accuracy_se, class_ece (calibration error), num_classified;
+        outliers: auroc_permuted, and auroc_<name> of data sets of the same shape that are at hand;
+        interpolate: interpolation_<bpd or nats_per_dim>, its _se, and interpolation_straight in the same unit.
+        """
+        if not denoiser.is_density:
+            return {}  # a table of flows and raw networks leaves the cells empty
+        sigma = self.sigma_eval or sigma_min
+        settings = {"seed": seed, "batch_size": self.batch_size}
+        results: dict[str, float] = {}
+        if self.with_likelihood:
+            found = bits_per_dim(denoiser, self.data, sigma, cond_of, **settings)
+            results |= {found.metric: found.mean, f"{found.metric}_se": found.standard_error}
+        if self.wants("classify", denoiser):
+            most = None if self.of_density["classify"] else max(1, CHEAP // denoiser.num_classes)
+            accuracy, error, ece, n = classified(denoiser, self.data, sigma, cond_of, most=most, **settings)
+            results |= {"class_accuracy": accuracy, "class_accuracy_se": error, "class_ece": ece, "num_classified": n}
+        if self.wants("outliers", denoiser):
+            most = None if self.of_density["outliers"] else max(1, CHEAP // (denoiser.num_classes or 1))
+            scores = outlier_scores(denoiser, self.data, sigma, cond_of, most=most, **settings)
+            results |= {f"auroc_{name}": score for name, score in scores.items()}
+        if self.wants("interpolate", denoiser):
+            results |= self._between(denoiser, cond_of, sigma, settings)
+        return results
+
+    def _between(
+        self,
+        denoiser: nn.Module,
+        cond_of: Callable[[Tensor], Conditioning | None],
+        sigma: float,
+        settings: dict[str, int],
     ) -> dict[str, float]:
         try:
-            found = bits_per_dim(denoiser, self.data, sigma, cond_of, seed=seed, batch_size=self.batch_size)
-        except NotADensity:
-            return {}  # a table of flows and raw networks leaves the cell empty
-        return {found.metric: found.mean, f"{found.metric}_se": found.standard_error}
+            pairs = PAIRS if self.of_density["interpolate"] else CHEAP_PAIRS
+            found = likelihood_between(denoiser, self.data, sigma, cond_of, pairs=pairs, **settings)
+        except (InverseDidNotConverge, DataError) as reason:  # no reason to lose a finished training
+            log.warning("not interpolated: %s", reason)
+            return {}
+        name = f"interpolation_{found.metric}"
+        return {name: found.mean, f"{name}_se": found.standard_error, "interpolation_straight": found.straight}
+
+    def _lacking(self, key: str, denoiser: nn.Module) -> str | None:
+        """What a setting of `of_density` would need and does not find."""
+        if not denoiser.is_density:
+            return "a normalised density: take network=score_flow"
+        if key == "classify" and denoiser.num_classes is None:
+            return "a class-conditional density: take conditioner=class"
+        if key == "outliers" and len(self.data.shape) == 1:
+            return "images, whose pixels it permutes: take another dataset"
+        if key == "interpolate" and not hasattr(denoiser.network, "decode"):
+            return "a density that encodes and decodes: take network=score_flow"
+        return None
 
     def _real(self, which: str) -> FeatureStatistics:
         """Statistics of a split of the data, kept on disk beside the extractor that they belong to."""

@@ -8,12 +8,63 @@ generative models know what they don't know?, 2019): the number is a property of
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.data.torchvision_sets import TorchvisionSet
+from flowdiff.errors import DataError
+from flowdiff.evaluation.likelihood import dequantised
+from flowdiff.evaluation.posterior import evenly, log_joint
+from flowdiff.noise import generators
+from flowdiff.registry import build, names, resolve
+
+log = logging.getLogger(__name__)
+
+
+def outlier_scores(
+    denoiser: nn.Module,
+    data: Any,
+    sigma: float,
+    cond_of: Callable[[Tensor], Conditioning | None],
+    *,
+    seed: int,
+    batch_size: int,
+    most: int | None = None,
+) -> dict[str, float]:
+    """{name of a foreign set: AUROC of the test split against it}, of `most` images each, evenly spaced; None for all.
+
+    All are uniformly dequantised and judged by log p_σ(x), the class-conditional model's summed over the classes.
+    Raises NotADensity as `denoiser.log_prob` does.
+    """
+    positions = evenly(len(data.test), most)
+
+    def log_density(x_raw: Tensor) -> Tensor:
+        x = dequantised(data, x_raw, generators(seed, range(len(x_raw))))
+        parts = [_log_density(denoiser, part, sigma, cond_of) for part in x.split(batch_size)]
+        return torch.cat(parts).double().cpu()
+
+    own_raw = data.test[positions].x
+    own = log_density(own_raw)
+    found = {"permuted": auroc(own, log_density(permuted(own_raw)))}
+    for name, other in neighbours(data):
+        foreign_raw = other.test[evenly(len(other.test), len(positions))].x
+        found[name] = auroc(own, log_density(foreign_raw))
+    return found
+
+
+def auroc(own: Tensor, foreign: Tensor) -> float:
+    """P(own > foreign) + ½·P(own = foreign) ∈ [0, 1] for scores own (N,) and foreign (M,); NaN if a score is."""
+    if own.isnan().any() or foreign.isnan().any():
+        return math.nan
+    ordered = foreign.sort().values
+    below = torch.searchsorted(ordered, own) + torch.searchsorted(ordered, own, right=True)
+    return (below.double().mean() / (2 * len(foreign))).item()
 
 
 def permuted(x: Tensor, seed: int = 0) -> Tensor:
@@ -22,25 +73,30 @@ def permuted(x: Tensor, seed: int = 0) -> Tensor:
     return x.flatten(1)[:, order.to(x.device)].view_as(x)
 
 
-def auroc(
-    denoiser: nn.Module,
-    own: Tensor,
-    foreign: Tensor,
-    sigma: float,
-    null: Callable[[int], Conditioning | None],
-    *,
-    batch_size: int,
-) -> float:
-    """AUROC ∈ [0, 1] of log p_σ(x) for samples own (N, …) against foreign (M, …), both in model space.
+def neighbours(data: Any) -> list[tuple[str, Any]]:
+    """The data sets with samples of the same shape whose files lie in the same root folder, read, never downloaded."""
+    if not isinstance(data, TorchvisionSet):
+        return []
+    found = []
+    for name in names("dataset"):
+        kind = resolve("dataset", name)
+        if issubclass(kind, TorchvisionSet) and kind.shape == data.shape and name != data.name:
+            other = build("dataset", name, root=str(data.root), download=False)
+            try:
+                other.setup()
+            except DataError as error:  # it is not there, and need not be
+                log.debug("no AUROC against %s: %s", name, error)
+            else:
+                found.append((name, other))
+    return found
 
-    null(n) is the condition "no class" of n samples. Raises NotADensity as `denoiser.log_prob` does.
-    """
-    from sklearn.metrics import roc_auc_score
 
-    device = denoiser.sigma_data.device
-    scores = []
-    for x in torch.cat([own, foreign]).split(batch_size):
-        with torch.no_grad():
-            scores.append(denoiser.log_prob(x.to(device), x.new_full((len(x),), sigma).to(device), null(len(x))))
-    belongs = [1] * len(own) + [0] * len(foreign)
-    return float(roc_auc_score(belongs, torch.cat(scores).double().cpu().numpy()))
+@torch.no_grad()
+def _log_density(
+    denoiser: nn.Module, x: Tensor, sigma: float, cond_of: Callable[[Tensor], Conditioning | None]
+) -> Tensor:
+    x = x.to(denoiser.sigma_data.device)
+    sigmas = x.new_full((len(x),), sigma)
+    if denoiser.num_classes is None:
+        return denoiser.log_prob(x, sigmas, None)
+    return log_joint(denoiser, x, sigmas, cond_of, denoiser.num_classes).logsumexp(1)

@@ -70,6 +70,39 @@ def scatter(samples: Tensor, data: Tensor, path: str | Path, *, title: str = "")
     _save(figure, path)
 
 
+def paths(curves: Tensor, data: Tensor, path: str | Path) -> None:
+    """Curves (P, T, D) of T points each, their ends marked, among data points (M, D ≥ 2); two dimensions are drawn."""
+    figure = _figure((5.0, 5.0))
+    axes = figure.add_axes((0.14, 0.12, 0.82, 0.82))
+    _dots(axes, data, _limits(data), FAINT, size=2.0)
+    for curve in curves.detach().cpu().float():
+        axes.plot(curve[:, 0], curve[:, 1], color=ACCENT, linewidth=1.2, alpha=0.8)
+        axes.scatter(curve[[0, -1], 0], curve[[0, -1], 1], s=14, color=SECOND, zorder=3)
+    axes.set_xlabel("$x_1$ (data units)", color=INK)
+    axes.set_ylabel("$x_2$ (data units)", color=INK)
+    axes.set_title("between data points, in z", fontsize=10, color=INK)
+    _save(figure, path)
+
+
+def side_by_side(panels: Sequence[tuple[str, Tensor]], path: str | Path, *, columns: int, data: Tensor | None) -> None:
+    """Titled panels of samples: images uint8 (N, C, H, W) in rows of `columns`, or points (N, D ≥ 2) on data's axes."""
+    side, top = 3.6, 0.55  # inches: a panel's width, and the room for its title of two lines
+    mosaics = [None if data is not None else _mosaic(x, columns, max(1, x.shape[-1] // 14)) for _, x in panels]
+    ratio = 1.0 if data is not None else mosaics[0].shape[0] / mosaics[0].shape[1]
+    figure = _figure((side * len(panels), side * ratio + top))
+    height = figure.get_figheight()
+    for i, ((title, samples), mosaic) in enumerate(zip(panels, mosaics, strict=True)):
+        axes = figure.add_axes(((i + 0.02) / len(panels), 0.0, 0.96 / len(panels), (height - top) / height))
+        if mosaic is None:
+            _dots(axes, samples, _limits(data), ACCENT, size=2.0)
+        else:
+            axes.imshow(mosaic.numpy(), interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_title(title, fontsize=10, color=INK)
+    _save(figure, path)
+
+
 def trajectory(
     steps: Sequence[Step], path: str | Path, *, columns: int = 9, num_samples: int = 3, title: str = ""
 ) -> None:

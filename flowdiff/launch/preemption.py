@@ -13,23 +13,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from flowdiff.errors import FlowdiffError
+from flowdiff.divergence import Divergence, not_finite
 from flowdiff.launch.job import Interrupted, Pruned
 from flowdiff.launch.signals import ASKING
-
-
-class Divergence(FlowdiffError, ArithmeticError):
-    """The training loss is no longer a number; last.ckpt is from when it was."""
 
 
 class ResumableCheckpoint(Callback):
     """Keeps `last.ckpt`: every `every_n_steps`, at the last step, and when SIGINT, SIGTERM or SIGUSR2 asks to stop.
 
-    Looks at the loss before every save and every trainer.log_every_n_steps; raises Divergence when it is not finite.
+    Asks the module's sentinel before every save, every trainer.log_every_n_steps, and on a CPU, where asking costs
+    nothing, at every step: raises Divergence when a loss, a gradient or, before a save, a weight is not finite.
 
     A second Ctrl-C stops at once, without saving. Must stand behind the weight average in the list of callbacks, so
     that a saved average has seen the saved step.
@@ -44,9 +40,11 @@ class ResumableCheckpoint(Callback):
         self._temporary = path.with_suffix(".tmp")
         self._saved: int | None = None  # the step of the checkpoint that was written
         self._published: int | None = None  # and of the one that is in place
+        self._resumed: int | None = None  # the step that was gone on from
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._resumed = trainer.global_step or None
         owner = os.getpid()
 
         def ask(number: int, frame: FrameType | None) -> None:
@@ -67,14 +65,10 @@ class ResumableCheckpoint(Callback):
             return  # gradients are half accumulated: a checkpoint here would lose them
         self._agree(trainer)
         saving = self._stopping or step % self.every_n_steps == 0 or step == trainer.max_steps
-        # Looking makes a GPU wait, hence not at every step.
-        if (saving or step % trainer.log_every_n_steps == 0) and not torch.isfinite(outputs["loss"]):
-            raise Divergence(
-                f"the training loss is {float(outputs['loss'])} at step {step:,}: lower optimizer.lr or "
-                "trainer.gradient_clip_val; the last checkpoint is from before."
-            )
+        if _asking_is_free(trainer) or (step % trainer.log_every_n_steps == 0 and not saving):
+            self._look(trainer, module)
         if saving:
-            self.save(trainer)
+            self.save(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the batch before: its numbers are logged, and it is validated, after all callbacks.
@@ -83,7 +77,7 @@ class ResumableCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saved != trainer.global_step:
-            self.save(trainer)  # stopped by trainer.max_time
+            self.save(trainer, module)  # stopped by trainer.max_time
         self._publish(trainer)
         self._agree(trainer)
         self._stop(trainer)
@@ -106,8 +100,11 @@ class ResumableCheckpoint(Callback):
             signal.signal(number, handler)
         self._handlers = {}
 
-    def save(self, trainer: Trainer) -> None:
-        """Write what will be last.ckpt."""
+    def save(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write what will be last.ckpt; raises Divergence instead of keeping what is not finite."""
+        self._look(trainer, module)
+        if (name := not_finite(module)) is not None:
+            raise self._divergence(f"after step {trainer.global_step:,}: {name} is not finite")
         try:
             trainer.save_checkpoint(self._temporary)
         except OSError:
@@ -119,6 +116,18 @@ class ResumableCheckpoint(Callback):
         if self._published != self._saved and trainer.is_global_zero:
             os.replace(self._temporary, self.path)
         self._published = self._saved
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+        found = module.sentinel.found()
+        if found is not None:
+            raise self._divergence(f"at step {found.step:,}: {module.account(found)}")
+
+    def _divergence(self, what: str) -> Divergence:
+        good = self._published or self._resumed
+        kept = f"The last good checkpoint is {self.path} (step {good:,})" if good else "There is no checkpoint yet"
+        return Divergence(
+            f"Training diverged {what}. {kept}: train anew with a lower optimizer.lr or trainer.gradient_clip_val."
+        )
 
     def _agree(self, trainer: Trainer) -> None:
         """All ranks stop at the same step, whichever was asked: a checkpoint needs every one of them."""
@@ -137,3 +146,8 @@ class ResumableCheckpoint(Callback):
             f"{name} stopped the run after step {self._saved or 0:,} of {trainer.max_steps:,}; go on with: "
             f"{self.resume_hint}"
         )
+
+
+def _asking_is_free(trainer: Trainer) -> bool:
+    """Whether a number can be looked at without making a device wait for it."""
+    return trainer.strategy.root_device.type == "cpu"

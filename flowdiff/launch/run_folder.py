@@ -50,6 +50,8 @@ class RunFolder:
         self.samples = self.path / "samples.png"
         self.trajectory = self.path / "trajectory.png"
         self.loss_curve = self.path / "loss_curve.png"
+        self.interpolation = self.path / "interpolation.png"
+        self.pictures = (self.samples, self.trajectory, self.loss_curve, self.interpolation)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

@@ -54,7 +54,8 @@ class ScoreFlow(nn.Module):
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""
-        y, logdet_whitening = self.whitening(x, sigma)
+        with in_full(x):
+            y, logdet_whitening = self.whitening(x, sigma)
         z, logdet = self.flow(y, self._embed(sigma, cond))
         log_base = -0.5 * sum_except_batch(z**2) - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
         return log_base + logdet + logdet_whitening
@@ -70,7 +71,8 @@ class ScoreFlow(nn.Module):
         with torch.enable_grad(), nullcontext() if twice else first_order():
             inner = x.detach().clone().requires_grad_(True)
             log_prob = self.log_prob(inner, sigma, cond)
-            (score,) = torch.autograd.grad(log_prob.sum(), inner, create_graph=twice, retain_graph=differentiable)
+            with in_full(x):  # the backward pass through what was computed in full
+                (score,) = torch.autograd.grad(log_prob.sum(), inner, create_graph=twice, retain_graph=differentiable)
         if not differentiable:
             return log_prob.detach(), score
         if not twice:
@@ -83,8 +85,26 @@ class ScoreFlow(nn.Module):
     def sample(self, sigma: Tensor, cond: Conditioning | None = None, generator: Generators = None) -> Tensor:
         """x ~ p_σ(·|c), (B, *shape), by inverting the flow: as many samples as sigma (B,) has entries."""
         z = randn((len(sigma), *self.shape), generator, device=sigma.device, dtype=sigma.dtype)
+        return self.decode(z, sigma, cond)
+
+    def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
+        """The base point z of x, shaped like it: N(0, I) for x ~ p_σ(·|c)."""
+        with in_full(x):
+            y, _ = self.whitening(x, sigma)
+        return self.flow(y, self._embed(sigma, cond))[0]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
+        """The sample x of a base point z, shaped like it, by inverting the flow."""
         y, _ = self.flow.inverse(z, self._embed(sigma, cond))
-        return self.whitening.inverse(y, sigma)[0]
+        with in_full(z):
+            return self.whitening.inverse(y, sigma)[0]
 
     def _embed(self, sigma: Tensor, cond: Conditioning | None) -> Conditioning:
-        return self.embedding(0.25 * sigma.log(), cond)
+        with in_full(sigma):  # neighbouring noise levels differ by less than bfloat16 resolves
+            return self.embedding(0.25 * sigma.log(), cond)
+
+
+def in_full(x: Tensor) -> torch.autocast:
+    """Where autocast does not reach: what is exact stays so, only the nets inside the flow run in half precision."""
+    return torch.autocast(x.device.type, enabled=False)

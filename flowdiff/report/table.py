@@ -15,8 +15,12 @@ from typing import Any
 
 from flowdiff.report.collect import Run, evaluations, older, plain, swept_parameters
 
-MORE_IS_BETTER = re.compile(r"accuracy|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)")
-DESCRIBES = re.compile(r"^(parameters|steps|epochs?|seed|num_samples|num_test|nfe|extractor_accuracy)$|_(floor|sd|se)$")
+MORE_IS_BETTER = re.compile(
+    r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)"
+)
+DESCRIBES = re.compile(
+    r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|nfe|extractor_accuracy)$|^interpolation_|_(floor|sd|se)$"
+)
 # What accompanies another metric and varies from seed to seed as noise does: in the CSV only.
 ASIDE = re.compile(r"^total_seconds$|_(sd|se)$")
 QUALITY = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")

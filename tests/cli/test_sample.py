@@ -1,12 +1,15 @@
 """sample.py from outside: pictures and arrays of a finished run, its metrics, and sentences for mistakes."""
 
 import csv
+import re
 import shutil
 
 import numpy as np
 import pytest
 from cli_process import outcomes, script
 from runs import TINY, TINY_DIGITS, train
+
+from flowdiff import load, sample
 
 DIGITS = [*TINY_DIGITS, "guidance=none"]
 
@@ -25,6 +28,13 @@ def toy(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "raw"
+    train(folder, *TINY, "network=mlp", "scaling=edm", "network.width=16", "network.depth=1")
+    return folder
+
+
 def test_grid_and_arrays(run, tmp_path):
     command = ["num_samples=12", "sampler=heun", "sampler.num_steps=2", "class_label=3", "guidance=cfg"]
     done = script("sample", f"run={run}", *command, "guidance.scale=2", "start=flow", cwd=tmp_path)
@@ -37,11 +47,51 @@ def test_grid_and_arrays(run, tmp_path):
     assert "12 samples in" in done.stdout + done.stderr
 
 
+def test_three_ways_to_samples_side_by_side(run, toy, tmp_path):
+    for folder, kept in ((run, (6, 8, 8, 1)), (toy, (6, 2))):
+        command = ["start=compare", "num_samples=6", "sampler.num_steps=2", "seed=3", f"out={tmp_path / folder.name}"]
+        done = script("sample", f"run={folder}", *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        for said in ("one-shot flow", "then heun with 2 steps", "diffusion, heun with 2 steps"):
+            assert re.search(rf"6 samples in [\d.]+ s \(\d+ /s\) by .*{said}", done.stderr)
+        assert (tmp_path / folder.name / "comparison.png").is_file()
+        assert not (tmp_path / folder.name / "samples.png").exists()
+        arrays = np.load(tmp_path / folder.name / "samples.npz")
+        assert set(arrays) == {"flow", "denoised", "diffusion"}
+        assert all(array.shape == kept for array in arrays.values())
+        # Each is what it is by itself.
+        sigma = re.search(r"flow at σ = ([\d.]+)", done.stderr)[1]
+        assert float(sigma) == pytest.approx(float(load(folder).sigma_data) / 3, rel=3e-3)  # three digits
+    denoiser = load(toy)
+    for name, start in (("flow", {"start": "flow"}), ("diffusion", {})):
+        alone = sample(denoiser, 6, num_steps=2, seed=3, **start)
+        np.testing.assert_allclose(arrays[name], alone.numpy(), atol=1e-5)
+
+
+def test_each_way_is_measured(toy, tmp_path):
+    done = script("sample", f"run={toy}", "start=compare", "sigma_start=0.4", "evaluate=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (toy / "evaluations.csv").open() as file:
+        rows = list(csv.DictReader(file))[-3:]
+    assert [(row["start"], row["sigma_start"], row["nfe"]) for row in rows] == [
+        ("flow", "", "1.0"),
+        ("flow", "0.4", "5.0"),
+        ("noise", "", "5.0"),
+    ]
+    assert len({row["fd_data"] for row in rows}) == 3
+    assert len({row["interpolation_nats_per_dim"] for row in rows} - {""}) == 1
+
+
+def test_help_says_what_the_ways_are(tmp_path):
+    done = script("sample", "--help", cwd=tmp_path)
+    assert "start=compare  one-shot flow, denoised flow and pure diffusion side by side" in done.stdout
+
+
 def test_sweep_of_steps_without_retraining(toy, tmp_path):
     done = script("sample", "-m", f"run={toy}", "sampler.num_steps=1,2", "num_samples=8", "evaluate=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     with (toy / "evaluations.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))[-2:]
     assert [row["num_steps"] for row in rows] == ["1", "2"]
     assert [float(row["nfe"]) for row in rows] == [1.0, 3.0]  # heun: 2N − 1
     assert all(float(row["fd_data"]) > 0 for row in rows)
@@ -63,7 +113,7 @@ MISTAKES = [
     (["run={run}", "samplr.num_steps=3"], "samplr"),
     (["run={run}", "sampler=hein"], "did you mean 'heun'?"),
     (["run={run}", "sampler.num_steps=0"], "sampler.num_steps=0 is not allowed"),
-    (["run={run}", "start=middle"], "start=middle is not allowed: it must be noise or flow"),
+    (["run={run}", "start=middle"], "start=middle is not allowed: it must be noise, flow or compare"),
     (["run={run}", "start=flow", "sigma_start=1000"], "a start at sigma=1000 is not allowed"),
     (["run={run}", "num_samples=-1"], "num_samples=-1 is not allowed"),
     (["run={run}", "class_label=abc"], "class_label=abc is not allowed"),
@@ -72,11 +122,13 @@ MISTAKES = [
     (["run={run}", "evaluate=perhaps"], "evaluate=perhaps is not allowed"),
     (["run={toy}", "guidance=cfg"], "trained without label dropout"),
     (["run={toy}", "class_label=1"], "unconditional model"),
+    (["run={raw}", "start=compare"], "start=flow draws from a density, and MLP is none"),
 ]
 
 
-def test_mistakes_end_as_one_sentence(run, toy, tmp_path):
-    commands = [[a.format(run=run, toy=toy, tmp=tmp_path) for a in arguments] for arguments, _ in MISTAKES]
+def test_mistakes_end_as_one_sentence(run, toy, raw, tmp_path):
+    places = {"run": run, "toy": toy, "raw": raw, "tmp": tmp_path}
+    commands = [[a.format(**places) for a in arguments] for arguments, _ in MISTAKES]
     for (_, sentence), (status, stderr) in zip(MISTAKES, outcomes("sample", commands, tmp_path), strict=True):
         assert status == 2, stderr
         assert sentence in stderr

@@ -94,7 +94,10 @@ def digits_cnn(digits, cache_dir):
 
 
 class GaussianDenoiser(torch.nn.Module):
-    """The exact denoiser and density of x0 ~ N(mean, std²·I) at every noise level."""
+    """The exact denoiser, density and (linear) flow of x0 ~ N(mean, std²·I) at every noise level, without classes."""
+
+    is_density = True
+    num_classes = None
 
     def __init__(self, mean=0.0, std=0.5):
         super().__init__()
@@ -109,6 +112,19 @@ class GaussianDenoiser(torch.nn.Module):
         variance = (self.std**2 + sigma**2).reshape(-1, *[1] * (x.ndim - 1))
         terms = -0.5 * ((x - self.mean) ** 2 / variance + variance.log() + torch.log(torch.tensor(2 * torch.pi)))
         return terms.flatten(1).sum(1)
+
+    @property
+    def network(self):
+        return self
+
+    def encode(self, x, sigma, cond=None):
+        return (x - self.mean) / self._scale(x, sigma)
+
+    def decode(self, z, sigma, cond=None):
+        return self.mean + z * self._scale(z, sigma)
+
+    def _scale(self, x, sigma):
+        return (self.std**2 + sigma**2).sqrt().reshape(-1, *[1] * (x.ndim - 1))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from flowdiff import registry
-from flowdiff.errors import ConfigurationError, DataError, NotADensity
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, NotADensity
 from flowdiff.evaluation import metrics as module
 from flowdiff.evaluation.features import split_batches
 
@@ -88,6 +89,7 @@ def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
     assert set(found) == {
         *("test_loss", "test_loss_se", "fd_data", "fd_data_sd", "fd_data_floor", "num_samples", "num_test"),
         *("samples_per_second", "nats_per_dim", "nats_per_dim_se"),
+        *("interpolation_nats_per_dim", "interpolation_nats_per_dim_se", "interpolation_straight"),
     }
     assert all(isinstance(v, int | float) and math.isfinite(v) for v in found.values())
     assert (found["num_samples"], found["num_test"]) == (200, 300)
@@ -99,6 +101,8 @@ def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
 
 def test_table_of_a_raw_network_on_images(metrics_of, digits, digits_cnn, gaussian):
     class Raw(gaussian):
+        is_density = False
+
         def log_prob(self, x, sigma, cond=None):
             raise NotADensity("no density")
 
@@ -109,7 +113,7 @@ def test_table_of_a_raw_network_on_images(metrics_of, digits, digits_cnn, gaussi
     # fewer samples than features: a number all the same
     assert math.isfinite(found["fd_digits_cnn"])
     assert found["extractor_accuracy"] == digits_cnn.accuracy
-    assert not {"bpd", "nats_per_dim", "fd_digits_cnn_sd"} & set(found)
+    assert not {"bpd", "nats_per_dim", "fd_digits_cnn_sd", "auroc_permuted", "interpolation_bpd"} & set(found)
 
 
 @pytest.mark.parametrize(("sigma_eval", "expected"), [(None, 0.03), (0.2, 0.2)])
@@ -128,8 +132,79 @@ def test_sigma_of_the_likelihood(metrics_of, points, gaussian, sigma_eval, expec
 def test_what_is_switched_off_is_not_done(metrics_of, tiny, gaussian):
     unlabelled = copy.copy(tiny)
     unlabelled.num_classes = None
-    found = metrics_of(unlabelled, frechet=False, likelihood=False).evaluate(gaussian(), None, unconditional, 0.02, 0)
+    off = dict.fromkeys(("frechet", "likelihood", "classify", "outliers", "interpolate"), False)
+    found = metrics_of(unlabelled, **off).evaluate(gaussian(), None, unconditional, 0.02, 0)
     assert set(found) == {"test_loss", "test_loss_se"}
+
+
+@pytest.fixture
+def conditional(gaussian):
+    """A density of the classes of `tiny`, whose images lie around 60 grey levels times their class."""
+
+    class OfClasses(gaussian):
+        num_classes = 4
+
+        def log_prob(self, x, sigma, cond=None):
+            centre = 2 * (60 * cond.vector + 20) / 256 - 1  # (B,)
+            return super().log_prob(x - centre.reshape(-1, 1, 1, 1), sigma)
+
+    return OfClasses(std=0.1)
+
+
+def as_vector(label):
+    return Conditioning(label.float())
+
+
+def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, conditional):
+    found = metrics_of(tiny, frechet=False).densities(conditional, as_vector, 0.02, 0)
+    assert set(found) == {
+        *("bpd", "bpd_se", "class_accuracy", "class_accuracy_se", "class_ece", "num_classified", "auroc_permuted"),
+        *("interpolation_bpd", "interpolation_bpd_se", "interpolation_straight"),
+    }
+    assert found["class_accuracy"] == 1  # classes 60 levels apart, of a width of 12
+    assert found["class_ece"] < 1e-6
+    assert found["num_classified"] == 60
+    # The pixels of an image of noise may stand in any order; dequantisation adds other noise to them.
+    assert found["auroc_permuted"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_as_many_are_classified_as_is_cheap_unless_all_are_asked_for(metrics_of, tiny, conditional, monkeypatch):
+    monkeypatch.setattr(module, "CHEAP", 100)
+    for asked, n in ((None, 25), (True, 60)):
+        metrics = metrics_of(tiny, frechet=False, classify=asked, outliers=False, interpolate=False)
+        assert metrics.densities(conditional, as_vector, 0.02, 0)["num_classified"] == n
+
+
+def test_what_a_model_or_its_data_cannot_give_is_refused_when_asked_for(metrics_of, points, tiny, gaussian):
+    density, raw = gaussian(), gaussian()
+    raw.is_density = False
+    for data, model, key, sentence in (
+        (tiny, raw, "classify", r"metrics\.classify=true needs a normalised density: take network=score_flow; or set "),
+        (
+            tiny,
+            density,
+            "classify",
+            r"metrics\.classify=true needs a class-conditional density: take conditioner=class",
+        ),
+        (points, density, "outliers", r"metrics\.outliers=true needs images"),
+        (tiny, raw, "interpolate", r"metrics\.interpolate=true needs a normalised density"),
+    ):
+        with pytest.raises(ConfigurationError, match=sentence):
+            metrics_of(data, **{key: True}).check(model)
+        for asked in (None, False):
+            metrics = metrics_of(data, **{key: asked})
+            metrics.check(model)
+            assert not metrics.wants(key, model)
+
+
+def test_an_inverse_that_does_not_converge_costs_one_line_of_the_table(metrics_of, points, gaussian, caplog):
+    class Lost(gaussian):
+        def decode(self, z, sigma, cond=None):
+            raise InverseDidNotConverge("the inverse is off.")
+
+    found = metrics_of(points).densities(Lost(), unconditional, 0.02, 0)
+    assert set(found) == {"nats_per_dim", "nats_per_dim_se"}
+    assert "not interpolated: the inverse is off." in caplog.text
 
 
 def test_images_without_classes_stop_before_anything_is_read(metrics_of, tiny):

@@ -27,6 +27,9 @@ def steps_of(x0, sigmas=(40.0, 4.0, 0.4, 0.0)):
     return [(sigma, x0 + sigma * noise, x0) for sigma in sigmas]
 
 
+ORANGE = [0xD1 / 255, 0x57 / 255, 0x0B / 255]
+
+
 def has(picture, colour, tolerance=0.02):
     return bool((np.abs(picture - np.array(colour)) < tolerance).all(-1).any())
 
@@ -65,6 +68,35 @@ def test_scatter_draws_both(image_of, dimensions):
     drawn = image_of(pictures.scatter, x, x, title="both")
     assert blank.shape == drawn.shape
     assert (blank[200:600, :600] < 0.9).sum() < (drawn[200:600, :600] < 0.9).sum()
+
+
+@pytest.mark.parametrize("dimensions", [2, 5])
+def test_paths_are_drawn_with_their_ends_among_the_data(image_of, dimensions):
+    x = torch.rand(200, dimensions, generator=torch.Generator().manual_seed(0))
+    blank = image_of(pictures.paths, torch.zeros(0, 9, dimensions), x)
+    drawn = image_of(pictures.paths, x[:18].view(2, 9, dimensions), x)
+    assert not has(blank, ORANGE)
+    assert has(drawn, ORANGE)
+    image_of(pictures.paths, torch.full((1, 9, dimensions), torch.nan), x)
+
+
+def test_panels_of_images_stand_side_by_side_with_titles(image_of):
+    grey, white = (torch.full((10, 1, 8, 8), value, dtype=torch.uint8) for value in (100, 200))
+    one = image_of(pictures.side_by_side, [("a", grey)], columns=5, data=None)
+    two = image_of(pictures.side_by_side, [("a", grey), ("b\nc", white)], columns=5, data=None)
+    assert two.shape[1] == 2 * one.shape[1]
+    half = two.shape[1] // 2
+    assert has(two[:, :half], [100 / 255] * 3)
+    assert has(two[:, half:], [200 / 255] * 3)
+    assert not has(two[:, :half], [200 / 255] * 3)
+
+
+def test_panels_of_points_share_the_axes_of_the_data(image_of):
+    x = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
+    near = image_of(pictures.side_by_side, [("near", x), ("far", x + 100)], columns=5, data=x)
+    half = near.shape[1] // 2
+    assert (near[100:, :half] < 0.9).sum() > 1000
+    assert not (near[100:, half:] < 0.9).any()
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 8, 8), (2, 3, 16, 16), (300, 2)])

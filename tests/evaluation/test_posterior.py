@@ -7,17 +7,19 @@ import torch
 from oracles import Mixture
 
 from flowdiff.data.base import Batch
-from flowdiff.evaluation.posterior import classify, log_posterior
+from flowdiff.evaluation.posterior import calibration_error, classify, evenly, log_joint
 
 
 def test_posterior_of_two_gaussians_is_the_logistic_function():
     # log p(0|x)/p(1|x) of N(±m, s²) in one dimension is 2·m·x/(s² + σ²).
     oracle = Mixture(torch.tensor([[1.5], [-1.5]]), torch.tensor([0.5, 0.5]))
     x = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
-    found = log_posterior(oracle, x, torch.full((9,), 0.8, dtype=torch.float64), oracle.classes, 2)
+    sigma = torch.full((9,), 0.8, dtype=torch.float64)
+    joint = log_joint(oracle, x, sigma, oracle.classes, 2)
+    assert torch.allclose(joint.logsumexp(1), oracle.log_prob(x, sigma, oracle.null(9)), atol=1e-12)
+    found = joint.log_softmax(1)
     odds = 2 * 1.5 * x[:, 0] / (0.25 + 0.64)
     assert torch.allclose(found[:, 0], torch.nn.functional.logsigmoid(odds), atol=1e-12)
-    assert torch.allclose(found.exp().sum(1), torch.ones(9, dtype=torch.float64))
 
 
 def test_accuracy_and_calibration_of_the_true_posterior():
@@ -47,6 +49,24 @@ def test_overconfidence_is_seen():
     oracle = Mixture(means, torch.tensor([0.3, 0.3]))
     oracle.sigma_data = torch.ones(())
     assert classify(oracle, data, 0.1, oracle.classes, seed=1, batch_size=500).calibration_error > 0.1
+
+
+def test_calibration_error_is_that_of_torchmetrics():
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(500, generator=generator, dtype=torch.float64)
+    correct = (torch.rand(500, generator=generator) < 0.7).double()
+    expected = binary_calibration_error(confidence, correct.long(), n_bins=15)
+    assert calibration_error(confidence, correct) == pytest.approx(float(expected), abs=1e-6)
+    assert calibration_error(torch.ones(3), torch.ones(3)) == 0
+    assert math.isnan(calibration_error(torch.tensor([0.5, torch.nan]), torch.ones(2)))
+
+
+def test_positions_are_evenly_spaced():
+    assert evenly(5, None).tolist() == evenly(5, 9).tolist() == [0, 1, 2, 3, 4]
+    assert evenly(9, 3).tolist() == [0, 4, 8]
+    assert len(evenly(60_000, 1000).unique()) == 1000
 
 
 class Labelled:

@@ -1,0 +1,58 @@
+"""What a model draws, whatever its data are: samples, how they come about, what lies between two test samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flowdiff.evaluation import pictures
+from flowdiff.evaluation.interpolation import interpolate
+
+PICTURE_SEED = 1  # the pictures' samples: the same at every step, so that the eye compares models, not noise
+SCATTERED = 2000  # points of a 2-D picture
+ROWS = 10  # of a picture, at most
+
+
+def draw_samples(denoiser: nn.Module, data: Any, path: Path) -> None:
+    """The sample picture of a model: a grid, with classes in rows if it has some, or a scatter beside 2-D data."""
+    if len(data.shape) == 1:
+        samples = denoiser.sample(SCATTERED, seed=PICTURE_SEED)
+        pictures.scatter(samples.cpu(), points_of(data), path)
+        return
+    classes = denoiser.num_classes
+    rows, columns = min(classes or 8, ROWS), 10
+    labels = [row for row in range(rows) for _ in range(columns)] if classes else None
+    samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels)
+    row_labels = [str(row) for row in range(rows)] if classes else None
+    pictures.sample_grid(data.to_uint8(samples.cpu()), path, columns=columns, row_labels=row_labels)
+
+
+def draw_trajectory(denoiser: nn.Module, data: Any, path: Path) -> None:
+    """The steps of the model's sampler from noise to samples."""
+    steps: list[tuple[float, Tensor, Tensor]] = []
+    n = SCATTERED if len(data.shape) == 1 else min(denoiser.num_classes or 8, ROWS)
+    denoiser.sample(
+        n, seed=PICTURE_SEED, batch_size=n, callback=lambda i, sigma, x, D: steps.append((sigma, x.cpu(), D.cpu()))
+    )
+    decode = denoiser.first_stage.decode
+    pictures.trajectory([(sigma, decode(x), decode(D)) for sigma, x, D in steps], path)
+
+
+def draw_interpolation(denoiser: nn.Module, data: Any, sigma: float, path: Path) -> None:
+    """Paths in z between two test samples each, one row or curve per class; raises as `interpolate` does."""
+    pairs = min(data.num_classes or 8, ROWS)
+    found = interpolate(denoiser, data, sigma, denoiser.cond_of, seed=PICTURE_SEED, batch_size=500, pairs=pairs)
+    if len(data.shape) == 1:
+        pictures.paths(found.curved.cpu(), points_of(data), path)
+        return
+    images = data.to_uint8(found.curved.flatten(0, 1).cpu())
+    row_labels = [str(int(label)) for label in found.label] if data.num_classes else None
+    title = "Between the test images at both ends, in z"
+    pictures.sample_grid(images, path, columns=found.curved.shape[1], row_labels=row_labels, title=title)
+
+
+def points_of(data: Any) -> Tensor:
+    """Points of the training split to draw beside samples, (N, D)."""
+    return data.to_model(data.train[: min(SCATTERED, len(data.train))].x)

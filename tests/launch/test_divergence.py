@@ -1,0 +1,144 @@
+"""A run that diverges: it says where, its last checkpoint is from before, and once mended it goes on from there."""
+
+import math
+import re
+
+import pytest
+import torch
+from runs import TINY, settings, train
+
+from flowdiff.divergence import Divergence
+from flowdiff.engine import Engine
+from flowdiff.launch import preemption
+from flowdiff.launch.run_folder import RunFolder
+
+# A network whose second layer is bad for the one sample whose noise level is given, in the first or second derivative.
+PLUGIN = """
+import torch
+from flowdiff.registry import register
+
+
+class Bad(torch.nn.Module):
+    def forward(self, h, c_noise):
+        hit = ((c_noise - {c_noise}).abs() < 1e-6)[:, None]
+        return {expression}
+
+
+@register("network", "fragile")
+class Fragile(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.bad, self.outer = torch.nn.Linear(2, 8), Bad(), torch.nn.Linear(8, 2)
+
+    def forward(self, x, c_noise, cond=None):
+        return self.outer(self.bad(self.inner(x), c_noise))
+"""
+SOUND = "h"
+EXPRESSIONS = {
+    "forward": "torch.where(hit, torch.nan, h)",
+    "backward": "h + 0 * torch.where(hit, 0 * h, 1 + h**2).sqrt()",
+}
+SAID = {
+    "forward": "the loss is nan, first in network.bad (Bad)",
+    "backward": "the norm of the gradient is nan, first in the derivative of network.bad (Bad)",
+}
+FRAGILE = ["network=fragile", "scaling=edm", "conditioner=none", "metrics.frechet=false"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """train(kind, batch, *more): a run in which one sample of a batch is bad; and σ of that sample."""
+    plugin = tmp_path / "plugin.py"
+
+    def start(kind, batch_idx, *more):
+        plugin.write_text(PLUGIN.format(c_noise=0, expression=SOUND))
+        given = [*TINY, f"plugins=[{plugin}]", *FRAGILE, *more]
+        sigma = sigmas_of(given, batch_idx)[5]
+        expression = SOUND if kind is None else EXPRESSIONS[kind]
+        plugin.write_text(PLUGIN.format(c_noise=0.25 * math.log(sigma), expression=expression))
+        return sigma, lambda: train(tmp_path / "run", *given)
+
+    return start
+
+
+def sigmas_of(given, batch_idx):
+    engine = Engine.of(settings(*given))
+    engine.data.prepare_data()
+    engine.data.setup()
+    engine.data.seed = 0
+    loader = engine.data.train_dataloader()
+    batch = loader.dataset[loader.sampler.batch(batch_idx)]
+    engine._trainer = None
+    return engine.draw(batch, batch_idx).sigma.tolist()
+
+
+def weights(path):
+    checkpoint = torch.load(RunFolder(path).checkpoint, weights_only=True)
+    return checkpoint["global_step"], {**checkpoint["state_dict"], **checkpoint["current_model_state"]}
+
+
+def mended(text, path):
+    """The same plugin without its fault; its file lies in the run's config."""
+    path.write_text(re.sub(r"return .*", "return h", text, count=1))
+
+
+@pytest.mark.parametrize("looking", ["at every step", "before a save"])
+@pytest.mark.parametrize("kind", EXPRESSIONS)
+def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, monkeypatch, kind, looking):
+    if looking == "before a save":  # as on a GPU
+        monkeypatch.setattr(preemption, "_asking_is_free", lambda trainer: False)
+        more = ["trainer.log_every_n_steps=50"]
+    else:
+        more = []
+    sigma, diverge = run(kind, 5, *more)
+    with pytest.raises(Divergence) as error:
+        diverge()
+    assert str(error.value) == (
+        f"Training diverged at step 6: {SAID[kind]}, at σ = {sigma:.4g}. The last good checkpoint is "
+        f"{tmp_path / 'run' / 'checkpoints' / 'last.ckpt'} (step 4): train anew with a lower optimizer.lr or "
+        "trainer.gradient_clip_val."
+    )
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.is_complete
+    step, before = weights(folder.path)
+    assert step == 4
+    assert all(value.isfinite().all() for value in before.values())
+    assert "nan" not in folder.metrics.read_text()
+
+    with pytest.raises(Divergence, match=r"at step 6: .* \(step 4\)"):  # gone on from there, it is the same again
+        diverge()
+
+    plugin = tmp_path / "plugin.py"
+    mended(plugin.read_text(), plugin)
+    result = diverge()
+    assert result["steps"] == 8
+    _, after = weights(folder.path)
+    folder.path.rename(tmp_path / "gone_on")
+    diverge()
+    _, whole = weights(folder.path)
+    assert all(torch.equal(value, whole[key]) for key, value in after.items())
+
+
+def test_the_batch_is_found_among_those_of_a_step(run):
+    sigma, diverge = run("forward", 6, "trainer.accumulate_grad_batches=2")
+    with pytest.raises(
+        Divergence, match=rf"at step 4: the loss is nan, first in network.bad .* σ = {sigma:.4g}\. There"
+    ):
+        diverge()
+
+
+def test_weights_that_are_not_finite_are_never_saved(run, tmp_path, monkeypatch):
+    _, train_soundly = run(None, 0)
+    original = Engine.training_step
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 6:
+            with torch.no_grad():
+                self.denoiser.network.outer.bias[0] = torch.inf  # and yet no loss says so
+            return sum(p.sum() for p in self.denoiser.network.inner.parameters())
+        return original(self, batch, batch_idx) if batch_idx < 6 else self.denoiser.network.inner.bias.sum()
+
+    monkeypatch.setattr(Engine, "training_step", training_step)
+    with pytest.raises(Divergence, match=r"after step 8: denoiser.denoiser.network.outer.bias is not finite\..*step 4"):
+        train_soundly()
+    assert weights(tmp_path / "run")[0] == 4

@@ -1,0 +1,39 @@
+"""What is assembled is what the configuration says; what does not fit is refused where the parts meet (test_config.py)."""
+
+import shutil
+
+import pytest
+import torch
+from flow_cases import perturb
+from runs import TINY, settings
+
+from flowdiff.engine import Engine
+from flowdiff.noise import step_generator
+
+SMALL = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16", "network.embed_dim=16"]
+
+
+def gradient(*overrides: str) -> tuple[float, torch.Tensor]:
+    """The loss of a fixed batch of two moons and its gradient in all parameters, away from the start."""
+    torch.manual_seed(0)
+    engine = Engine.of(settings(*TINY, *SMALL, *overrides))
+    engine.measure()
+    perturb(engine.denoiser.network.flow, 0.2).train()
+    batch, generator = engine.data.train[:32], step_generator(0, 0)
+    x0 = engine.data.to_model(batch.x)
+    sigma, noise = engine.sigma_sampler(32, generator), torch.randn(x0.shape, generator=generator)
+    cond = engine.conditioner(batch.label, generator)
+    loss = engine.loss(engine.denoiser.denoiser, x0, sigma, noise, cond).loss.mean()
+    found = torch.autograd.grad(loss, list(engine.denoiser.network.parameters()))
+    return float(loss), torch.cat([g.flatten() for g in found])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("loss", ["loss=nll", "loss.gradient=directional"])
+def test_a_compiled_flow_trains_the_same(loss):
+    value, exact = gradient(loss)
+    same, found = gradient(loss, "accelerator.compile=true")
+    assert same == pytest.approx(value, rel=1e-5)
+    # Rounding; the central difference divides that of log p by the step, 2 % of σ.
+    assert (found - exact).norm() < 1e-3 * exact.norm()

@@ -1,0 +1,43 @@
+"""The result table: a line for every metric that is there, none for those that are not."""
+
+from pathlib import Path
+
+from flowdiff.result_table import rows_of, show
+
+NUMBERS = {
+    **{"test_loss": 0.424, "test_loss_se": 0.005, "fd_digits_cnn": 3.736, "fd_digits_cnn_floor": 2.017},
+    **{"num_samples": 1500, "num_test": 297, "extractor_accuracy": 0.997, "samples_per_second": 1833.4},
+    **{"bpd": 2.487, "bpd_se": 0.018, "class_accuracy": 0.966, "class_accuracy_se": 0.01, "class_ece": 0.03},
+    **{"num_classified": 297, "auroc_permuted": 1.0, "auroc_mnist": 0.978},
+    **{"interpolation_bpd": 2.49, "interpolation_bpd_se": 0.025, "interpolation_straight": 2.25},
+}
+
+
+def test_every_metric_has_its_line():
+    rows = {metric: (value, about) for metric, value, about in rows_of(NUMBERS)}
+    assert list(rows) == [
+        *("denoising test loss", "fd_digits_cnn", "fd_digits_cnn floor", "bits/dim"),
+        *("class accuracy", "calibration error", "AUROC permuted", "AUROC mnist", "interpolation, bits/dim"),
+        "sampling speed",
+    ]
+    assert rows["class accuracy"] == ("0.9660 ± 0.0100", "exact posterior p(c | x), 297 test samples")
+    assert rows["AUROC mnist"] == ("0.9780", "test split against mnist, by density")
+    assert rows["interpolation, bits/dim"] == ("2.4900 ± 0.0250", "between test samples, in z; 2.2500 straight in x")
+    assert rows["sampling speed"][0] == "1,833 /s"
+
+
+def test_what_is_not_there_has_no_line():
+    assert rows_of({}) == []
+    assert [
+        row[0] for row in rows_of({"test_loss": 0.4, "class_accuracy": 0.9, "interpolation_nats_per_dim": 0.1})
+    ] == [
+        *("denoising test loss", "class accuracy", "interpolation, nats/dim"),
+    ]
+
+
+def test_the_result_of_an_older_version_is_shown_as_far_as_it_goes(capsys):
+    show({"metrics": {"test_loss": 0.4}, "parameters": 12_345}, Path("outputs/old"))
+    said = capsys.readouterr().out
+    assert "old  (?)" in said
+    assert "12,345" in said
+    assert "training time" not in said
