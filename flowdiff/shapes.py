@@ -5,7 +5,7 @@ from torch import Tensor
 
 def append_dims(v: Tensor, ndim: int) -> Tensor:
     """View v (B,) as (B, 1, …, 1) with `ndim` dimensions, so that it multiplies a batch x of that many."""
-    return v.reshape(v.shape + (1,) * (ndim - v.ndim))
+    return v if v.ndim == ndim else v.reshape(v.shape + (1,) * (ndim - v.ndim))
 
 
 def sum_except_batch(x: Tensor) -> Tensor:

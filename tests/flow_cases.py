@@ -16,6 +16,7 @@ from flowdiff.errors import ConfigurationError
 SMOOTH = ["softplus", "swish", "tanh"]  # activations that are C^∞, as the second-derivative laws need
 # For the flows that take them: narrow nets and few blocks keep the tests fast.
 SMALL = {"hidden": 16, "n_flows": 3, "deep_layers": 1}
+OWN = {"ffjord": {"n_flows": 1, "steps": 5}}  # enough for its solver at this size
 TOKEN_DIM = 3  # width of the condition's tokens, for the flows that read them
 Case = tuple[str, dict]
 
@@ -100,7 +101,7 @@ def make_flow(
     torch.manual_seed(seed)
     act = registry.build("activation", activation)
     runtime = {"shape": shape, "embed_dim": embed_dim, "activation": act, "token_dim": token_dim}
-    settings = {**SMALL, "levels": halvings(shape), **overrides}
+    settings = {**SMALL, "levels": halvings(shape), **OWN.get(name, {}), **overrides}
     flow = registry.build("flow", name, **runtime, **settings).double().eval()
     # Two levels are twice as deep: a little less each, or rounding is all that a test of them would see.
     return perturb(flow, 0.5 / halvings(shape) ** 0.5) if far else flow

@@ -27,6 +27,7 @@ class Flow(nn.Module, ABC):
     twice_differentiable: bool = True  # by autograd; otherwise losses that differentiate the score are refused
     forward_differentiable: bool = True  # by torch's forward mode; otherwise loss.gradient=forward_mode is refused
     identity_at_start: bool = True
+    inverse_by: str = "closed form"  # how f⁻¹ is found, in a few words for the documentation
     inverse_error: float = 0.0  # how far f⁻¹(f(x)) may lie from x beside rounding, for x of order one
 
     @abstractmethod

@@ -115,7 +115,7 @@ class ActNorm(Flow):
         return (z - append_dims(b, 4)) * append_dims((-g).exp(), 4), -g.sum(1) * math.prod(z.shape[2:])
 
     def _steered(self, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        u, v = self.steer(cond.vector).chunk(2, dim=1)  # (B, C) each
+        u, v = self.steer(cond.vector).to(cond.vector.dtype).chunk(2, dim=1)  # (B, C) each
         return self.log_scale + self.scale_bound * torch.tanh(u / self.scale_bound), self.shift + v
 
     @torch.no_grad()
@@ -161,5 +161,6 @@ class PerPixel(Flow):
     @staticmethod
     def _of_pixels(direction, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         pixels = x.movedim(1, -1)  # (B, H, W, C)
-        out, logdet = direction(pixels.flatten(0, 2), cond)
+        with torch.autocast(x.device.type, enabled=False):
+            out, logdet = direction(pixels.flatten(0, 2), cond)
         return out.reshape(pixels.shape).movedim(-1, 1), logdet.reshape(len(x), -1).sum(1)

@@ -168,7 +168,8 @@ class Marginals(Flow):
         return x, sum_except_batch(log_slope)
 
     def _params(self, cond: Conditioning) -> Tensor:
-        return self.steer(cond.vector).unflatten(1, self.shape)  # (B, C, H, W, P)
+        params = self.steer(cond.vector).to(cond.vector.dtype).unflatten(1, self.shape)  # (B, C, H, W, P)
+        return params.movedim(-1, 1)
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:

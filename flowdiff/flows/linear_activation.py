@@ -32,6 +32,8 @@ class LinearActivation(Flow):
     slope of every activation stays in [0.05, 1.95]. As smooth as its activation: C^∞ for softplus, tanh, swish.
     """
 
+    inverse_by = "the activation's: closed form or Newton's method"
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -52,10 +54,12 @@ class LinearActivation(Flow):
         self.flow = Flattened(Sequential([*layers, *maps[n_flows:]]))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow(x, cond)
+        with torch.autocast(x.device.type, enabled=False):  # all of it acts on x itself
+            return self.flow(x, cond)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self.flow.inverse(z, cond)
+        with torch.autocast(z.device.type, enabled=False):
+            return self.flow.inverse(z, cond)
 
 
 class ConditionedActivation(Flow):
@@ -154,11 +158,10 @@ class Householder(Orthogonal):
 
     def matrix(self) -> Tensor:
         V = self.vectors
-        with torch.autocast(V.device.type, enabled=False):  # a solve in half precision does not exist
-            gram = V @ V.T
-            S = gram.triu(1) + 0.5 * torch.diag_embed(gram.diagonal())
-            eye = torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
-            return eye - V.T @ torch.linalg.solve_triangular(S, V, upper=True)
+        gram = V @ V.T
+        S = gram.triu(1) + 0.5 * torch.diag_embed(gram.diagonal())
+        eye = torch.eye(V.shape[1], dtype=V.dtype, device=V.device)
+        return eye - V.T @ torch.linalg.solve_triangular(S, V, upper=True)
 
 
 class PLU(LinearMap):

@@ -52,6 +52,8 @@ class MixtureLogistic(CouplingFlow):
     Source: Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019.
     """
 
+    inverse_by = "Newton's method inside a bracket"
+
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -167,7 +169,6 @@ class MixtureCDF(Transform):
 
     def _unpacked(self, params: Tensor) -> tuple[Blend, Tensor, Tensor]:
         K = self.components
-        params = params.movedim(-1, 1)  # parameter by parameter, as the nets give them: the fast way through memory
         mixture, (a, b, w) = params[:, : 3 * K], params[:, 3 * K :].unbind(1)
         logits, mean, log_scale = mixture.unflatten(1, (3, K)).unbind(1)
         spread = torch.arange(1 - K, K, 2, dtype=params.dtype, device=params.device) * (SPREAD / max(K - 1, 1))

@@ -151,7 +151,6 @@ class RationalQuadratic(Transform):
 
     def _bin(self, u: Tensor, params: Tensor, axis: int) -> Bin:
         """The bin of u (B, N, …), |u| < B, among the x_k (axis 0) or the y_k (axis 1)."""
-        params = params.movedim(-1, 1)  # parameter by parameter, as the nets give them: the fast way through memory
         knots = self.knots(params)
         left = (u[:, None] >= knots[:, axis, 1:-1]).sum(1, keepdim=True)
         ends = torch.cat([left, left + 1], 1)  # (B, 2, N, …)

@@ -56,6 +56,7 @@ class TarFlow(Flow):
     """
 
     forward_differentiable = False
+    inverse_by = "token by token, or Jacobi iteration"
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from torch.distributions import Transform, constraints
 from flowdiff.activations import Activation
 from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flow
+from flowdiff.flows.masked_walk import walk
 from flowdiff.nn.inject import zero_init
 from flowdiff.registry import register
 
@@ -47,6 +48,9 @@ class MaskedFlow(Flow, ABC):
     it. The inverse takes as many passes through the nets. random_order: the dimensions in an order drawn from torch's
     global generator for each map and kept in the state dict, instead of ascending and descending in turn.
     """
+
+    inverse_by = "dimension by dimension"
+    elementwise: bool = True  # whether univariate() can make τ for some of the dimensions alone
 
     def __init__(
         self,
@@ -82,16 +86,28 @@ class MaskedFlow(Flow, ABC):
         ]
         for transform in transforms:
             zero_init(transform.hyper[-1])
+            for layer in transform.hyper:
+                if hasattr(layer, "mask"):
+                    layer.mask = layer.mask.to(layer.weight)  # so that mask·weight converts nothing
+        self.dim = dim
         self.transform = LazyComposedTransform(*transforms)  # (context) → torch's Transform
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         return self._both(self.transform(cond.vector), x)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self._both(self.transform(cond.vector).inv, z)
+        if torch.is_grad_enabled() or self.dim == 1 or not self.elementwise:
+            return self._both(self.transform(cond.vector).inv, z)
+        x, logdet = z.flatten(1), z.new_zeros(len(z))
+        with torch.autocast(z.device.type, enabled=False):
+            for transform in reversed(self.transform.transforms):
+                x, term = walk(transform, x, cond.vector)
+                logdet = logdet + term
+        return x.reshape(z.shape), logdet
 
     def _both(self, transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, logdet = transform.call_and_ladj(x.flatten(1))
+        with torch.autocast(x.device.type, enabled=False):  # which rounds x where it enters the nets, and all after it
+            z, logdet = transform.call_and_ladj(x.flatten(1))
         if not torch.is_grad_enabled():  # zuko's monotone transforms leave a graph behind
             z, logdet = z.detach(), logdet.detach()
         return z.view_as(x), logdet
@@ -188,6 +204,8 @@ class NAF(MaskedFlow):
 
     smooth = False
     identity_at_start = False
+    elementwise = False
+    inverse_by = "dimension by dimension, each by bisection and Newton's method"
 
     def __init__(
         self,

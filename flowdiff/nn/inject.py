@@ -36,7 +36,7 @@ class FiLM(nn.Module):
 
     def forward(self, u: Tensor, e: Tensor) -> Tensor:
         scale, shift = self.scale_shift(e).chunk(2, dim=1)  # (B, width) each
-        return u * (1 + append_dims(scale, u.ndim)) + append_dims(shift, u.ndim)
+        return torch.addcmul(append_dims(shift, u.ndim), u, append_dims(1 + scale, u.ndim))
 
 
 class CrossAttention(nn.Module):

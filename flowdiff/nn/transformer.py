@@ -238,9 +238,8 @@ class Reader:
         return self._next(self.net.inner(token))
 
     def _next(self, h: Tensor) -> Tensor:
-        dtype = h.dtype
         h = (h + self.net.positions[self.place])[:, None]  # (B, 1, width)
         for i, layer in enumerate(self.net.layers):
             h, self.past[i] = layer.step(h, self.steerings[i], self.past[i], self.fused)
         self.place += 1
-        return self.net._read_out(h, self.last, dtype)[:, 0]
+        return self.net._read_out(h, self.last, self.net.start.dtype)[:, 0]

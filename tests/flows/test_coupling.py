@@ -63,14 +63,14 @@ def test_a_coupling_moves_its_half_by_the_net_s_parameters(size, first, grid):
 def test_affine_is_the_identity_at_zero_and_bounded_without_clamping():
     """However large a is, |s| < bound, with a slope where a clamp would have none."""
     transform, x = Affine(1.5), torch.randn(3, 4, dtype=torch.float64)
-    y, log_slope = transform.forward(x, torch.zeros(3, 4, 2, dtype=torch.float64))
+    y, log_slope = transform.forward(x, torch.zeros(3, 2, 4, dtype=torch.float64))
     assert torch.equal(y, x)
     assert not log_slope.any()
-    params = torch.full((3, 4, 2), 6.0, dtype=torch.float64, requires_grad=True)
+    params = torch.full((3, 2, 4), 6.0, dtype=torch.float64, requires_grad=True)
     y, log_slope = transform.forward(x, params)
     torch.testing.assert_close(log_slope, torch.full_like(x, 1.5 * math.tanh(4)))
     log_slope.sum().backward()
-    torch.testing.assert_close(params.grad[..., 0], torch.full_like(x, 1 - math.tanh(4) ** 2), rtol=1e-10, atol=0)
+    torch.testing.assert_close(params.grad[:, 0], torch.full_like(x, 1 - math.tanh(4) ** 2), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("n_flows", [1, 2, 3, 5])

@@ -147,6 +147,24 @@ def test_round_trip_in_float32(case, shape, far):
     assert ((inverse_logdet + logdet).abs() <= tolerance).all()
 
 
+@each((6,), (1, 4, 4))
+def test_autocast_reaches_the_nets_only(case, shape):
+    """Where all that a net says is exact in bfloat16, the flow says under autocast what it says in float32."""
+    flow, x, cond = make_flow(case, shape, EMBED).float(), samples(4, shape).float(), condition(4)
+    cond = Conditioning(cond.vector.float(), cond.tokens.float(), cond.mask)
+    generator = torch.Generator().manual_seed(6)
+    for p in flow.parameters():
+        if p.ndim == 1 and not p.any():  # the offset of a last layer, whose weights are 0, or one that nobody hears
+            p.data = torch.randint(-8, 9, p.shape, generator=generator) / 16
+    with torch.no_grad():
+        expected = *flow(x, cond), *flow.inverse(x, cond)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = *flow(x, cond), *flow.inverse(x, cond)
+    assert expected[1].abs().max() > 0.03
+    for low, full in zip(found, expected, strict=True):
+        torch.testing.assert_close(low, full, rtol=1e-5, atol=1e-5)  # rounding; that of bfloat16 is 4e-3
+
+
 @each((2,))
 @STATES
 def test_density_integrates_to_one(case, shape, far):

@@ -44,7 +44,7 @@ def test_it_is_the_logit_of_the_distribution_function(w):
 
 def test_one_component_is_an_affine_map():
     transform = MixtureCDF(1, BOUND)
-    x, params = draw(20, 4, seed=1), draw(20, 1, transform.num_params).expand(-1, 4, -1)
+    x, params = draw(20, 4, seed=1), draw(20, transform.num_params, 1).expand(-1, -1, 4)
     _, log_slope = transform.forward(x, params)
     torch.testing.assert_close(log_slope, log_slope[:, :1].expand(-1, 4), rtol=0, atol=1e-12)
 
@@ -67,7 +67,7 @@ def test_both_tails_are_straight_lines_in_float32(radius):
 @pytest.mark.parametrize("scale", [1.0, 10.0, 1000.0])
 def test_slopes_are_bounded_whatever_the_net_says(scale):
     transform = MixtureCDF(K, BOUND)
-    x, params = draw(500, 1, scale=3.0, seed=1), draw(500, 1, transform.num_params, scale=scale)
+    x, params = draw(500, 1, scale=3.0, seed=1), draw(500, transform.num_params, 1, scale=scale)
     _, log_slope = transform.forward(x, params)
     assert log_slope.max() < 2 * BOUND
     assert log_slope.min() > math.log(0.01) - BOUND - 1e-9
@@ -78,7 +78,7 @@ def test_slopes_are_bounded_whatever_the_net_says(scale):
 def test_the_inverse_is_found_to_rounding_in_few_steps(scale, dtype, monkeypatch):
     """Also of staircases with long flat steps, where Newton's method alone does not converge."""
     transform = MixtureCDF(8, BOUND)
-    params = draw(300, 5, transform.num_params, scale=scale).to(dtype)
+    params = draw(300, transform.num_params, 5, scale=scale).to(dtype)
     y = torch.cat([draw(150, 5, scale=2.0, seed=1), draw(150, 5, scale=1e3, seed=2)]).to(dtype)
     calls, value = [], Blend.value
     monkeypatch.setattr(Blend, "value", lambda *args: calls.append(1) or value(*args))
@@ -97,7 +97,7 @@ def test_what_has_no_inverse_is_said(bad):
     transform = MixtureCDF(K, BOUND)
     y = torch.tensor([[0.0, bad]], dtype=torch.float64)
     with pytest.raises(InverseDidNotConverge, match=r"1 of 2 numbers.*NaN or Inf"):
-        transform.inverse(y, draw(1, 2, transform.num_params))
+        transform.inverse(y, draw(1, transform.num_params, 2))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch's forward mode
@@ -105,7 +105,7 @@ def test_what_has_no_inverse_is_said(bad):
 def test_derivatives(direction):
     """First and second derivatives in x and in the parameters, of the inverse by the implicit function theorem."""
     transform = MixtureCDF(2, BOUND)
-    x, params = draw(2, 2).requires_grad_(), draw(2, 2, transform.num_params, seed=1).requires_grad_()
+    x, params = draw(2, 2).requires_grad_(), draw(2, transform.num_params, 2, seed=1).requires_grad_()
     function = getattr(transform, direction)
     assert gradcheck(function, (x, params), check_forward_ad=True)
     assert gradgradcheck(function, (x, params))
@@ -113,7 +113,7 @@ def test_derivatives(direction):
 
 def test_the_inverse_is_the_same_with_and_without_a_graph():
     transform = MixtureCDF(K, BOUND)
-    y, params = draw(20, 2), draw(20, 2, transform.num_params, scale=3.0, seed=1).requires_grad_()
+    y, params = draw(20, 2), draw(20, transform.num_params, 2, scale=3.0, seed=1).requires_grad_()
     with torch.no_grad():
         x, log_slope = transform.inverse(y, params)
     graphed, graphed_log_slope = transform.inverse(y, params)
@@ -129,10 +129,10 @@ def test_components_part():
     """
     transform, halves = MixtureCDF(4, BOUND), draw(200, 1, scale=0.3)
     x = torch.cat([halves[:100] - 1, halves[100:] + 1.3])
-    params = torch.zeros(1, 1, transform.num_params, dtype=x.dtype, requires_grad=True)
+    params = torch.zeros(1, transform.num_params, 1, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.Adam([params], lr=0.04)
     for _ in range(80):
-        z, log_slope = transform.forward(x, params.expand(len(x), 1, -1))
+        z, log_slope = transform.forward(x, params.expand(len(x), -1, -1))
         loss = (0.5 * z**2 - log_slope).mean() + 0.5 * math.log(2 * math.pi)
         optimizer.zero_grad()
         loss.backward()

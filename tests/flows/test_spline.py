@@ -23,8 +23,8 @@ def draw(*size: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
 
 
 def knots(spline: RationalQuadratic, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x_k, y_k and slopes, each (B, N, K + 1), of params (B, N, P)."""
-    of_axes, slopes = spline.knots(params.movedim(-1, 1)), spline.slopes(params.movedim(-1, 1))
+    """x_k, y_k and slopes, each (B, N, K + 1), of params (B, P, N)."""
+    of_axes, slopes = spline.knots(params), spline.slopes(params)
     return of_axes[:, 0].movedim(1, -1), of_axes[:, 1].movedim(1, -1), slopes.movedim(1, -1)
 
 
@@ -33,7 +33,7 @@ def knots(spline: RationalQuadratic, params: torch.Tensor) -> tuple[torch.Tensor
 def test_it_is_the_curve_of_another_implementation(bins, scale):
     zuko = pytest.importorskip("zuko")
     spline, x = make(bins), draw(50, 7, scale=2.0)
-    params = draw(50, 7, spline.num_params, scale=scale, seed=1)
+    params = draw(50, spline.num_params, 7, scale=scale, seed=1)
     raw = [torch.zeros(n, dtype=x.dtype) for n in (bins, bins, bins - 1)]
     other = zuko.transforms.MonotonicRQSTransform(*raw, bound=BOUND)
     other.horizontal, other.vertical, other.derivatives = knots(spline, params)
@@ -55,7 +55,7 @@ def test_it_is_the_curve_of_another_implementation(bins, scale):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_bins_and_slopes_keep_their_least_size(scale, dtype):
     spline = make()
-    xs, ys, slopes = knots(spline, draw(50, 4, spline.num_params, scale=scale).to(dtype))
+    xs, ys, slopes = knots(spline, draw(50, spline.num_params, 4, scale=scale).to(dtype))
     slack = 1e-5  # float32's rounding of numbers up to 3
     for along in (xs, ys):
         assert (along[..., 0] == -BOUND).all()
@@ -69,7 +69,7 @@ def test_bins_and_slopes_keep_their_least_size(scale, dtype):
 def test_the_tails_are_the_identity():
     spline = make()
     x = torch.tensor([[-1e3, -BOUND, BOUND, 4.0, 1e3]], dtype=torch.float64, requires_grad=True)
-    params = draw(1, 5, spline.num_params)
+    params = draw(1, spline.num_params, 5)
     for direction in (spline.forward, spline.inverse):
         y, log_slope = direction(x, params)
         assert torch.equal(y, x)
@@ -80,9 +80,9 @@ def test_the_tails_are_the_identity():
 
 def test_it_is_once_but_not_twice_differentiable_at_the_knots():
     """Value and slope agree on both sides of each knot, the ends included; the score, d log y′/dx, does not."""
-    spline, params = make(), draw(1, 1, 14)
+    spline, params = make(), draw(1, 14, 1)
     xs = knots(spline, params)[0].flatten()  # (K + 1,)
-    params = params.expand(1, len(xs), -1)
+    params = params.expand(1, -1, len(xs))
     sides = []
     for step in (-1e-9, 1e-9):
         x = (xs + step)[None].requires_grad_()
@@ -99,14 +99,14 @@ def test_it_is_once_but_not_twice_differentiable_at_the_knots():
 def test_knots_and_their_neighbours_are_no_trouble(dtype):
     """At each knot and next to it, with bins as uneven as they get, all is finite, and there and back is here."""
     spline = make()
-    params = draw(200, 1, spline.num_params, scale=20.0).to(dtype)
+    params = draw(200, spline.num_params, 1, scale=20.0).to(dtype)
     for direction, back, along in (
         (spline.forward, spline.inverse, knots(spline, params)[0]),
         (spline.inverse, spline.forward, knots(spline, params)[1]),
     ):
         at = along.flatten(1)
         x = torch.cat([at, at.nextafter(at - 1), at.nextafter(at + 1)], 1).requires_grad_()
-        p = params.expand(-1, x.shape[1], -1).clone().requires_grad_()
+        p = params.expand(-1, -1, x.shape[1]).clone().requires_grad_()
         y, log_slope = direction(x, p)
         first = torch.autograd.grad(y.sum() + log_slope.sum(), (x, p), create_graph=True)
         second = torch.autograd.grad(sum(g.sum() for g in first), (x, p))
@@ -123,7 +123,7 @@ def test_knots_and_their_neighbours_are_no_trouble(dtype):
 def test_derivatives_between_the_knots(direction):
     """First, second and forward-mode derivatives in x and in the parameters."""
     spline = make(3)
-    x, params = draw(2, 3).requires_grad_(), draw(2, 3, spline.num_params, seed=1).requires_grad_()
+    x, params = draw(2, 3).requires_grad_(), draw(2, spline.num_params, 3, seed=1).requires_grad_()
     function = getattr(spline, direction)
     assert gradcheck(function, (x, params), check_forward_ad=True)
     assert gradgradcheck(function, (x, params))

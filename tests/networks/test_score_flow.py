@@ -170,6 +170,28 @@ def test_a_score_loss_has_the_gradient_of_its_differences(case, whitening, cond_
     assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4)
 
 
+@PAIRS
+@STATES
+def test_autocast_leaves_density_and_score_in_float32(case, whitening, far):
+    """They differ from those of float32 by what bfloat16 does to the nets, which say nothing at the start."""
+    model = make(case, whitening, far=far).float()
+    x, sigma, _ = noised()
+    x, sigma = x.float(), sigma.float()
+    expected = model.log_prob_and_score(x, sigma)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model.log_prob_and_score(x, sigma)
+        z = model.encode(x, sigma)
+        back = model.decode(z, sigma)
+    at_start = not far and model.flow.identity_at_start
+    for low, full in zip((*found, back), (*expected, x), strict=True):
+        assert low.dtype == torch.float32
+        error, size = (v.reshape(len(x), -1).norm(dim=1) for v in (low - full, full))
+        # Rounding, as the large derivatives at σ = 0.01 carry it; bfloat16's is 4e-3, a few times over. A score that
+        # jumps may be on the other side.
+        if at_start or model.flow.smooth or low is not found[1]:
+            assert (error <= (1e-4 if at_start else 0.1) * (1 + size)).all()
+
+
 @SMOOTH_PAIRS
 @STATES
 def test_density_integrates_to_one(case, whitening, far):

@@ -1,0 +1,171 @@
+"""Patchwise flow: one flow of a patch for all patches of an image, told where its patch lies and what came before it.
+
+The image is T patches x_0 … x_{T−1} of d = C·p·p numbers, row by row. With f a flow of d numbers,
+
+    z_i = f(x_i; v_i),   log|det ∂z/∂x| = Σ_i log|det ∂z_i/∂x_i|
+    v_i = u + act(W u),  u = e + position_i + h_i
+
+e is the embedding of (¼ ln σ, c). With context `causal` h_i = h(x_0 … x_{i−1}; e) is a causal transformer's, so that
+∂z/∂x is block triangular and log p(x) = Σ log p(x_i | x_0 … x_{i−1}) is the chain rule, exact; with `none` h_i = 0 and
+the patches are independent, given σ and c. Data → base runs over all patches at once; base → data needs, with `causal`,
+the patches before the next one.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from flowdiff.activations import Activation
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.base import Flow, Sequential
+from flowdiff.flows.coupling import Affine, vector_couplings
+from flowdiff.flows.hybrid import Marginals
+from flowdiff.nn.embeddings import unit_linear
+from flowdiff.nn.inject import Inject
+from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.residual import NetSettings
+from flowdiff.nn.sdpa import may_fuse
+from flowdiff.nn.transformer import PastTransformer
+from flowdiff.registry import register
+
+LARGEST_PATCH = 4  # that patch=null takes
+
+
+@register("flow", "patchwise")
+class Patchwise(Flow):
+    """z_i = f(x_i; σ, c, i, x_0 … x_{i−1}) patch by patch, f affine couplings whose weights all patches share.
+
+    x (B, C, H, W) → z like x, log-det (B,) in nats. The identity at the start and as smooth as its activation.
+
+    patch: side p of a patch, a divisor of H and W; null: the largest up to 4 that leaves more than one patch.
+    context: `causal` conditions a patch on those before it, `none` on none of them. n_flows: couplings of a patch, over
+    random halves of its d numbers, behind an affine map of each number by itself; with d = 1 that map is all there is.
+    The halves are drawn from torch's global generator and kept in the state dict. hidden, depth: width and residual
+    blocks of the couplings' nets; heads, n_layers: of the causal transformer, `hidden` wide; scale_bound: |log-scale|
+    stays below it, in nats per map. inject: how v_i, which holds σ, c, the place and the patches before, enters the
+    couplings' nets; `cross_attention` lets them read the condition's tokens, too. Each layer of the transformer is
+    steered by e (AdaLN).
+
+    Raises ConfigurationError for vectors, if patch does not divide the sides, or if heads does not divide hidden.
+    """
+
+    inverse_by = "patch by patch"
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        embed_dim: int,
+        activation: Activation,
+        token_dim: int = 0,
+        *,
+        n_flows: PositiveInt,
+        patch: PositiveInt | None,
+        context: Literal["causal", "none"],
+        hidden: PositiveInt,
+        depth: PositiveInt,
+        heads: PositiveInt,
+        n_layers: PositiveInt,
+        scale_bound: PositiveFloat,
+        inject: Inject,
+    ):
+        super().__init__()
+        self.patch = patch_side(shape, patch)
+        self.grid = (shape[1] // self.patch, shape[2] // self.patch)
+        T = math.prod(self.grid)
+        d = math.prod(shape) // T
+        # Torch cannot differentiate a softmax forward and then backward.
+        self.forward_differentiable = context == "none" and inject != "cross_attention"
+        self.activation = activation
+        self.position = nn.Parameter(0.5 * torch.randn(T, embed_dim))
+        self.mix = unit_linear(embed_dim, embed_dim)
+        self.context: PastTransformer | None = None
+        if context == "causal" and T > 1:
+            if hidden % heads:
+                raise ConfigurationError(
+                    f"flow.hidden={hidden} cannot be shared by flow.heads={heads}: take a multiple of {heads} as the "
+                    "width."
+                )
+            self.context = PastTransformer(
+                T, d, embed_dim, hidden, heads, n_layers, embed_dim, activation, "film", checkpoint=False
+            )
+        transform = Affine(scale_bound)
+        flows: list[Flow] = [Marginals((d,), embed_dim, transform)]
+        if d > 1:
+            net = partial(ResidualMLP, settings=NetSettings(hidden, depth, embed_dim, activation, inject, token_dim))
+            flows.append(vector_couplings("patchwise", (d,), n_flows, transform, net))
+        self.flow = Sequential(flows)
+
+    def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        u = self._split(x)
+        h = None if self.context is None else self.context(u, cond.vector, None, may_fuse(x))
+        v = self._steer(cond.vector[:, None], self.position, h)  # (B, T, embed_dim)
+        z, logdet = self.flow(u.flatten(0, 1), of_each(cond, v))
+        return self._join(z.view_as(u)), logdet.view(u.shape[:2]).sum(1)
+
+    def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        u = self._split(z)
+        if self.context is not None:
+            x, logdet = self._walk(u, cond, may_fuse(z))
+            return self._join(x), logdet
+        v = self._steer(cond.vector[:, None], self.position, None)
+        x, logdet = self.flow.inverse(u.flatten(0, 1), of_each(cond, v))
+        return self._join(x.view_as(u)), logdet.view(u.shape[:2]).sum(1)
+
+    def _walk(self, z: Tensor, cond: Conditioning, fused: bool) -> tuple[Tensor, Tensor]:
+        """z → x (B, T, d), patch by patch."""
+        reader = self.context.reader(cond.vector, None, fused)
+        patches, logdet = [], z.new_zeros(len(z))
+        for i in range(z.shape[1]):
+            h = reader.after(patches[-1]) if patches else reader.first(len(z))
+            v = self._steer(cond.vector, self.position[i], h)
+            patch, term = self.flow.inverse(z[:, i], cond.with_vector(v))
+            patches.append(patch)
+            logdet = logdet + term
+        return torch.stack(patches, 1), logdet
+
+    def _steer(self, e: Tensor, position: Tensor, h: Tensor | None) -> Tensor:
+        """v: what a patch's flow is conditioned on. The map after the sum lets σ, c, place and past interact."""
+        u = e + position if h is None else e + position + h
+        return u + self.activation.plain(self.mix(u))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, T, d)."""
+        return F.pixel_unshuffle(x, self.patch).flatten(2).mT
+
+    def _join(self, u: Tensor) -> Tensor:
+        """(B, T, d) → (B, C, H, W)."""
+        return F.pixel_shuffle(u.mT.unflatten(2, self.grid), self.patch)
+
+
+def of_each(cond: Conditioning, v: Tensor) -> Conditioning:
+    """The condition of B·T patches, sample by sample: v (B, T, embed_dim) as vectors, each with its sample's tokens."""
+    tokens, mask = (None if t is None else t.repeat_interleave(v.shape[1], 0) for t in (cond.tokens, cond.mask))
+    return Conditioning(v.flatten(0, 1), tokens, mask)
+
+
+def patch_side(shape: tuple[int, ...], patch: int | None) -> int:
+    """`patch`, or for None what it stands for; ConfigurationError, saying what works, if it does not fit."""
+    if len(shape) != 3:
+        raise ConfigurationError(
+            f"flow=patchwise was given samples of shape {tuple(shape)}, which are not images (C, H, W): for vectors "
+            "take flow=realnvp or flow=tarflow."
+        )
+    height, width = shape[1:]
+    fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
+    if patch is None:
+        several = [p for p in fitting if p <= LARGEST_PATCH and height * width > p * p]
+        return max(several, default=1)
+    if patch not in fitting:
+        raise ConfigurationError(
+            f"flow.patch={patch} does not divide the sides of images of {height}×{width}: take one of "
+            f"{', '.join(map(str, fitting))}, or resize or pad the images."
+        )
+    return patch

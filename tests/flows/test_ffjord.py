@@ -1,0 +1,334 @@
+"""What is FFJORD's own: equations with known solutions, the two ways back, the trace's estimate, the solvers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from flow_cases import perturb
+from torch import nn
+from torch.autograd import forward_ad
+
+from flowdiff import api, registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.ffjord import Continuous, Deep, Probe, Solver
+from flowdiff.nn.embeddings import ConditionEmbedding
+
+EMBED, TOKENS = 6, 3
+INJECT = pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])
+# The three ways to the trace, for 4 dimensions.
+ONE_LAYER, EXACT, ESTIMATE = {"depth": 0}, {"depth": 1, "exact_trace": 4}, {"depth": 1, "exact_trace": 3}
+TRACES = pytest.mark.parametrize("trace", [ONE_LAYER, EXACT, ESTIMATE], ids=["one layer", "exact", "estimate"])
+BACKPROPS = pytest.mark.parametrize("backprop", ["direct", "adjoint"])
+
+
+class Linear(nn.Module):
+    """g = rate(time)·(A z + b), the time read off the condition."""
+
+    def __init__(self, dim: int, rate=lambda time: 1.0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.A = nn.Parameter(torch.randn((dim, dim), generator=generator).double() / dim**0.5)
+        self.b = nn.Parameter(torch.randn(dim, generator=generator).double())
+        self.rate = rate
+
+    def forward(self, z, cond):
+        return self.rate(cond.vector[:, EMBED:]) * (z @ self.A.T + self.b)
+
+    def solution(self, x, span: float):
+        """x at the time `span` of dz/dt = A z + b: exp of the matrix that acts on (z, 1)."""
+        dim = len(self.A)
+        generator = torch.zeros(dim + 1, dim + 1, dtype=x.dtype)
+        generator[:dim, :dim], generator[:dim, dim] = self.A.detach(), self.b.detach()
+        after = torch.linalg.matrix_exp(span * generator)
+        return x @ after[:dim, :dim].T + after[:dim, dim]
+
+
+def solved(net: Linear, solve: Solver) -> Continuous:
+    return Continuous(Deep(net, 4, None), 4, EMBED, solve).double()
+
+
+def rk4(steps: int, backprop: str = "direct") -> Solver:
+    return Solver(steps, None, None, backprop == "adjoint")
+
+
+def make(dim: int = 4, act: str = "swish", **settings) -> nn.Module:
+    """Far from the identity, narrow, in float64."""
+    torch.manual_seed(0)
+    runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.build("activation", act)}
+    settings = {"shape": (dim,), "hidden": 16, "n_flows": 1, **settings}
+    return perturb(registry.build("flow", "ffjord", **runtime, **settings).double().eval())
+
+
+def inputs(n: int = 4, dim: int = 4):
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(n, dim), (n, EMBED), (n, 2, TOKENS)]
+    x, e, tokens = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return x, Conditioning(e, tokens)
+
+
+def log_density(flow, x, cond):
+    z, logdet = flow(x, cond)
+    return logdet - 0.5 * z.flatten(1).square().sum(1) - 0.5 * z[0].numel() * math.log(2 * math.pi)
+
+
+@BACKPROPS
+def test_a_rate_alone_is_an_exponential(backprop):
+    """Where the net is silent dz/dt = a(e)·z: z = x·e^a, and the volume grows by Σ a."""
+    x, cond = inputs()
+    flow = registry.build(
+        "flow",
+        "ffjord",
+        shape=(4,),
+        embed_dim=EMBED,
+        activation=registry.build("activation", "swish"),
+        n_flows=1,
+        steps=64,
+        backprop=backprop,
+    ).double()
+    rate = flow.flow.flow.flows[0].rate
+    torch.nn.init.normal_(rate.weight, std=0.5, generator=torch.Generator().manual_seed(2))
+    z, logdet = flow(x, cond)
+    a = rate(cond.vector)
+    assert a.abs().max() > 1
+    torch.testing.assert_close(z, x * a.exp(), rtol=1e-7, atol=1e-7)  # 64 steps of fourth order
+    torch.testing.assert_close(logdet, a.sum(1), rtol=1e-12, atol=1e-12)
+
+
+@BACKPROPS
+def test_a_linear_equation_is_the_matrix_exponential(backprop):
+    x, cond = inputs()
+    net = Linear(4)
+    flow = solved(net, rk4(64, backprop))
+    z, logdet = flow(x, cond)
+    # 64 steps of fourth order: 64⁻⁴/5! is 5e-10.
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(z, net.solution(x, 1.0), **close)
+    torch.testing.assert_close(logdet, net.A.trace().expand(4), **close)
+    back, inverse_logdet = flow.inverse(x, cond)
+    torch.testing.assert_close(back, net.solution(x, -1.0), **close)
+    torch.testing.assert_close(inverse_logdet, -net.A.trace().expand(4), **close)
+
+
+def test_the_equation_knows_the_time():
+    """∫₀¹ (1 + cos πt)² dt = 3/2: the solution is that of A z + b after so long a time."""
+    x, cond = inputs()
+    net = Linear(4, lambda time: (1 + time[:, :1]) ** 2)
+    z, logdet = solved(net, rk4(64))(x, cond)
+    # At t = 0 time runs four times as fast: (4/64)⁴/5! is 1e-7.
+    torch.testing.assert_close(z, net.solution(x, 1.5), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(logdet, 1.5 * net.A.trace().expand(4), rtol=2e-6, atol=2e-6)
+
+
+def test_fixed_steps_are_of_fourth_order():
+    x, cond = inputs()
+    net = Linear(4)
+    errors = []
+    for steps in (8, 16):
+        z, _ = solved(net, rk4(steps))(x, cond)
+        errors.append(float((z - net.solution(x, 1.0)).detach().abs().max()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.35)  # the next order adds some per cent
+
+
+def test_adaptive_steps_keep_their_tolerance():
+    x, cond = inputs()
+    net = Linear(4)
+    for tolerance in (1e-3, 1e-6, 1e-9):
+        z, _ = solved(net, Solver(None, tolerance, tolerance, False))(x, cond)
+        error = float((z - net.solution(x, 1.0)).detach().abs().max())
+        assert error < 10 * tolerance  # the tolerance is one step's
+
+
+@TRACES
+@INJECT
+def test_both_ways_back_give_the_same_gradient(inject, trace):
+    """In x, in the condition (the embedding learns through it), and in every parameter."""
+    gradients = []
+    for backprop in ("direct", "adjoint"):
+        flow = make(backprop=backprop, steps=16, inject=inject, **trace)
+        x, cond = inputs()
+        leaves = [x.requires_grad_(), cond.vector.requires_grad_(), *flow.parameters()]
+        leaves += [cond.tokens.requires_grad_()] if inject == "cross_attention" else []
+        gradients.append(torch.autograd.grad(log_density(flow, x, cond).sum(), leaves))
+    for direct, adjoint in zip(*gradients, strict=True):
+        assert direct.abs().max() > 0
+        torch.testing.assert_close(adjoint, direct, rtol=1e-5, atol=1e-5 * float(direct.abs().max()))  # rk4's error
+
+
+def test_the_adjoint_refuses_a_second_derivative():
+    flow, (x, cond) = make(backprop="adjoint", steps=2), inputs()
+    log_p = log_density(flow, x.requires_grad_(), cond).sum()
+    with pytest.raises(ConfigurationError, match=r"take flow\.backprop=direct"):
+        torch.autograd.grad(log_p, x, create_graph=True)
+    (score,) = torch.autograd.grad(log_density(flow, x, cond).sum(), x)
+    assert score.isfinite().all()
+
+
+@TRACES
+def test_direct_has_second_derivatives(trace):
+    flow = make(backprop="direct", steps=2, **trace)
+    x, cond = inputs(2)
+    assert torch.autograd.gradcheck(lambda x: log_density(flow, x, cond), x.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda x: log_density(flow, x, cond), x)
+
+
+@pytest.mark.parametrize("loss", ["denoising", "score_matching", "hybrid"])
+def test_losses_that_differentiate_the_score_are_refused_under_the_adjoint(loss):
+    flow = ["flow=ffjord", f"loss={loss}", "dataset=two_moons"]
+    with pytest.raises(ConfigurationError, match=r"differentiates the score.*take loss.gradient=directional, loss=nll"):
+        api.build(*flow, "flow.backprop=adjoint")
+    api.build(*flow, "flow.backprop=direct")
+
+
+@pytest.mark.parametrize("loss", [["loss=nll"], ["loss=denoising", "loss.gradient=directional"]], ids=" ".join)
+def test_first_order_losses_are_allowed_under_the_adjoint(loss):
+    api.build("flow=ffjord", *loss, "dataset=two_moons", "flow.backprop=adjoint")
+
+
+@pytest.mark.parametrize("settings", [["flow.backprop=adjoint"], ["flow.steps=null", "flow.rtol=0.1", "flow.atol=0.1"]])
+def test_forward_mode_is_refused_where_torch_has_none(settings):
+    with pytest.raises(ConfigurationError, match=r"forward_mode does not go with flow=ffjord.*directional"):
+        api.build("flow=ffjord", "loss=denoising", "loss.gradient=forward_mode", "dataset=two_moons", *settings)
+
+
+def slope(flow, x, cond, v, how: str) -> torch.Tensor:
+    """⟨v, s(x)⟩, by the way named."""
+    if how == "forward":
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(log_density(flow, forward_ad.make_dual(x, v), cond)).tangent
+    if how == "difference":
+        h = 1e-4
+        return (log_density(flow, x + h * v, cond) - log_density(flow, x - h * v, cond)) / (2 * h)
+    x = x.clone().requires_grad_()
+    (score,) = torch.autograd.grad(log_density(flow, x, cond).sum(), x, create_graph=True)
+    return (score * v).sum(1)
+
+
+@TRACES
+@pytest.mark.parametrize(
+    ("how", "backprop"), [("forward", "direct"), ("difference", "direct"), ("difference", "adjoint")]
+)
+def test_first_order_forms_of_the_score_s_gradient(trace, how, backprop):
+    """Also where the trace is estimated: both ends of the difference meet the same probe."""
+    x, cond = inputs()
+    v = torch.ones_like(x)
+    expected_flow, flow = (make(steps=8, backprop=b, **trace) for b in ("direct", backprop))
+    expected = slope(expected_flow, x, cond, v, "double_backward")
+    found = slope(flow, x, cond, v, how)
+    # The difference is off by h², the adjoint by what its rk4 is.
+    close = {"rtol": 1e-3 if backprop == "adjoint" else 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(found, expected, **close)
+    pairs = [torch.autograd.grad(s.sum(), list(f.parameters())) for s, f in ((found, flow), (expected, expected_flow))]
+    for ours, its in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, its, rtol=close["rtol"], atol=close["rtol"] * float(its.abs().max()))
+
+
+@INJECT
+@pytest.mark.parametrize("act", registry.names("activation"))
+def test_one_layer_s_trace_is_its_jacobian_s(inject, act):
+    flow = make(act=act, inject=inject, **ONE_LAYER)
+    x, cond = inputs()
+    slope = flow.flow.flow.flows[0].velocity.under(cond).slope
+    t, zero = torch.tensor(0.3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    g, trace = slope(t, (x, zero))
+    J = torch.autograd.functional.jacobian(lambda v: slope(t, (v, zero))[0].sum(0), x)  # (4, n, 4)
+    assert (g.abs().mean(0) > 0.1).all()
+    assert trace.abs().mean() > 0.05
+    torch.testing.assert_close(trace, J.diagonal(dim1=0, dim2=2).sum(1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("trace", [ONE_LAYER, EXACT], ids=["one layer", "exact"])
+def test_the_trace_integrates_to_the_log_determinant(trace):
+    flow, (x, cond) = make(steps=32, **trace), inputs()
+    _, logdet = flow(x, cond)
+    J = torch.autograd.functional.jacobian(lambda v: flow(v, cond)[0].sum(0), x)
+    torch.testing.assert_close(logdet, torch.linalg.slogdet(J.transpose(0, 1)).logabsdet, rtol=1e-5, atol=1e-5)
+
+
+def test_the_trace_is_an_estimate_above_the_threshold():
+    x, cond = inputs()
+    z_exact, exact = make(steps=16, **EXACT)(x, cond)
+    z, estimate = make(steps=16, **ESTIMATE)(x, cond)
+    torch.testing.assert_close(z, z_exact)
+    assert (estimate - exact).abs().max() > 0.01
+
+
+def probes(sigma: torch.Tensor, dim: int, cond_dim: int = 0) -> torch.Tensor:
+    """ε (n, dim) of the noise levels, for n random conditions if there are any."""
+    torch.manual_seed(0)
+    embedding, probe = ConditionEmbedding(64, cond_dim), Probe(64, dim)
+    cond = Conditioning(torch.randn(len(sigma), cond_dim)) if cond_dim else None
+    return probe(embedding(0.25 * sigma.log(), cond).vector)
+
+
+def test_the_estimate_is_unbiased_over_conditions():
+    """The mean of εεᵀ is the identity, as if every (σ, c) drew its ε by itself."""
+    epsilon = probes(torch.logspace(-2, 2, 4096), 16, cond_dim=8)
+    assert epsilon.mean(0).abs().max() < 5 / 4096**0.5
+    # Standard errors: 1/√4096 off the diagonal, 0.7/√4096 on it.
+    assert (epsilon.T @ epsilon / 4096 - torch.eye(16)).abs().max() < 5 / 4096**0.5
+
+
+def test_near_noise_levels_have_unrelated_probes_and_rounding_does_not_matter():
+    epsilon = probes(0.01 * 1.03 ** torch.arange(300), 1024)
+    neighbours = (epsilon[1:] * epsilon[:-1]).mean(1)
+    assert neighbours.abs().mean() < 0.05  # 1/√1024 = 0.03 if independent
+    sigma = torch.logspace(-2, 2, 8)
+    assert (probes(sigma * (1 + 1e-6), 1024) - probes(sigma, 1024)).abs().max() < 0.01
+
+
+def test_the_estimate_is_a_function_of_x_and_the_same_in_every_batch():
+    flow, (x, cond) = make(depth=1, exact_trace=0, steps=4).train(), inputs()
+    together = flow(x, cond)[1]
+    assert torch.equal(flow(x, cond)[1], together)
+    alone = flow(x[2:3], Conditioning(cond.vector[2:3], cond.tokens[2:3]))[1]
+    torch.testing.assert_close(alone, together[2:3], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 2, 3)], ids=str)
+@pytest.mark.parametrize("depth", [0, 1])
+@INJECT
+def test_inverse_at_eight_steps(shape, inject, depth):
+    dim = math.prod(shape)
+    flow = make(shape=shape, inject=inject, n_flows=2, steps=8, depth=depth)
+    x, cond = inputs(4, dim)
+    x = x.reshape(-1, *shape)
+    with torch.no_grad():
+        z, logdet = flow(x, cond)
+        back, inverse_logdet = flow.inverse(z, cond)
+    assert not z.requires_grad
+    assert not logdet.requires_grad
+    assert (z - x).abs().max() > 0.3
+    torch.testing.assert_close(back, x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inverse_logdet, -logdet, rtol=1e-4, atol=1e-4)
+
+
+@TRACES
+def test_autocast_does_not_reach_the_solver(trace):
+    """A net in bfloat16 would move z by three digits, and the way back by three others."""
+    flow, (x, cond) = make(steps=4, **trace).float(), inputs()
+    x, cond = x.float(), Conditioning(cond.vector.float(), cond.tokens.float())
+    expected = *flow(x, cond), *flow.inverse(x, cond)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = *flow(x, cond), *flow.inverse(x, cond)
+    for low, full in zip(found, expected, strict=True):
+        assert torch.equal(low, full)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": None}, {"rtol": 1e-3}, {"rtol": 1e-3, "atol": 1e-3}, {"steps": None, "rtol": 1e-3}]
+)
+def test_steps_or_tolerances(settings):
+    with pytest.raises(
+        ConfigurationError, match=r"flow\.steps=.* flow\.atol=.*either steps or both tolerances.*null\."
+    ):
+        make(**settings)
+
+
+def test_tolerances_instead_of_steps():
+    x, cond = inputs()
+    coarse, fine = make(steps=16), make(steps=None, rtol=1e-7, atol=1e-7)
+    for ours, its in zip(fine(x, cond), coarse(x, cond), strict=True):
+        torch.testing.assert_close(ours, its, rtol=1e-4, atol=1e-4)

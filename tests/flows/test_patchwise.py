@@ -1,0 +1,133 @@
+"""What is the patchwise flow's own: its patches, which of them see which, and what it cannot take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flow_cases import perturb
+
+from flowdiff import registry
+from flowdiff.conditioning import Conditioning
+from flowdiff.errors import ConfigurationError
+from flowdiff.flows.patchwise import patch_side
+
+SHAPE, EMBED, TOKENS = (2, 4, 6), 6, 3  # 2×3 patches of side 2
+CONTEXTS = pytest.mark.parametrize("context", ["causal", "none"])
+
+
+def make(shape=SHAPE, **settings):
+    """Far from the identity, narrow, in float64."""
+    torch.manual_seed(0)
+    runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.build("activation", "swish")}
+    settings = {"shape": shape, "n_flows": 2, "hidden": 16, **settings}
+    return perturb(registry.build("flow", "patchwise", **runtime, **settings).double().eval())
+
+
+def inputs(shape=SHAPE, n: int = 3):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((n, *shape), generator=generator, dtype=torch.float64)
+    e = torch.randn((n, EMBED), generator=generator, dtype=torch.float64)
+    tokens = torch.randn((n, 2, TOKENS), generator=generator, dtype=torch.float64)
+    return x, Conditioning(e, tokens, torch.tensor([[True, False], [True, True], [False, False]])[:n])
+
+
+def patches(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, 4, 6) → (B, 6, C·4): its squares of side 2 row by row, cut by hand."""
+    rows = [x[:, :, i : i + 2, j : j + 2].flatten(1) for i in (0, 2) for j in (0, 2, 4)]
+    return torch.stack(rows, 1)
+
+
+@CONTEXTS
+def test_which_patch_sees_which(context):
+    """∂z_i/∂x_j is nothing but blocks: below and on the diagonal for the chain rule, on it for independence."""
+    flow, (x, cond) = make(context=context), inputs(n=1)
+    J = torch.autograd.functional.jacobian(lambda v: patches(flow(v, cond)[0])[0], x)[..., 0, :, :, :]
+    by_patch = patches(J.flatten(0, 1)).abs().amax(2).view(6, -1, 6).amax(1)  # (T of z, T of x)
+    ones = torch.ones(6, 6, dtype=torch.bool)
+    seen = ones.tril() if context == "causal" else torch.eye(6, dtype=torch.bool)
+    assert (by_patch[seen] > 1e-4).all()
+    assert (by_patch[~seen] == 0).all()
+
+
+@CONTEXTS
+def test_the_log_determinant_is_the_sum_over_patches(context):
+    """A patch's own density: its block's determinant, which is what the chain rule multiplies."""
+    flow, (x, cond) = make(context=context), inputs(n=1)
+    _, logdet = flow(x, cond)
+    J = torch.autograd.functional.jacobian(lambda v: patches(flow(v, cond)[0])[0], x)[..., 0, :, :, :]
+    blocks = patches(J.flatten(0, 1)).view(6, 8, 6, 8)
+    terms = [torch.linalg.slogdet(blocks[i, :, i]).logabsdet for i in range(6)]
+    assert min(abs(float(term)) for term in terms) > 1e-3
+    torch.testing.assert_close(logdet[0], torch.stack(terms).sum(), rtol=1e-10, atol=1e-10)
+
+
+@CONTEXTS
+def test_patches_share_their_weights_and_know_their_place(context):
+    """Six equal patches become six different ones; without the places, and unseen by each other, equal ones."""
+    flow, (x, cond) = make(context=context), inputs(n=1)
+    x = x[:, :, :2, :2].repeat(1, 1, 2, 3)
+    z = patches(flow(x, cond)[0])[0]
+    assert (z[1:] - z[:-1]).abs().amax(1).min() > 1e-2
+    with torch.no_grad():
+        flow.position.zero_()
+    z = patches(flow(x, cond)[0])[0]
+    same = (z - z[:1]).abs().max() < 1e-12
+    assert same == (context == "none")
+
+
+@pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])
+@CONTEXTS
+def test_tokens_reach_every_patch_of_their_own_sample(inject, context):
+    flow, (x, cond) = make(context=context, inject=inject), inputs()
+    z, _ = flow(x, cond)
+    other, _ = flow(x, Conditioning(cond.vector, cond.tokens + 1, cond.mask))
+    moved = patches(other - z).abs().amax(2)  # (B, T)
+    if inject == "cross_attention":
+        assert (moved[:2] > 1e-4).all()
+        assert (moved[2] == 0).all()  # its mask hides all of its tokens
+    else:
+        assert (moved == 0).all()
+
+
+def test_a_walk_makes_each_patch_once():
+    """Base → data costs one patch's inverse per patch and the transformer one token at a time."""
+    flow, (z, cond) = make(), inputs()
+    sizes, inner = [], flow.flow.inverse
+    flow.flow.inverse = lambda z, cond: sizes.append(tuple(z.shape)) or inner(z, cond)
+    with torch.no_grad():
+        x, _ = flow.inverse(z, cond)
+    assert sizes == [(3, 8)] * 6
+    torch.testing.assert_close(flow(x, cond)[0], z, rtol=1e-10, atol=1e-10)
+
+
+def test_one_patch_is_a_flow_of_all_numbers():
+    shape = (1, 4, 4)
+    flow, (x, cond) = make(shape, patch=4), inputs(shape)
+    assert flow.context is None
+    J = torch.autograd.functional.jacobian(lambda v: flow(v, cond)[0].flatten(1).sum(0), x)
+    assert torch.linalg.matrix_rank(J[:, 0].flatten(1)) == 16
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"), [((8, 8), 4), ((28, 28), 4), ((4, 4), 2), ((6, 9), 3), ((5, 7), 1), ((3, 3), 1), ((1, 1), 1)]
+)
+def test_the_patch_that_is_taken_when_none_is_named(sides, expected):
+    assert patch_side((1, *sides), None) == expected
+
+
+@pytest.mark.parametrize("patch", [3, 5, 8])
+def test_a_patch_that_does_not_divide_is_refused_with_those_that_do(patch):
+    with pytest.raises(ConfigurationError, match=rf"flow\.patch={patch} .* sides .* 4×6: take one of 1, 2,"):
+        make(patch=patch)
+
+
+@pytest.mark.parametrize("shape", [(5,), (64,)])
+def test_vectors_are_refused(shape):
+    with pytest.raises(ConfigurationError, match=r"not images .*take flow=realnvp or flow=tarflow"):
+        make(shape)
+
+
+def test_heads_share_the_width():
+    with pytest.raises(ConfigurationError, match=r"flow\.hidden=16 .* flow\.heads=3: take a multiple of 3"):
+        make(heads=3)
+    make(heads=3, context="none")  # which has no transformer
