@@ -16,7 +16,11 @@ from flowdiff.errors import ConfigurationError
 SMOOTH = ["softplus", "swish", "tanh"]  # activations that are C^∞, as the second-derivative laws need
 # For the flows that take them: narrow nets and few blocks keep the tests fast.
 SMALL = {"hidden": 16, "n_flows": 3, "deep_layers": 1}
-OWN = {"ffjord": {"n_flows": 1, "steps": 5}}  # enough for its solver at this size
+OWN = {  # enough at this size
+    "ffjord": {"n_flows": 1, "steps": 5},
+    "naf": {"n_flows": 2, "signal": 4, "monotone_hidden": 8},
+    "tarflow": {"n_flows": 2},
+}
 TOKEN_DIM = 3  # width of the condition's tokens, for the flows that read them
 Case = tuple[str, dict]
 
