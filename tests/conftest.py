@@ -3,6 +3,11 @@
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """SLURM's tests wait more than they compute: begun first, they have company until the end."""
+    items.sort(key=lambda item: "slurm" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     import torch
