@@ -18,7 +18,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -138,11 +137,14 @@ class Patchwise(Flow):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, T, d)."""
-        return F.pixel_unshuffle(x, self.patch).flatten(2).mT
+        # Not by F.pixel_unshuffle: compiled by torch 2.15, the way back through what follows it is wrong.
+        u = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # (B, C, H/p, p, W/p, p)
+        return u.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def _join(self, u: Tensor) -> Tensor:
         """(B, T, d) → (B, C, H, W)."""
-        return F.pixel_shuffle(u.mT.unflatten(2, self.grid), self.patch)
+        u = u.unflatten(2, (-1, self.patch, self.patch)).unflatten(1, self.grid)  # (B, H/p, W/p, C, p, p)
+        return u.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def of_each(cond: Conditioning, v: Tensor) -> Conditioning:
