@@ -19,8 +19,11 @@ def _one_thread():
 def _forget_plugins():
     """What a test's plugins have registered is gone with it: the next file of the same process knows only ours."""
     yield
+    from hydra.core.config_store import ConfigStore
+
     from flowdiff import registry
 
-    for known in registry._components.values():
+    for group, known in registry._components.items():
         for name in [name for name, made in known.items() if made.__module__.startswith("flowdiff_plugin_")]:
             del known[name]
+            ConfigStore.instance().repo.get(group, {}).pop(f"{name}.yaml", None)
