@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -167,7 +168,8 @@ class Metrics:
             distances.append(self.frechet(samples)[name])
         results: dict[str, float] = {name: statistics.fmean(distances)}
         if self.repeats > 1:
-            results[f"{name}_sd"] = statistics.stdev(distances)
+            # By torch, to whom a nan, as of a diverged model, is a number too.
+            results[f"{name}_sd"] = torch.tensor(distances, dtype=torch.float64).std().item()
         results[f"{name}_floor"] = self.floor
         results["num_samples"] = self.num_samples
         results["num_test"] = len(self.data.test)

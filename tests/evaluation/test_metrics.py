@@ -224,3 +224,9 @@ def test_one_sample_is_a_sentence(metrics_of, points):
 def test_home_is_expanded(points):
     metrics = registry.build("metrics", "default", data=points, cache_dir="~/somewhere")
     assert not str(metrics.cache_dir).startswith("~")
+
+
+def test_samples_of_a_diverged_model_have_a_nan_for_a_distance(metrics_of, points):
+    found = metrics_of(points, repeats=2, num_samples=50).quality(lambda n, seed: torch.full((n, 2), math.nan), 0)
+    assert math.isnan(found["fd_data"])
+    assert math.isnan(found["fd_data_sd"])

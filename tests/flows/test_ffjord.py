@@ -47,7 +47,7 @@ class Linear(nn.Module):
 
 
 def solved(net: Linear, solve: Solver) -> Continuous:
-    return Continuous(Deep(net, 4, None), 4, EMBED, solve).double()
+    return Continuous(Deep(net, 4, None), 4, EMBED, solve, False).double()
 
 
 def rk4(steps: int, backprop: str = "direct") -> Solver:
