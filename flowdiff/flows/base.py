@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.nn.recompute import call
 
 
 class Flow(nn.Module, ABC):
@@ -40,16 +41,20 @@ class Flow(nn.Module, ABC):
 
 
 class Sequential(Flow):
-    """f = f_n ∘ … ∘ f_1: the flows applied in turn, their log-determinants added."""
+    """f = f_n ∘ … ∘ f_1: the flows applied in turn, their log-determinants added.
 
-    def __init__(self, flows: Sequence[Flow]):
+    checkpoint: each of them is computed again in the backward pass of data → base (flowdiff/nn/recompute.py).
+    """
+
+    def __init__(self, flows: Sequence[Flow], checkpoint: bool = False):
         super().__init__()
+        self.checkpoint = checkpoint
         self.flows = nn.ModuleList(flows)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         logdet = x.new_zeros(len(x))
         for flow in self.flows:
-            x, term = flow(x, cond)
+            x, term = call(flow, x, cond, checkpoint=self.checkpoint)
             logdet = logdet + term
         return x, logdet
 

@@ -120,8 +120,8 @@ class Permutation(Flow):
 
 def alternating(
     size: int, n_flows: int, order: Callable[[int], Tensor], transform: Transform, make_net: NetFactory
-) -> Sequential:
-    """n_flows couplings of x (B, size, …); each pair shares a split and moves its halves in turn, so all is moved.
+) -> list[Flow]:
+    """n_flows couplings of x (B, size, …) for a Sequential; each pair shares a split and moves its halves in turn.
 
     order(i) is the permutation of dimension 1 that makes the split of pair i. The last permutation undoes the others:
     as the couplings start as the identity, so does the whole.
@@ -134,12 +134,11 @@ def alternating(
             flows.append(permutation)
             restore = permutation.inverse_order[restore]
         flows.append(Coupling(size, i % 2 == 1, transform, make_net))
-    flows.append(Permutation(restore))
-    return Sequential(flows)
+    return [*flows, Permutation(restore)]
 
 
 def vector_couplings(
-    name: str, shape: tuple[int, ...], n_flows: int, transform: Transform, make_net: NetFactory
+    name: str, shape: tuple[int, ...], n_flows: int, transform: Transform, make_net: NetFactory, checkpoint: bool
 ) -> Flattened:
     """n_flows couplings over random halves of the D = prod(shape) dimensions, flattened inside.
 
@@ -152,4 +151,5 @@ def vector_couplings(
             f"flow={name} was given samples of shape {tuple(shape)}: a coupling needs at least two "
             "dimensions to split, so take flow=linear_activation instead."
         )
-    return Flattened(alternating(dim, n_flows, lambda pair: torch.randperm(dim), transform, make_net))
+    flows = alternating(dim, n_flows, lambda pair: torch.randperm(dim), transform, make_net)
+    return Flattened(Sequential(flows, checkpoint))

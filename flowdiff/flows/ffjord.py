@@ -29,6 +29,7 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.flows.base import Flattened, Flow, Sequential
 from flowdiff.nn.inject import CrossAttention, Inject, zero_init
 from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.recompute import call
 from flowdiff.nn.residual import NetSettings
 from flowdiff.registry import register
 
@@ -54,7 +55,8 @@ class FFJORD(Flow):
     backprop: `direct` differentiates the solver's own operations, as often as wanted, and keeps all of them in memory;
     `adjoint` solves a second equation backward in constant memory and gives first derivatives only, which serves
     likelihood training and sampling by the score, but no loss that differentiates the score. Autocast does not reach
-    the solver.
+    the solver. checkpoint: with `direct`, compute g and its trace again in the backward pass
+    (flowdiff/nn/recompute.py).
 
     Not exact: z and log-det are a solver's, so ∫p = 1 and f⁻¹(f(x)) = x hold up to its error, O(steps⁻⁴) or the
     tolerance; the gradients of `adjoint` are off by as much, and with a tolerance a sample depends on its batch. A net
@@ -63,8 +65,8 @@ class FFJORD(Flow):
     differentiable function of x and the same in every batch, while training meets a new probe with every σ; a score's
     square also counts the probe's variance.
 
-    Raises ConfigurationError unless either steps or rtol and atol are given, or if a second derivative is asked of
-    backprop=adjoint.
+    Raises ConfigurationError unless either steps or rtol and atol are given, or if checkpoint or a second derivative is
+    asked of backprop=adjoint.
     Source: Grathwohl et al., "FFJORD: Free-Form Continuous Dynamics for Scalable Reversible Generative Models", 2019;
     one hidden layer: Chen et al., "Neural Ordinary Differential Equations", 2018.
     """
@@ -87,8 +89,14 @@ class FFJORD(Flow):
         atol: PositiveFloat | None,
         exact_trace: NonNegativeInt,
         backprop: Literal["direct", "adjoint"],
+        checkpoint: bool,
     ):
         super().__init__()
+        if checkpoint and backprop == "adjoint":
+            raise ConfigurationError(
+                "flow.checkpoint=true does not go with flow.backprop=adjoint, which keeps nothing that could be "
+                "computed again: take flow.checkpoint=false or flow.backprop=direct."
+            )
         dim = math.prod(shape)
         self.twice_differentiable = backprop == "direct"
         self.forward_differentiable = backprop == "direct" and steps is not None
@@ -102,7 +110,8 @@ class FFJORD(Flow):
             net = ResidualMLP(dim, dim, replace(settings, embed_dim=embed_dim + TIME_FEATURES))
             return Deep(net, dim, None if dim <= exact_trace else Probe(embed_dim, dim))
 
-        self.flow = Flattened(Sequential([Continuous(velocity(), dim, embed_dim, solve) for _ in range(n_flows)]))
+        flows = [Continuous(velocity(), dim, embed_dim, solve, checkpoint) for _ in range(n_flows)]
+        self.flow = Flattened(Sequential(flows))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         return self.flow(x, cond)
@@ -209,10 +218,14 @@ class Deep(Velocity):
 
 
 class Continuous(Flow):
-    """z(0) → z(1) of dz/dt = g + a(e)·z for z (B, D); a is linear in e and 0 at the start."""
+    """z(0) → z(1) of dz/dt = g + a(e)·z for z (B, D); a is linear in e and 0 at the start.
 
-    def __init__(self, velocity: Velocity, dim: int, embed_dim: int, solve: Solver):
+    checkpoint: each evaluation of g and its trace is computed again in the backward pass.
+    """
+
+    def __init__(self, velocity: Velocity, dim: int, embed_dim: int, solve: Solver, checkpoint: bool):
         super().__init__()
+        self.checkpoint = checkpoint
         self.velocity = velocity
         self.rate = zero_init(nn.Linear(embed_dim, dim))
         self.solve = solve
@@ -230,8 +243,9 @@ class Continuous(Flow):
             of_net, rate = self.velocity.under(cond), self.rate(cond.vector)
 
             def slope(t: Tensor, state: State) -> State:
-                g, trace = of_net.slope(t, state)
-                return g + rate * state[0], trace + rate.sum(1)
+                z, logdet = state
+                g, trace = call(lambda z: of_net.slope(t, (z, logdet)), z, checkpoint=self.checkpoint)
+                return g + rate * z, trace + rate.sum(1)
 
             equation = Equation(slope, [*of_net.given, rate])
             return self.solve(equation, (z, z.new_zeros(len(z))), start, end)

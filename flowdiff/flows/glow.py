@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flowdiff.activations import Activation
 from flowdiff.conditioning import Conditioning
-from flowdiff.flows.base import Flow, Sequential
+from flowdiff.flows.base import Flow
 from flowdiff.flows.coupling import Affine, Coupling
 from flowdiff.flows.linear_activation import PLU
 from flowdiff.flows.multiscale import MultiScale, Shape, conv_nets, image_levels
@@ -36,7 +36,8 @@ class Glow(Flow):
 
     x (B, C, H, W) → z like x, log-det (B,) in nats; H and W multiples of 2^levels, null: as many levels as they allow
     (at most 3). hidden, depth: width and residual blocks of the convolutional nets; scale_bound: |s| stays below it;
-    inject: how (σ, c) enters the nets. As smooth as its activation. It is built as the identity, and the first
+    inject: how (σ, c) enters the nets; checkpoint: compute each map again in the backward pass
+    (flowdiff/nn/recompute.py). As smooth as its activation. It is built as the identity, and the first
     training batch leaves it that if the input is whitened (see ActNorm).
     Raises ConfigurationError for vectors and for sides that cannot be halved `levels` times.
     Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1×1 Convolutions", 2018.
@@ -55,11 +56,12 @@ class Glow(Flow):
         depth: PositiveInt,
         scale_bound: PositiveFloat,
         inject: Inject,
+        checkpoint: bool,
     ):
         super().__init__()
         conv = conv_nets(NetSettings(hidden, depth, embed_dim, activation, inject, token_dim))
 
-        def steps(inside: Shape) -> Sequential:
+        def steps(inside: Shape) -> list[Flow]:
             channels, *grid = inside
             swapped = torch.arange(channels).flip(0)  # the next step moves the other half
             flows: list[Flow] = []
@@ -70,9 +72,9 @@ class Glow(Flow):
                     Coupling(channels, False, Affine(scale_bound), conv(tuple(grid))),
                 ]
             restored = swapped if n_flows % 2 else swapped.flip(0)
-            return Sequential([*flows, PerPixel(PLU(channels, restored))])
+            return [*flows, PerPixel(PLU(channels, restored))]
 
-        self.flow = MultiScale(shape, image_levels("glow", shape, levels), steps, conv, scale_bound)
+        self.flow = MultiScale(shape, image_levels("glow", shape, levels), steps, conv, scale_bound, checkpoint)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         return self.flow(x, cond)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -28,10 +27,11 @@ from flowdiff.activations import Activation
 from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flow, Sequential
 from flowdiff.flows.coupling import Affine, Transform, alternating, vector_couplings
-from flowdiff.flows.multiscale import Shape, image_levels
+from flowdiff.flows.multiscale import Shape, image_levels, squeeze, unsqueeze
 from flowdiff.nn.conv import ResidualConv
 from flowdiff.nn.inject import Inject, zero_init
 from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.recompute import call
 from flowdiff.nn.residual import NetSettings
 from flowdiff.registry import register
 from flowdiff.shapes import sum_except_batch
@@ -46,7 +46,8 @@ class Hybrid(Flow):
     n_flows: couplings of each scale's details, over random halves of their 3C channels, and of the coarsest image, over
     random halves of its numbers; hidden, depth: width and residual blocks of the couplings' nets; features, cnn_depth:
     channels of the CNN's map and its residual blocks, `hidden` wide; scale_bound: |log-scale| of a coupling stays below
-    it; inject: how (σ, c) enters the nets and the CNN. The splits are drawn from torch's global generator and kept in
+    it; inject: how (σ, c) enters the nets and the CNN; checkpoint: compute the couplings and the CNN again in the
+    backward pass (flowdiff/nn/recompute.py). The splits are drawn from torch's global generator and kept in
     the state dict.
     Raises ConfigurationError for vectors and for sides that cannot be halved `levels` times.
     """
@@ -66,6 +67,7 @@ class Hybrid(Flow):
         cnn_depth: PositiveInt,
         scale_bound: PositiveFloat,
         inject: Inject,
+        checkpoint: bool,
     ):
         super().__init__()
         levels = image_levels("hybrid", shape, levels)
@@ -76,11 +78,10 @@ class Hybrid(Flow):
         flow: Flow = Marginals(coarsest, embed_dim, transform)
         if math.prod(coarsest) > 1:
             net = partial(ResidualMLP, settings=nets)
-            flow = Sequential([flow, vector_couplings("hybrid", coarsest, n_flows, transform, net)])
+            flow = Sequential([flow, vector_couplings("hybrid", coarsest, n_flows, transform, net, checkpoint)])
         for _ in range(levels):
-            flow = Scale(
-                flow, _details(channels, features, n_flows, transform, nets), ResidualConv(channels, features, cnn)
-            )
+            details = Sequential(_details(channels, features, n_flows, transform, nets), checkpoint)
+            flow = Scale(flow, details, ResidualConv(channels, features, cnn), checkpoint)
         self.flow = flow
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,7 @@ class Hybrid(Flow):
         return self.flow.inverse(z, cond)
 
 
-def _details(channels: int, features: int, n_flows: int, transform: Affine, nets: NetSettings) -> Sequential:
+def _details(channels: int, features: int, n_flows: int, transform: Affine, nets: NetSettings) -> list[Flow]:
     """Couplings of the 3·channels details of an image, whose nets also read the image and the map made of it."""
     seen = channels + features
     size = 3 * channels
@@ -105,10 +106,12 @@ class Scale(Flow):
     """x (B, C, H, W) as a coarse image (B, C, H/2, W/2), which the flow `coarse` codes, and details given that image.
 
     The flow `details` is of (B, 3C, H/2, W/2), under a condition that carries the coarse image and `cnn`'s map of it.
+    checkpoint: the map, too, is computed again in the backward pass.
     """
 
-    def __init__(self, coarse: Flow, details: Flow, cnn: nn.Module):
+    def __init__(self, coarse: Flow, details: Flow, cnn: nn.Module, checkpoint: bool):
         super().__init__()
+        self.checkpoint = checkpoint
         self.coarse = coarse
         self.details = details
         self.cnn = cnn
@@ -126,7 +129,8 @@ class Scale(Flow):
         return join(c, d), of_coarse + of_details
 
     def _seen(self, c: Tensor, cond: Conditioning) -> Seen:
-        return Seen(cond.vector, cond.tokens, cond.mask, torch.cat([c, self.cnn(c, cond)], dim=1))
+        features = call(self.cnn, c, cond, checkpoint=self.checkpoint)
+        return Seen(cond.vector, cond.tokens, cond.mask, torch.cat([c, features], dim=1))
 
 
 @dataclass(frozen=True)
@@ -174,14 +178,14 @@ class Marginals(Flow):
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:
     """x (B, C, H, W) → its coarse image (B, C, H/2, W/2) and its details (B, 3C, H/2, W/2), an orthogonal map."""
-    u = _haar(F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)))
+    u = _haar(squeeze(x).unflatten(1, (-1, 4)))
     return u[:, :, 0], u[:, :, 1:].flatten(1, 2)
 
 
 def join(c: Tensor, d: Tensor) -> Tensor:
     """The image whose coarse image and details these are."""
     u = torch.cat([c[:, :, None], d.unflatten(1, (-1, 3))], dim=2)
-    return F.pixel_shuffle(_haar(u).flatten(1, 2), 2)
+    return unsqueeze(_haar(u).flatten(1, 2))
 
 
 def _haar(u: Tensor) -> Tensor:

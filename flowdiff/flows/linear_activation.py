@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from flowdiff.activations import MAX_STRENGTH, Activation
 from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flattened, Flow, Sequential
+from flowdiff.nn.inject import zero_init
 from flowdiff.registry import register
 
 
@@ -29,7 +30,8 @@ class LinearActivation(Flow):
     x (B, …) of any shape, seen as D = prod(shape) dimensions. n_flows ≥ 1 layers. `linear` is W: `rotation` (Cayley
     map of a skew matrix, log-det 0), `plu` (permutation and triangular factors, log-det in O(D)), `householder`
     (product of reflections, log-det 0). |g| < log_scale_bound, k within e^{±log_sharpness_bound}, |w| < 0.95, so the
-    slope of every activation stays in [0.05, 1.95]. As smooth as its activation: C^∞ for softplus, tanh, swish.
+    slope of every activation stays in [0.05, 1.95]. checkpoint: compute each map again in the backward pass
+    (flowdiff/nn/recompute.py). As smooth as its activation: C^∞ for softplus, tanh, swish.
     """
 
     inverse_by = "the activation's: closed form or Newton's method"
@@ -44,6 +46,7 @@ class LinearActivation(Flow):
         linear: Literal["rotation", "plu", "householder"],
         log_scale_bound: PositiveFloat,
         log_sharpness_bound: PositiveFloat,
+        checkpoint: bool,
     ):
         super().__init__()
         dim = math.prod(shape)
@@ -51,7 +54,7 @@ class LinearActivation(Flow):
         layers: list[Flow] = []
         for i in range(n_flows):
             layers += [maps[i], ConditionedActivation(dim, embed_dim, activation, log_scale_bound, log_sharpness_bound)]
-        self.flow = Flattened(Sequential([*layers, *maps[n_flows:]]))
+        self.flow = Flattened(Sequential([*layers, *maps[n_flows:]], checkpoint))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):  # all of it acts on x itself
@@ -80,9 +83,7 @@ class ConditionedActivation(Flow):
         self.activation = activation
         self.log_scale_bound = log_scale_bound
         self.log_sharpness_bound = log_sharpness_bound
-        self.steer = nn.Linear(embed_dim, 4 * dim)
-        nn.init.zeros_(self.steer.weight)
-        nn.init.zeros_(self.steer.bias)
+        self.steer = zero_init(nn.Linear(embed_dim, 4 * dim))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         g, b, w, k = self._steered(cond)

@@ -44,9 +44,9 @@ class MixtureLogistic(CouplingFlow):
 
     x (B, *shape) → z like x, log-det (B,) in nats; the identity at the start, as smooth as its activation. The inverse
     is Newton's method kept inside a bracket, to rounding, and differentiable. The input should be whitened.
-    form, n_flows, levels, hidden, depth, inject: as in realnvp. components: K of each mixture; scale_bound: |s_k|, |a|
-    and the log-scales of an image's split priors stay below it (nats); heads: of the attention among the pixels after
-    each block of an image's nets, a divisor of hidden.
+    form, n_flows, levels, hidden, depth, inject, checkpoint: as in realnvp. components: K of each mixture; scale_bound:
+    |s_k|, |a| and the log-scales of an image's split priors stay below it (nats); heads: of the attention among the
+    pixels after each block of an image's nets, a divisor of hidden.
     Raises ConfigurationError if heads does not divide hidden, if a vector has fewer than two dimensions, or if an
     image's sides cannot be halved.
     Source: Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019.
@@ -70,6 +70,7 @@ class MixtureLogistic(CouplingFlow):
         components: PositiveInt,
         scale_bound: PositiveFloat,
         inject: Inject,
+        checkpoint: bool,
     ):
         if hidden % heads:
             raise ConfigurationError(
@@ -78,7 +79,9 @@ class MixtureLogistic(CouplingFlow):
             )
         transform = MixtureCDF(components, scale_bound)
         nets = NetSettings(hidden, depth, embed_dim, activation, inject, token_dim)
-        super().__init__("mixture_logistic", shape, form, n_flows, levels, transform, nets, scale_bound, heads)
+        super().__init__(
+            "mixture_logistic", shape, form, n_flows, levels, transform, nets, scale_bound, checkpoint, heads
+        )
 
 
 class Blend(NamedTuple):
@@ -92,12 +95,13 @@ class Blend(NamedTuple):
     def value(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """T(x) and log T′(x), like x (B, N, …)."""
         u = (x[:, None] - self.mean) * (-self.log_scale).exp()
-        below, above = F.logsigmoid(u), F.logsigmoid(-u)
-        log_below = torch.logsumexp(self.log_weight + below, 1)  # log F
-        log_above = torch.logsumexp(self.log_weight + above, 1)  # log(1 − F)
-        log_density = torch.logsumexp(self.log_weight - self.log_scale + below + above, 1)  # log F′
-        slope = (log_density - log_below - log_above).exp()  # of logit F
-        return x + self.w * (log_below - log_above - x), (1 - self.w + self.w * slope).log()
+        below, above = self.log_weight + F.logsigmoid(u), self.log_weight + F.logsigmoid(-u)
+        logit = torch.logsumexp(below, 1) - torch.logsumexp(above, 1)  # log F − log(1 − F)
+        # Its slope F′/F + F′/(1 − F) as means over k: positive terms only, while the difference of log F′, log F and
+        # log(1 − F) is all rounding far out.
+        each = torch.softmax(below, 1) * torch.sigmoid(-u) + torch.softmax(above, 1) * torch.sigmoid(u)
+        slope = (each * (-self.log_scale).exp()).sum(1)
+        return x + self.w * (logit - x), (1 - self.w + self.w * slope).log()
 
     def root(self, v: Tensor) -> Tensor:
         """x with T(x) = v, as accurate as rounding lets it be; carries no gradient.

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flowdiff.conditioning import Conditioning
@@ -28,6 +27,7 @@ from flowdiff.flows.base import Flow, Sequential
 from flowdiff.flows.coupling import Affine, Coupling, NetFactory, Transform, alternating, vector_couplings
 from flowdiff.nn.conv import ResidualConv
 from flowdiff.nn.mlp import ResidualMLP
+from flowdiff.nn.recompute import call
 from flowdiff.nn.residual import NetSettings
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -41,49 +41,70 @@ LARGEST_VECTOR = 256  # dimensions up to which form=auto takes an image as a vec
 class MultiScale(Flow):
     """`levels` ≥ 1 scales of x (B, C, H, W), H and W multiples of 2^levels; z like x.
 
-    make_steps makes the flow of a level for the shape (4C, H/2, W/2) that it has there, make_net the split priors'
-    nets; |s| of a prior stays below prior_bound (nats).
+    make_steps makes the flows of a level, applied in turn, for the shape (4C, H/2, W/2) that it has there, make_net
+    the split priors' nets; |s| of a prior stays below prior_bound (nats). checkpoint: as in Sequential.
     """
 
     def __init__(
         self,
         shape: Shape,
         levels: int,
-        make_steps: Callable[[Shape], Flow],
+        make_steps: Callable[[Shape], list[Flow]],
         make_net: GridNetFactory,
         prior_bound: float,
+        checkpoint: bool,
     ):
         super().__init__()
+        self.checkpoint = checkpoint
         channels, grid = 4 * shape[0], (shape[1] // 2, shape[2] // 2)
-        self.steps = make_steps((channels, *grid))
+        self.steps = Sequential(make_steps((channels, *grid)), checkpoint)
         self.prior: Coupling | None = None
         self.inner: MultiScale | None = None
         if levels > 1:
             self.prior = Coupling(channels, False, Affine(prior_bound), make_net(grid))
-            self.inner = MultiScale((channels // 2, *grid), levels - 1, make_steps, make_net, prior_bound)
+            self.inner = MultiScale((channels // 2, *grid), levels - 1, make_steps, make_net, prior_bound, checkpoint)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        y, logdet = self.steps(F.pixel_unshuffle(x, 2), cond)
+        y, logdet = self.steps(squeeze(x), cond)
         if self.inner is not None:
-            y, of_prior = self.prior(y, cond)
+            y, of_prior = call(self.prior, y, cond, checkpoint=self.checkpoint)
             k, h = y.chunk(2, dim=1)
             k, of_inner = self.inner(k, cond)
             y, logdet = torch.cat([k, h], dim=1), logdet + of_prior + of_inner
-        return F.pixel_shuffle(y, 2), logdet
+        return unsqueeze(y), logdet
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        y, logdet = F.pixel_unshuffle(z, 2), z.new_zeros(len(z))
+        y, logdet = squeeze(z), z.new_zeros(len(z))
         if self.inner is not None:
             k, h = y.chunk(2, dim=1)
             k, of_inner = self.inner.inverse(k, cond)
             y, of_prior = self.prior.inverse(torch.cat([k, h], dim=1), cond)
             logdet = of_inner + of_prior
         y, of_steps = self.steps.inverse(y, cond)
-        return F.pixel_shuffle(y, 2), logdet + of_steps
+        return unsqueeze(y), logdet + of_steps
+
+
+def squeeze(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, 4C, H/2, W/2): a channel's 2×2 blocks become four channels, row by row."""
+    # Not by F.pixel_unshuffle: compiled by torch 2.15, the way back through what follows it is wrong.
+    blocks = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H/2, 2, W/2, 2)
+    return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
+def unsqueeze(y: Tensor) -> Tensor:
+    """The image that squeeze takes to y."""
+    blocks = y.unflatten(1, (-1, 2, 2))  # (B, C, 2, 2, H/2, W/2)
+    return blocks.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)
 
 
 def image_couplings(
-    shape: Shape, levels: int, n_flows: int, transform: Transform, make_net: GridNetFactory, prior_bound: float
+    shape: Shape,
+    levels: int,
+    n_flows: int,
+    transform: Transform,
+    make_net: GridNetFactory,
+    prior_bound: float,
+    checkpoint: bool,
 ) -> MultiScale:
     """n_flows couplings a level, in pairs with checkerboard and with channel masks in turn.
 
@@ -92,7 +113,7 @@ def image_couplings(
     generator and kept in the state dict.
     """
 
-    def steps(inside: Shape) -> Sequential:
+    def steps(inside: Shape) -> list[Flow]:
         channels, *grid = inside
 
         def order(pair: int) -> Tensor:
@@ -100,7 +121,7 @@ def image_couplings(
 
         return alternating(channels, n_flows, order, transform, make_net(tuple(grid)))
 
-    return MultiScale(shape, levels, steps, make_net, prior_bound)
+    return MultiScale(shape, levels, steps, make_net, prior_bound, checkpoint)
 
 
 def conv_nets(nets: NetSettings, heads: int = 0) -> GridNetFactory:
@@ -151,8 +172,8 @@ class CouplingFlow(Flow, ABC):
 
     form: `vector` flattens samples of any shape; `image` squeezes (C, H, W), over `levels` scales, with nets that
     attend among the pixels if heads > 0; `auto` is `image` for images of even sides and more than 256 dimensions.
-    prior_bound: |log-scale| of an image's split priors stays below it (nats). The splits are drawn from torch's global
-    generator and kept in the state dict.
+    prior_bound: |log-scale| of an image's split priors stays below it (nats). checkpoint: as in Sequential. The splits
+    are drawn from torch's global generator and kept in the state dict.
     Raises ConfigurationError, for flow=`name`, if a vector has fewer than two dimensions or an image's sides cannot be
     halved.
     """
@@ -167,14 +188,17 @@ class CouplingFlow(Flow, ABC):
         transform: Transform,
         nets: NetSettings,
         prior_bound: float,
+        checkpoint: bool,
         heads: int = 0,
     ):
         super().__init__()
         if form == "image" or (form == "auto" and large_even_image(shape)):
             levels = image_levels(name, shape, levels)
-            self.flow = image_couplings(shape, levels, n_flows, transform, conv_nets(nets, heads), prior_bound)
+            conv = conv_nets(nets, heads)
+            self.flow = image_couplings(shape, levels, n_flows, transform, conv, prior_bound, checkpoint)
         else:
-            self.flow = vector_couplings(name, shape, n_flows, transform, partial(ResidualMLP, settings=nets))
+            net = partial(ResidualMLP, settings=nets)
+            self.flow = vector_couplings(name, shape, n_flows, transform, net, checkpoint)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         return self.flow(x, cond)

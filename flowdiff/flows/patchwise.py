@@ -51,7 +51,8 @@ class Patchwise(Flow):
     blocks of the couplings' nets; heads, n_layers: of the causal transformer, `hidden` wide; scale_bound: |log-scale|
     stays below it, in nats per map. inject: how v_i, which holds σ, c, the place and the patches before, enters the
     couplings' nets; `cross_attention` lets them read the condition's tokens, too. Each layer of the transformer is
-    steered by e (AdaLN).
+    steered by e (AdaLN). checkpoint: compute the couplings and the layers again in the backward pass
+    (flowdiff/nn/recompute.py).
 
     Raises ConfigurationError for vectors, if patch does not divide the sides, or if heads does not divide hidden.
     """
@@ -74,6 +75,7 @@ class Patchwise(Flow):
         n_layers: PositiveInt,
         scale_bound: PositiveFloat,
         inject: Inject,
+        checkpoint: bool,
     ):
         super().__init__()
         self.patch = patch_side(shape, patch)
@@ -93,13 +95,13 @@ class Patchwise(Flow):
                     "width."
                 )
             self.context = PastTransformer(
-                T, d, embed_dim, hidden, heads, n_layers, embed_dim, activation, "film", checkpoint=False
+                T, d, embed_dim, hidden, heads, n_layers, embed_dim, activation, "film", checkpoint
             )
         transform = Affine(scale_bound)
         flows: list[Flow] = [Marginals((d,), embed_dim, transform)]
         if d > 1:
             net = partial(ResidualMLP, settings=NetSettings(hidden, depth, embed_dim, activation, inject, token_dim))
-            flows.append(vector_couplings("patchwise", (d,), n_flows, transform, net))
+            flows.append(vector_couplings("patchwise", (d,), n_flows, transform, net, checkpoint))
         self.flow = Sequential(flows)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,9 @@ class RealNVP(CouplingFlow):
     form: `vector` flattens samples of any shape; `image` squeezes (C, H, W) (flowdiff/flows/multiscale.py); `auto` is
     `image` for images of even sides and more than 256 dimensions. n_flows: number of couplings (1 moves half of the
     dimensions, 2 all of them), in an image of each level; levels: of an image, null for as many as its sides allow;
-    hidden, depth: width and residual blocks of each net; scale_bound: |s| stays below it; inject: how (σ, c) enters
-    the nets. The splits are drawn from torch's global generator and kept in the checkpoint.
+    hidden, depth: width and residual blocks of each net; scale_bound: |s| stays below it; inject: how (σ, c) enters the
+    nets; checkpoint: compute each coupling again in the backward pass (flowdiff/nn/recompute.py). The splits are drawn
+    from torch's global generator and kept in the checkpoint.
     Raises ConfigurationError if a vector has fewer than two dimensions or an image's sides cannot be halved.
     Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017.
     """
@@ -48,6 +49,7 @@ class RealNVP(CouplingFlow):
         depth: PositiveInt,
         scale_bound: PositiveFloat,
         inject: Inject,
+        checkpoint: bool,
     ):
         nets = NetSettings(hidden, depth, embed_dim, activation, inject, token_dim)
-        super().__init__("realnvp", shape, form, n_flows, levels, Affine(scale_bound), nets, prior_bound=scale_bound)
+        super().__init__("realnvp", shape, form, n_flows, levels, Affine(scale_bound), nets, scale_bound, checkpoint)

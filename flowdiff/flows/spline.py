@@ -37,9 +37,9 @@ class Spline(CouplingFlow):
     x (B, *shape) → z like x, log-det (B,) in nats; the identity at the start. Only C¹ in x, whatever the activation:
     the score exists everywhere and *jumps at the knots*, and score losses do not see the jumps. Beyond |x| = bound
     every coupling is the identity, so the input should be whitened (to deviation 1 per dimension).
-    form, n_flows, levels, hidden, depth, inject: as in realnvp. bins: K of each spline; bound: B; min_bin: least width
-    and height of a bin as a fraction of 2B; min_slope: least slope at a knot, its inverse is the largest; prior_bound:
-    |log-scale| of an image's split priors stays below it (nats).
+    form, n_flows, levels, hidden, depth, inject, checkpoint: as in realnvp. bins: K of each spline; bound: B; min_bin:
+    least width and height of a bin as a fraction of 2B; min_slope: least slope at a knot, its inverse is the largest;
+    prior_bound: |log-scale| of an image's split priors stays below it (nats).
     Raises ConfigurationError if `bins` bins of min_bin do not fit, if a vector has fewer than two dimensions, or if an
     image's sides cannot be halved.
     Source: Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019.
@@ -65,6 +65,7 @@ class Spline(CouplingFlow):
         min_slope: Fraction,
         prior_bound: PositiveFloat,
         inject: Inject,
+        checkpoint: bool,
     ):
         if bins * min_bin >= 1:
             raise ConfigurationError(
@@ -73,7 +74,7 @@ class Spline(CouplingFlow):
             )
         transform = RationalQuadratic(bins, bound, min_bin, min_slope)
         nets = NetSettings(hidden, depth, embed_dim, activation, inject, token_dim)
-        super().__init__("spline", shape, form, n_flows, levels, transform, nets, prior_bound)
+        super().__init__("spline", shape, form, n_flows, levels, transform, nets, prior_bound, checkpoint)
 
 
 class Bin(NamedTuple):

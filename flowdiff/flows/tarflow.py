@@ -48,7 +48,8 @@ class TarFlow(Flow):
     inverse: `cache` walks the tokens and keeps their keys and values; `jacobi` computes all tokens from the last
     sweep's until no number of a sample moves by more than tolerance·(1 + |x|), or T sweeps have made it exact; `auto`
     is jacobi on accelerators and cache on a CPU. Where autograd is on it is always the walk, which it can follow.
-    checkpoint: recompute the layers' activations in the backward pass. token_dim: width of cond.tokens, 0 for none.
+    checkpoint: compute the layers again in the backward pass (flowdiff/nn/recompute.py). token_dim: width of
+    cond.tokens, 0 for none.
 
     Raises ConfigurationError if patch does not divide the sample or leaves one token, or heads does not divide hidden.
     Source: Zhai et al., "Normalizing Flows are Capable Generative Models", 2024; start token and deep–shallow layers:

@@ -31,6 +31,7 @@ from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flow
 from flowdiff.flows.masked_walk import walk
 from flowdiff.nn.inject import zero_init
+from flowdiff.nn.recompute import call
 from flowdiff.registry import register
 
 Slope = Annotated[float, Field(gt=0, lt=1)]
@@ -46,7 +47,8 @@ class MaskedFlow(Flow, ABC):
     and number of the masked nets' hidden layers, whose last layer is zero at the start. passes: None, every dimension
     sees all before it; 2, one half sees the other (a coupling); in general that many groups, each sees those before
     it. The inverse takes as many passes through the nets. random_order: the dimensions in an order drawn from torch's
-    global generator for each map and kept in the state dict, instead of ascending and descending in turn.
+    global generator for each map and kept in the state dict, instead of ascending and descending in turn. checkpoint:
+    each map is computed again in the backward pass of data → base (flowdiff/nn/recompute.py).
     """
 
     inverse_by = "dimension by dimension"
@@ -64,6 +66,7 @@ class MaskedFlow(Flow, ABC):
         depth: int,
         passes: int | None,
         random_order: bool,
+        checkpoint: bool,
     ):
         super().__init__()
         from zuko.flows import MaskedAutoregressiveTransform
@@ -90,10 +93,18 @@ class MaskedFlow(Flow, ABC):
                 if hasattr(layer, "mask"):
                     layer.mask = layer.mask.to(layer.weight)  # so that mask·weight converts nothing
         self.dim = dim
+        self.checkpoint = checkpoint
         self.transform = LazyComposedTransform(*transforms)  # (context) → torch's Transform
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self._both(self.transform(cond.vector), x)
+        z, logdet = x, x.new_zeros(len(x))
+        for transform in self.transform.transforms:
+            z, term = call(self._through, transform, z, cond.vector, checkpoint=self.checkpoint)
+            logdet = logdet + term
+        return z, logdet
+
+    def _through(self, transform: nn.Module, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        return self._both(transform(e), x)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() or self.dim == 1 or not self.elementwise:
@@ -130,8 +141,8 @@ class Nonlinearity(nn.Module):
 class MAF(MaskedFlow):
     """τ(x) = x·e^s + t, s = a/(1 + |a/c|), c = −ln min_slope, (a, t) from a masked net; with passes=2 a RealNVP.
 
-    hidden, depth, passes, random_order: see MaskedFlow; min_slope: e^s lies between it and its reciprocal. The inverse
-    is exact. The identity at the start. The score is continuous, its derivative jumps where a = 0.
+    hidden, depth, passes, random_order, checkpoint: see MaskedFlow; min_slope: e^s lies between it and its reciprocal.
+    The inverse is exact. The identity at the start. The score is continuous, its derivative jumps where a = 0.
     Source: Papamakarios et al., "Masked Autoregressive Flow for Density Estimation", 2017.
     """
 
@@ -149,11 +160,12 @@ class MAF(MaskedFlow):
         passes: PositiveInt | None,
         random_order: bool,
         min_slope: Slope,
+        checkpoint: bool,
     ):
         from zuko.transforms import MonotonicAffineTransform
 
         affine = partial(MonotonicAffineTransform, slope=min_slope)
-        nets = (n_flows, hidden, depth, passes, random_order)
+        nets = (n_flows, hidden, depth, passes, random_order, checkpoint)
         super().__init__(shape, embed_dim, activation, lambda: affine, [(), ()], *nets)
 
 
@@ -162,8 +174,9 @@ class MAF(MaskedFlow):
 class NSF(MaskedFlow):
     """τ a monotone rational-quadratic spline of `bins` pieces on [−5, 5] and the identity outside.
 
-    hidden, depth, passes, random_order: see MaskedFlow; min_slope: the slopes at the knots lie between it and its
-    reciprocal. The inverse is exact. The identity at the start. τ is C¹: the score jumps at the knots and at ±5.
+    hidden, depth, passes, random_order, checkpoint: see MaskedFlow; min_slope: the slopes at the knots lie between it
+    and its reciprocal. The inverse is exact. The identity at the start. τ is C¹: the score jumps at the knots and at
+    ±5.
     Source: Durkan et al., "Neural Spline Flows", 2019.
     """
 
@@ -183,11 +196,12 @@ class NSF(MaskedFlow):
         random_order: bool,
         bins: Annotated[int, Field(ge=2)],
         min_slope: Slope,
+        checkpoint: bool,
     ):
         from zuko.transforms import MonotonicRQSTransform
 
         spline = partial(MonotonicRQSTransform, slope=min_slope)
-        nets = (n_flows, hidden, depth, passes, random_order)
+        nets = (n_flows, hidden, depth, passes, random_order, checkpoint)
         super().__init__(shape, embed_dim, activation, lambda: spline, [(bins,), (bins,), (bins - 1,)], *nets)
 
 
@@ -196,9 +210,9 @@ class NSF(MaskedFlow):
 class NAF(MaskedFlow):
     """τ a net with positive weights, one per dimension, monotone in x_i; its other inputs h_i are `signal` numbers.
 
-    hidden, depth, passes, random_order: see MaskedFlow. monotone_hidden: width of τ's two hidden layers, ELUs whatever
-    `activation` is: the score jumps at their kinks. The identity at the start but for 20 % at |x| = 5. The inverse is
-    found by bisection and Newton's method within |x| < 10,000, and can be differentiated once.
+    hidden, depth, passes, random_order, checkpoint: see MaskedFlow. monotone_hidden: width of τ's two hidden layers,
+    ELUs whatever `activation` is: the score jumps at their kinks. The identity at the start but for 20 % at |x| = 5.
+    The inverse is found by bisection and Newton's method within |x| < 10,000, and can be differentiated once.
     Source: Huang et al., "Neural Autoregressive Flows", 2018.
     """
 
@@ -220,9 +234,10 @@ class NAF(MaskedFlow):
         random_order: bool,
         signal: PositiveInt,
         monotone_hidden: PositiveInt,
+        checkpoint: bool,
     ):
         dim = math.prod(shape)
-        nets = (n_flows, hidden, depth, passes, random_order)
+        nets = (n_flows, hidden, depth, passes, random_order, checkpoint)
         super().__init__(
             shape, embed_dim, activation, lambda: PositiveNets(dim, signal, monotone_hidden), [(signal,)], *nets
         )

@@ -9,26 +9,42 @@ can be differentiated as often as wanted. Which one is due is known where x ente
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+Output = TypeVar("Output")
+
 _promised = False  # a plain global, which torch.compile can guard on; autograd's own modes are per thread as well
 
 
 @contextmanager
-def first_order() -> Iterator[None]:
-    """Promise that what is computed inside will be differentiated in x once at most, and backward."""
+def first_order(promised: bool = True) -> Iterator[None]:
+    """Promise that what is computed inside will be differentiated in x once at most, and backward; or do not."""
     global _promised
-    before, _promised = _promised, True
+    before, _promised = _promised, promised
     try:
         yield
     finally:
         _promised = before
+
+
+def as_promised(function: Callable[..., Output]) -> Callable[..., Output]:
+    """`function`, under what is promised now whenever it is called: what is computed twice takes the same kernel."""
+    promised = _promised
+
+    @wraps(function)
+    def call(*inputs: object) -> Output:
+        with first_order(promised):
+            return function(*inputs)
+
+    return call
 
 
 def may_fuse(x: Tensor) -> bool:

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from flowdiff.activations import Activation
 from flowdiff.nn.inject import Inject, zero_init
+from flowdiff.nn.recompute import call
 from flowdiff.nn.sdpa import attention
 
 EPS = 1e-4  # under the root of every normalisation, whose input has a variance of order one: gain at most 100
@@ -168,8 +168,8 @@ class Layer(nn.Module):
 class PastTransformer(nn.Module):
     """o_i = g_i(u_0 … u_{i−1}; e, context), u (B, T, in_features) → o (B, T, out_features), zero at the start.
 
-    length: T. width (divisible by heads), depth layers. checkpoint: each layer's activations are recomputed in the
-    backward pass instead of kept.
+    length: T. width (divisible by heads), depth layers. checkpoint: each layer is computed again in the backward
+    pass (flowdiff/nn/recompute.py).
     """
 
     def __init__(
@@ -198,11 +198,7 @@ class PastTransformer(nn.Module):
         start = self.start.expand(len(u), 1, -1)
         h = torch.cat([start, self.inner(u[:, :-1])], dim=1) + self.positions
         for layer in self.layers:
-            steering = layer.steer(e, context)
-            if self.checkpoint and torch.is_grad_enabled():
-                h = checkpoint(layer, h, steering, fused, use_reentrant=False, preserve_rng_state=False)
-            else:
-                h = layer(h, steering, fused)
+            h = call(layer, h, layer.steer(e, context), fused, checkpoint=self.checkpoint)
         return self._read_out(h, self.norm.steer(e), u.dtype)
 
     def reader(self, e: Tensor, context: Context | None, fused: bool) -> Reader:

@@ -166,6 +166,11 @@ def test_the_adjoint_refuses_a_second_derivative():
     assert score.isfinite().all()
 
 
+def test_the_adjoint_has_nothing_to_compute_again():
+    with pytest.raises(ConfigurationError, match=r"flow\.checkpoint=true does not go with flow\.backprop=adjoint"):
+        make(backprop="adjoint", checkpoint=True)
+
+
 @TRACES
 def test_direct_has_second_derivatives(trace):
     flow = make(backprop="direct", steps=2, **trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -269,3 +270,38 @@ def test_one_dimension_works(case, shape):
     assert (z - x).abs().max() > 0.1
     torch.testing.assert_close(flow.inverse(z, cond)[0], x, rtol=1e-8, atol=1e-8 + flow.inverse_error)
     assert logdet.isfinite().all()
+
+
+def with_checkpoint() -> list[tuple[str, dict, tuple[int, ...]]]:
+    """Each flow that has the key, in every form, on the last of SHAPES that it takes."""
+    flows = {name: registry.resolve("flow", name) for name in registry.names("flow")}
+    having = {name for name, flow in flows.items() if "checkpoint" in registry.hyperparameters(flow)}
+    cases = [case for case in variants() if case[0] in having and case[1].keys() <= {"form", "context"}]
+    return [(*case, next(shape for shape in SHAPES[::-1] if takes(case, shape))) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "choices", "shape"), with_checkpoint(), ids=str)
+def test_checkpointing_changes_nothing_but_the_memory(name, choices, shape):
+    """log p, its gradient in the parameters, and the gradient of a loss of the score; and what is kept for them."""
+    found = []
+    for checkpoint in (False, True):
+        flow = make_flow((name, {**choices, "checkpoint": checkpoint}), shape, EMBED, far=True).train()
+        x, cond = samples(3, shape).requires_grad_(), condition(3)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(noted, kept), lambda t: t):
+            log_p = log_density(flow, x, cond)
+        first = torch.autograd.grad(log_p.sum(), list(flow.parameters()), retain_graph=True)
+        (score,) = torch.autograd.grad(log_p.sum(), x, create_graph=True)
+        loss = (score * torch.linspace(-1, 1, score.numel()).view_as(score)).sum() + log_p.sum()
+        second = torch.autograd.grad(loss, list(flow.parameters()), allow_unused=True)
+        numbers = sum(t.numel() for t in kept if not isinstance(t, torch.nn.Parameter))
+        found.append((numbers, [log_p.detach(), score.detach(), *first, *(g for g in second if g is not None)]))
+    (all_of_it, plain), (less, again) = found
+    assert less < 0.7 * all_of_it
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)  # the same operations; sums in another order
+
+
+def noted(kept: list[torch.Tensor], t: torch.Tensor) -> torch.Tensor:
+    kept.append(t)
+    return t

@@ -9,8 +9,7 @@ from flow_cases import perturb
 from flowdiff import registry
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Sequential
-from flowdiff.flows.multiscale import MultiScale, checkerboard, conv_nets, image_levels
+from flowdiff.flows.multiscale import MultiScale, checkerboard, conv_nets, image_levels, squeeze, unsqueeze
 from flowdiff.nn.residual import NetSettings
 
 EMBED = 3
@@ -21,7 +20,7 @@ def make(levels: int) -> MultiScale:
     torch.manual_seed(0)
     act = registry.build("activation", "swish")
     nets = conv_nets(NetSettings(8, 1, EMBED, act, "film"))
-    return perturb(MultiScale((1, 8, 8), levels, lambda shape: Sequential([]), nets, 2.0).double())
+    return perturb(MultiScale((1, 8, 8), levels, lambda shape: [], nets, 2.0, False).double())
 
 
 def inputs(n: int = 2) -> tuple[torch.Tensor, Conditioning]:
@@ -65,8 +64,14 @@ def test_checkerboard_squares():
     """Squeezed and ordered, the first half of the channels are the black squares of each image channel."""
     board = (torch.arange(4)[:, None] + torch.arange(6)) % 2
     image = torch.stack([board, 2 + board]).double()[None]  # black squares 0 and 2, white ones 1 and 3
-    channels = torch.nn.functional.pixel_unshuffle(image, 2)[0, checkerboard(8)]
+    channels = squeeze(image)[0, checkerboard(8)]
     assert channels.flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 2, 2, 1, 1, 3, 3]
+
+
+def test_squeeze_is_torch_s_pixel_unshuffle():
+    image = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
+    assert torch.equal(squeeze(image), torch.nn.functional.pixel_unshuffle(image, 2))
+    assert torch.equal(unsqueeze(squeeze(image)), image)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""Activation checkpointing computes the same again, by the kernels of the first time, and says what it cannot do."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from flowdiff.errors import ConfigurationError
+from flowdiff.nn import sdpa
+from flowdiff.nn.recompute import call
+
+
+@pytest.mark.parametrize("promised", [False, True])
+def test_attention_is_computed_again_by_the_same_kernel(promised):
+    """The backward pass may run after, or inside, a promise that was not made when the forward pass ran."""
+    fused = []
+
+    def attend(q: torch.Tensor) -> torch.Tensor:
+        fused.append(sdpa.may_fuse(q))
+        return sdpa.attention(q, q, q, None, False, fused[-1])
+
+    q = torch.randn(2, 1, 3, 4, requires_grad=True)
+    with sdpa.first_order(promised):
+        out = call(attend, q, checkpoint=True)
+    with sdpa.first_order(not promised):
+        (again,) = torch.autograd.grad(out.square().sum(), q)
+    assert fused == [promised, promised]
+    (once,) = torch.autograd.grad(sdpa.attention(q, q, q, None, False, promised).square().sum(), q)
+    assert torch.equal(again, once)
+
+
+def test_nothing_is_computed_twice_without_autograd_or_the_flag():
+    calls = []
+
+    def sine(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return x.sin().sin()
+
+    x = torch.randn(3, requires_grad=True)
+    with torch.no_grad():
+        call(sine, x, checkpoint=True)
+    call(sine, x, checkpoint=False).sum().backward()
+    assert len(calls) == 2
+    call(sine, x, checkpoint=True).sum().backward()
+    assert len(calls) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+def test_forward_mode_is_refused():
+    with forward_ad.dual_level(), pytest.raises(ConfigurationError, match=r"loss\.gradient=directional"):
+        call(torch.sin, forward_ad.make_dual(torch.ones(2), torch.ones(2)), checkpoint=True)
