@@ -1,38 +1,19 @@
 """A disk that is full or closed: one sentence, nothing that looks finished, and the same command goes on later."""
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
-from cli_process import ROOT, outcomes, script
+from cli_process import TESTS, outcomes, python, script
 from runs import TINY
 
 LIMIT = 300_000  # bytes of one file; a checkpoint of TINY has a million
-LIMITED = """
-import resource, sys
-from flowdiff.cli.{name} import main
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-sys.argv = {argv!r}
-main()
-"""
 MAKE_ROOM = "choose another place or make room."
 
 
 def limited(name, *arguments, cwd):
     """`python <name>.py <arguments>` on a disk that takes no file of more than LIMIT bytes."""
-    code = LIMITED.format(name=name, limit=LIMIT, argv=[f"{name}.py", *map(str, arguments)])
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return python(TESTS / "small_disk.py", LIMIT, name, *arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from cli_process import ROOT, outcomes, script
+from cli_process import ROOT, fresh, outcomes, script
 from runs import TINY, TINY_DIGITS
 
 from flowdiff import registry
@@ -13,7 +13,7 @@ from flowdiff import registry
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("train")
-    done = script("train", *TINY, cwd=cwd)
+    done = fresh("train", *TINY, cwd=cwd)
     assert done.returncode == 0, done.stderr
     (folder,) = (cwd / "outputs").iterdir()
     return cwd, folder, done
