@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from flowdiff.data.pixels import Pixels, Vectors
-from flowdiff.data.workers import heed_parent_only
+from flowdiff.data.workers import DeafContext, heed_parent_only
 from flowdiff.errors import DataError
 from flowdiff.noise import step_generator
 
@@ -239,6 +239,7 @@ class DataModule(ABC):
             batch_size=None,  # the sampler yields whole batches and the split takes them whole
             num_workers=self.num_workers,
             worker_init_fn=heed_parent_only,
+            multiprocessing_context=DeafContext() if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=pin_memory,
             # Its own generator: making a loader must not move the global one.
