@@ -48,6 +48,7 @@ def load_parts(run: str | Path, device: torch.device | str = "cpu") -> Parts:
         checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
         weights = {key.removeprefix("denoiser."): value for key, value in checkpoint["state_dict"].items()}
         parts.denoiser.load_state_dict(weights)
+        parts.denoiser.levels_file = folder.path / f"levels_of_step_{checkpoint['global_step']}.json"
     except Exception as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
         raise RunError(

@@ -78,6 +78,7 @@ def rehearse(config: Mapping[str, Any]) -> tuple[Parts, Metrics]:
     Raises ConfigurationError where components do not fit each other or the data's shape.
     """
     parts = assemble(config)
+    parts.denoiser.guided(config["guidance"])  # which may read another run
     metrics = build("metrics", config["metrics"], data=parts.data)
     metrics.check(parts.denoiser)
     return parts, metrics
@@ -97,7 +98,12 @@ def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:
 
 
 def _compile(network: nn.Module) -> None:
-    if hasattr(network, "log_prob"):
-        network.log_prob = torch.compile(network.log_prob)
-    else:
-        network.compile()
+    from torch._functorch import config as functorch
+
+    # The graph of log p is kept after the score is taken from it; where torch reuses a graph's memory it forbids that.
+    functorch.donated_buffer = False
+    for method in ("log_prob", "class_log_prob"):  # whose gradient the network's output is
+        if hasattr(network, method):
+            setattr(network, method, torch.compile(getattr(network, method)))
+            return
+    network.compile()

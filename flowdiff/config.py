@@ -317,10 +317,16 @@ def _check_combinations(config: DictConfig) -> None:
         return
     network = registry.resolve("network", config.network.name)
     is_density = hasattr(network, "log_prob")
-    if is_density and config.scaling.name != "score":
+    is_classifier = hasattr(network, "class_log_prob")
+    if (is_density or is_classifier) and config.scaling.name != "score":
         raise ConfigurationError(
-            f"network={config.network.name} scaling={config.scaling.name} makes no sense: a score flow outputs the "
+            f"network={config.network.name} scaling={config.scaling.name} makes no sense: this network outputs the "
             "score ∇log p itself, any other scaling would bend it; take scaling=score."
+        )
+    if registry.resolve("loss", config.loss.name).needs_classifier and not is_classifier:
+        raise ConfigurationError(
+            f"loss={config.loss.name} trains a classifier and network={config.network.name} is none: take "
+            "network=classifier and conditioner=one_hot, or loss=denoising."
         )
     if registry.resolve("loss", config.loss.name).needs_density and not is_density:
         raise ConfigurationError(
@@ -338,10 +344,11 @@ def _check_combinations(config: DictConfig) -> None:
             f"accelerator.compile=true does not go with loss.gradient={gradient} of a score flow: torch.compile has no "
             "double backward; take loss=nll, loss.gradient=directional or accelerator.compile=false."
         )
-    if config.guidance.name != "none" and not config.conditioner.get("drop", 0):
+    needs_null = registry.resolve("guidance", config.guidance.name).needs_null
+    if needs_null and not config.conditioner.get("drop", 0):
         raise ConfigurationError(
             f"guidance={config.guidance.name} needs the null condition, and this model is trained without label "
-            "dropout: take conditioner=class with conditioner.drop > 0, or guidance=none."
+            "dropout: take conditioner=class with conditioner.drop > 0, or another guidance."
         )
 
 

@@ -43,6 +43,9 @@ class Tracker:
     def finish(self, exit_code: int = 0) -> None:
         """Close the run, also after an error."""
 
+    def evaluations(self, folder: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        """Append rows of evaluations.csv, with their `number`, to a run that has ended; run: as for `start`."""
+
 
 @register("logger", "csv")
 class CSVOnly(Tracker):
@@ -110,8 +113,25 @@ class WandB(Tracker):
 
         if rank_zero_only.rank != 0:
             return []
-        import wandb
         from lightning.pytorch.loggers import WandbLogger
+
+        self._open(folder, run)
+        # WandbLogger defines its step axis only for a run that it made itself.
+        self._run.define_metric("*", step_metric=STEP, step_sync=True)
+        self._run.define_metric("val_loss", step_metric=STEP, summary="min")
+        return [WandbLogger(experiment=self._run)]
+
+    def evaluations(self, folder: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        self._open(folder, {**run, "config": None, "resumed": True})
+        axis = "evaluation/number"  # the steps of the training are no axis for these
+        for key in dict.fromkeys(key for row in rows for key in row if key != "number"):
+            self._run.define_metric(f"evaluation/{key}", step_metric=axis, step_sync=False)
+        for row in rows:
+            self._run.log({f"evaluation/{key}": value for key, value in row.items() if value != ""})
+        self.finish()
+
+    def _open(self, folder: Path, run: dict[str, Any]) -> None:
+        import wandb
 
         try:
             # create_new makes no global run, so that several runs of one process cannot leak into each other.
@@ -134,10 +154,6 @@ class WandB(Tracker):
         except wandb.Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise RunError(f"W&B cannot open the run ({reason}): mend it, or take logger.mode=offline.") from error
-        # WandbLogger defines its step axis only for a run that it made itself.
-        self._run.define_metric("*", step_metric=STEP, step_sync=True)
-        self._run.define_metric("val_loss", step_metric=STEP, summary="min")
-        return [WandbLogger(experiment=self._run)]
 
     def minimise(self, values: Mapping[str, float]) -> None:
         if self._run is not None:

@@ -4,6 +4,7 @@ denoising       w(σ)·‖D(x) − x0‖²/D                    (or ‖·‖₁)
 score_matching  σ²·‖s(x) − (x0 − x)/σ²‖²/D
 nll             −log p_σ(x|c)/D                        nats per dimension, first-order only
 hybrid          denoising + λ·nll
+cross_entropy   −log p(c|x, σ)                         nats per sample, of a classifier
 
 Where the score of a flow is differentiated, `gradient` says how: by double_backward, or by the first-order forms of
 flowdiff/networks/directional.py, which take less memory.
@@ -39,6 +40,7 @@ class Loss(ABC):
     """loss(denoiser, x0 (B, …), sigma (B,), noise like x0, cond) → LossOutput with loss (B,)."""
 
     needs_density = False  # whether it calls log_prob, which only a score flow has
+    needs_classifier = False  # whether it calls class_log_prob, which only a classifier has
     differentiates_score = True  # whether its gradient goes through the score: a second derivative of log_prob
     gradient: Gradient = "double_backward"  # how a score flow takes that derivative
 
@@ -141,3 +143,21 @@ class Hybrid(Loss):
         denoising = self.weighting(sigma, denoiser.sigma_data) * mean_except_batch((D - x0).square())
         nll = -log_prob / x0[0].numel()
         return LossOutput(denoising + self.nll_weight * nll, {"denoising": denoising, "nll": nll})
+
+
+@register("loss", "cross_entropy")
+class CrossEntropy(Loss):
+    """−Σ_c v_c·log p(c|x, σ) in nats per sample, v = cond.vector (B, C), zeros and a one; needs a classifier."""
+
+    needs_classifier = True
+    differentiates_score = False
+
+    def __init__(self):
+        pass
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        log_prob = denoiser.network.class_log_prob(x0 + append_dims(sigma, x0.ndim) * noise, sigma)
+        right = (log_prob.argmax(1) == cond.vector.argmax(1)).to(log_prob)
+        return LossOutput(-(cond.vector * log_prob).sum(1), {"accuracy": right})

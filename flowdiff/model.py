@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,14 @@ from flowdiff.conditioning import Conditioning
 from flowdiff.denoiser import Denoiser
 from flowdiff.errors import ConfigurationError
 from flowdiff.guidance import Guidance
-from flowdiff.registry import build
+from flowdiff.registry import build, completed
 from flowdiff.samplers.base import Callback, Sampler
 from flowdiff.samplers.generate import Progress, generate
 from flowdiff.schedules import Schedule
+from flowdiff.sigma_samplers import SigmaSampler
+
+ROUNDING = 1e-5  # of the ends of a range that was computed in float32
+MEASURED = 2**31 - 1  # seed of the trajectories that a schedule is measured on; samples have smaller ones as a rule
 
 
 class ConditionedDenoiser(nn.Module):
@@ -39,9 +44,12 @@ class ConditionedDenoiser(nn.Module):
         self.first_stage = first_stage
         self.to_uint8 = to_uint8
         self.settings = settings
+        self.levels_file: Path | None = None  # of the run folder, for what schedule=optimal measures on these weights
+        self.evaluations = 0  # samples the network has been asked about by the methods below, each time anew
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """D(x, σ, c) for x (B, …), sigma (B,)."""
+        self.evaluations += len(x)
         return self.denoiser(x, sigma, cond)
 
     @property
@@ -72,6 +80,18 @@ class ConditionedDenoiser(nn.Module):
         """log p_σ(x|c) in nats (B,); NotADensity for a raw network."""
         return self.denoiser.log_prob(x, sigma, cond)
 
+    def log_prob_and_denoised(
+        self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """log p_σ(x|c) in nats (B,) and D like x, from one evaluation; NotADensity for a raw network."""
+        self.evaluations += len(x)
+        return self.denoiser.log_prob_and_denoised(x, sigma, cond)
+
+    def class_log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """log p(c|x, σ) of every class, (B, C) nats, of network=classifier."""
+        self.evaluations += len(x)
+        return self.network.class_log_prob(x, sigma)
+
     def cond_of(self, label: Tensor) -> Conditioning | None:
         """The condition of labels (B,)."""
         return self.conditioner(label.to(self.sigma_data.device))
@@ -88,26 +108,27 @@ class ConditionedDenoiser(nn.Module):
         start: str = "noise",
         sigma_start: float | None = None,
         batch_size: int = 512,
+        indices: range | None = None,
         progress: Progress | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
         """n samples in data space, (n, *shape); sample i of a seed is the same in every batch size.
 
         label: one class for all, one per sample, or None: every class in turn. sampler, schedule, guidance: the run's
-        own unless given.
+        own unless given. indices: which of the samples 0 … n − 1 to draw, None for all of them.
+        Raises ConfigurationError for what does not fit the model, among it a sigma_start that it was not trained at.
         """
         sampler = sampler or build("sampler", self.settings["sampler"])
         schedule = schedule or build("schedule", self.settings["schedule"])
         guide = guidance(self) if guidance else self.guided(self.settings["guidance"])
         labels = self.labels(n, label)
-        trained = build("sigma_sampler", self.settings["sigma_sampler"])
-        sigmas = None
-        if start == "noise" and hasattr(trained, "nearest"):  # a model of discrete levels is asked at these only
-            grid = schedule(sampler.num_steps)
-            sigmas = torch.cat([trained.nearest(grid[:-1]), grid[-1:]])
+        if sigma_start is not None:
+            check_trained_at(sigma_start, build("sigma_sampler", self.settings["sigma_sampler"]))
         was_training = self.training
         self.eval()
         try:
+            schedule = schedule.fitted(self._walk, self.levels_file)
+            sigmas = self._known(schedule(sampler.num_steps)) if start == "noise" else None
             z = generate(
                 guide,
                 sampler,
@@ -120,6 +141,7 @@ class ConditionedDenoiser(nn.Module):
                 sigma_start=sigma_start,
                 sigmas=sigmas,
                 batch_size=batch_size,
+                indices=indices,
                 device=self.sigma_data.device,
                 progress=progress,
                 callback=callback,
@@ -129,14 +151,48 @@ class ConditionedDenoiser(nn.Module):
         finally:
             self.train(was_training)
 
+    def _known(self, grid: Tensor) -> Tensor:
+        """A grid as this model can be asked: one of discrete levels at these only, rounded in ln σ."""
+        trained = build("sigma_sampler", self.settings["sigma_sampler"])
+        return torch.cat([trained.nearest(grid[:-1]), grid[-1:]]) if hasattr(trained, "nearest") else grid
+
+    def _walk(self, sigmas: Tensor, n: int, callback: Callback) -> Tensor:
+        """Trajectories for a schedule to measure: in latent space, unguided, of every class in turn."""
+        labels = self.labels(n, None)
+        return generate(
+            self.denoiser,  # whose calls are not counted as those of samples
+            build("sampler", "dpmpp_2m"),
+            None,
+            self.first_stage.latent_shape,
+            n=n,
+            seed=MEASURED,
+            cond_of=None if labels is None else lambda indices: self.cond_of(labels[list(indices)]),
+            sigmas=self._known(sigmas),
+            batch_size=n,
+            device=self.sigma_data.device,
+            callback=callback,
+        )
+
     def guided(self, node: Mapping[str, Any]) -> Guidance:
-        """This denoiser behind the guidance that a config node describes."""
-        if node["name"] != "none" and not self.conditioner.drop:
-            raise ConfigurationError(
-                f"guidance={node['name']} needs the null condition, and this model was trained without label dropout: "
-                "train with conditioner=class and conditioner.drop > 0, or take guidance=none."
-            )
-        return build("guidance", node, denoiser=self, null=self.conditioner.null)
+        """This denoiser behind the guidance that a config node describes; ConfigurationError where they do not fit."""
+
+        def load(run: str) -> ConditionedDenoiser:
+            from flowdiff import api  # upwards: reading a run takes all that makes one
+
+            return api.load(run, self.sigma_data.device)
+
+        every = None if self.num_classes is None else torch.arange(self.num_classes)
+        return build(
+            "guidance",
+            node,
+            denoiser=self,
+            null=self.conditioner.null if self.conditioner.drop else None,
+            classes=None if every is None else lambda: self.cond_of(every),
+            num_classes=self.num_classes,
+            shape=self.first_stage.latent_shape,
+            load=load,
+            guided=lambda inner: self.guided(_whole(inner)),
+        )
 
     def labels(self, n: int, label: int | Sequence[int] | None) -> Tensor | None:
         """The class of each of n samples, (n,), None for an unconditional model; ConfigurationError if out of range."""
@@ -152,3 +208,23 @@ class ConditionedDenoiser(nn.Module):
                 f"class_label={label} is out of range: this model knows the classes 0 … {self.num_classes - 1}."
             )
         return given
+
+
+def _whole(inner: Mapping[str, Any]) -> dict[str, Any]:
+    """The node of a guidance of which only some settings were given; ConfigurationError if it does not say which."""
+    if "name" not in inner:
+        raise ConfigurationError(
+            f"guidance.inner={dict(inner)} does not say which guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
+        )
+    return completed("guidance", inner)
+
+
+def check_trained_at(sigma: float, trained: SigmaSampler) -> None:
+    """Raise ConfigurationError for a noise level that this law of training noise levels never gives in float32."""
+    margin = torch.finfo(torch.float32).eps / 2
+    low, high = trained.quantile(torch.tensor([margin, 1 - margin])).tolist()
+    if not low * (1 - ROUNDING) <= sigma <= high * (1 + ROUNDING):
+        raise ConfigurationError(
+            f"a start at sigma={sigma:g} is not allowed: this model was trained at {low:.3g} … {high:.3g} and knows "
+            "nothing of other noise levels; take a sigma_start among these."
+        )

@@ -44,14 +44,16 @@ ROOMS = {
     "logger": "flowdiff.loggers",
 }
 
-_components: dict[str, dict[str, type]] = {group: {} for group in ROOMS}
+# What is no config group of its own but a line in the YAML of one: metrics.compare.<name> of `metrics`.
+PARTS = {"metric": "flowdiff.evaluation.comparisons"}
+
+_components: dict[str, dict[str, type]] = {group: {} for group in (*ROOMS, *PARTS)}
 _imported: set[str] = set()
 
 
 def register(group: str, name: str) -> Callable[[type], type]:
     """Class decorator: make the class known as `name` in config group `group`."""
-    if group not in ROOMS:
-        raise ConfigurationError(f"{group!r} is not a config group: {nearest(group, ROOMS)}.")
+    _room(group)
 
     def decorate(component: type) -> type:
         known = _components[group].get(name)
@@ -104,14 +106,15 @@ def runtime_parameters(component: type) -> list[str]:
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
-def check(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
     """Hold a config node against its component's signature and return the hyperparameters.
 
-    Raises ConfigurationError with one sentence per first offence: unknown name or key, missing key, wrong type, value
-    out of range.
+    where: the key under which the node stands in the config, if that is not its group. Raises ConfigurationError with
+    one sentence per first offence: unknown name or key, missing key, wrong type, value out of range.
     """
     import pydantic
 
+    where = where or group
     component = resolve(group, str(node["name"]))
     hints = typing.get_type_hints(component.__init__, include_extras=True)
     fields = {
@@ -122,7 +125,7 @@ def check(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
     for key in given:
         if key not in fields:
             allowed = nearest(key, fields) if fields else "it takes no settings"
-            raise ConfigurationError(f"{group}.{key} is not a setting of {group}={node['name']}: {allowed}.")
+            raise ConfigurationError(f"{where}.{key} is not a setting of {group}={node['name']}: {allowed}.")
     config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     # A model's fields may not shadow its own attributes, hence the prefix-free names are carried as aliases.
     model = pydantic.create_model(
@@ -136,11 +139,11 @@ def check(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
         first = error.errors()[0]
         key = str(first["loc"][0])
         if first["type"] == "missing":
-            raise ConfigurationError(f"{group}.{key} is missing: {group}={node['name']} needs it.") from None
+            raise ConfigurationError(f"{where}.{key} is missing: {group}={node['name']} needs it.") from None
         # A union fails once for each of its members: all of them are what is allowed.
         messages = [e["msg"] for e in error.errors() if e["loc"][0] == first["loc"][0]]
         expected = ", or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
-        raise ConfigurationError(f"{group}.{key}={given[key]} is not allowed: {expected}.") from None
+        raise ConfigurationError(f"{where}.{key}={given[key]} is not allowed: {expected}.") from None
     return {k: getattr(valid, f"p_{k}") for k in fields}
 
 
@@ -162,6 +165,13 @@ def build(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:
     return component(**wanted, **settings)
 
 
+def completed(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """A config node, with what it leaves out as in the YAML file of its name."""
+    from flowdiff.config import defaults
+
+    return {**defaults(group, str(node["name"])), **node}
+
+
 def import_plugin(path: str | Path) -> dict[str, list[str]]:
     """Run a user's Python file for its `@register` lines; returns what it added as {group: [names]}."""
     path = Path(path).expanduser().resolve()
@@ -181,10 +191,15 @@ def import_plugin(path: str | Path) -> dict[str, list[str]]:
     return {group: names for group, names in added.items() if names}
 
 
+def _room(group: str) -> str:
+    rooms = {**ROOMS, **PARTS}
+    if group not in rooms:
+        raise ConfigurationError(f"{group!r} is not a config group: {nearest(group, rooms)}.")
+    return rooms[group]
+
+
 def _import_room(group: str) -> None:
-    if group not in ROOMS:
-        raise ConfigurationError(f"{group!r} is not a config group: {nearest(group, ROOMS)}.")
-    room = ROOMS[group]
+    room = _room(group)
     if room in _imported:
         return
     package = importlib.import_module(room)

@@ -86,3 +86,12 @@ def test_a_model_of_discrete_levels_is_sampled_at_these():
     levels = registry.build("sigma_sampler", "discrete").levels
     assert len(seen) > 3
     assert all(float((levels - sigma).abs().min()) < 1e-9 for sigma in seen)
+
+
+def test_levels_are_measured_once_for_a_run(denoiser):
+    settings = {"schedule": "optimal", "num_levels": 8, "num_trajectories": 4, "sampler": "euler", "num_steps": 4}
+    first = flowdiff.sample(denoiser, 3, **settings)
+    assert denoiser.levels_file.parent.joinpath("config.yaml").is_file()
+    again = flowdiff.load(denoiser.levels_file.parent)
+    again._walk = None  # there is nothing left to measure
+    assert torch.equal(flowdiff.sample(again, 3, **settings), first)

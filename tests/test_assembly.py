@@ -5,18 +5,19 @@ import shutil
 import pytest
 import torch
 from flow_cases import perturb
-from runs import TINY, settings
+from runs import settings
 
 from flowdiff.engine import Engine
 from flowdiff.noise import step_generator
 
-SMALL = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16", "network.embed_dim=16"]
+VECTORS = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16"]
+IMAGES = ["dataset=digits", "flow=glow", "flow.n_flows=1", "flow.hidden=4", "flow.levels=1"]
 
 
 def gradient(*overrides: str) -> tuple[float, torch.Tensor]:
-    """The loss of a fixed batch of two moons and its gradient in all parameters, away from the start."""
+    """The loss of a fixed batch and its gradient in all parameters, away from the start."""
     torch.manual_seed(0)
-    engine = Engine.of(settings(*TINY, *SMALL, *overrides))
+    engine = Engine.of(settings("logger=csv", "accelerator=cpu", "network.embed_dim=16", *overrides))
     engine.measure()
     perturb(engine.denoiser.network.flow, 0.2).train()
     batch, generator = engine.data.train[:32], step_generator(0, 0)
@@ -31,10 +32,17 @@ def gradient(*overrides: str) -> tuple[float, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of its own workings
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("loss", ["loss=nll", "loss.gradient=directional"])
-def test_a_compiled_flow_trains_the_same(loss):
-    value, exact = gradient(loss)
-    same, found = gradient(loss, "accelerator.compile=true")
+@pytest.mark.parametrize(
+    "run",
+    [
+        ["dataset=two_moons", *VECTORS, "loss.gradient=directional", "flow.checkpoint=true"],
+        [*IMAGES, "loss.gradient=directional"],
+    ],
+    ids=["directional, recomputed, of vectors", "directional, of images"],
+)
+def test_a_compiled_flow_trains_the_same(run):
+    value, exact = gradient(*run)
+    same, found = gradient(*run, "accelerator.compile=true")
     assert same == pytest.approx(value, rel=1e-5)
     # Rounding; the central difference divides that of log p by the step, 2 % of σ.
     assert (found - exact).norm() < 1e-3 * exact.norm()

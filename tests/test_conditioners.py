@@ -38,3 +38,17 @@ def test_none():
     assert conditioner(torch.zeros(3)) is None
     assert conditioner.null(3) is None
     assert conditioner.dim == 0
+
+
+def test_one_hot_is_the_class_and_zeros_where_it_is_dropped():
+    conditioner = registry.build("conditioner", "one_hot", num_classes=3, drop=0.5).train()
+    labels = torch.arange(3000) % 3
+    vector = conditioner(labels, torch.Generator().manual_seed(1)).vector
+    kept = vector.sum(1) == 1
+    assert torch.equal(vector[kept].argmax(1), labels[kept])
+    assert not vector[~kept].any()
+    assert abs(float(kept.float().mean()) - 0.5) < 0.04  # 3,000 draws: standard error 0.009
+    assert torch.equal(conditioner.eval()(labels[:3]).vector, torch.eye(3))
+    assert not conditioner.null(2).vector.any()
+    with pytest.raises(ConfigurationError, match="conditioner=one_hot needs labelled data"):
+        registry.build("conditioner", "one_hot", num_classes=None)

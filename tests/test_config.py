@@ -35,6 +35,8 @@ def offence(*overrides):
         (["loss=nll", "weighting=edm"], ["weighting has no part in loss=nll"]),
         (["guidance=cfg", "conditioner.drop=0.0"], ["guidance=cfg needs the null condition"]),
         (["guidance=cfg", "conditioner=none"], ["guidance=cfg needs the null condition"]),
+        (["loss=cross_entropy"], ["loss=cross_entropy trains a classifier and network=score_flow is none"]),
+        (["network=classifier", "scaling=edm"], ["network=classifier scaling=edm makes no sense"]),
         (["sede=3"], ["sede is not a setting", "did you mean 'seed'"]),
         (["seed=-1"], ["seed=-1 is not allowed"]),
         (["trainer.max_steps=0"], ["trainer.max_steps=0 is not allowed"]),
@@ -72,6 +74,8 @@ def test_every_option_composes_checks_and_builds(group, name):
         overrides.append("network=mlp")
     if group == "dataset":
         overrides.append("flow=realnvp")  # a rotation of CIFAR-10's 3,072 dimensions takes ten seconds here
+    if name in ("classifier", "cross_entropy") and group != "guidance":
+        overrides += ["network=classifier", "loss=cross_entropy", "conditioner=one_hot"]
     if name in UNLABELLED:
         overrides += ["conditioner=none", "metrics.frechet=false"]
     composed = config.compose(overrides)
@@ -85,9 +89,9 @@ def test_every_option_composes_checks_and_builds(group, name):
 
 @pytest.mark.parametrize("network", config.options("network"))
 @pytest.mark.parametrize("scaling", config.options("scaling"))
-def test_raw_networks_take_every_scaling_and_score_flows_only_score(network, scaling):
+def test_raw_networks_take_every_scaling_and_those_that_give_a_score_only_score(network, scaling):
     composed = config.compose([f"network={network}", f"scaling={scaling}"])
-    if network == "score_flow" and scaling != "score":
+    if network in ("score_flow", "classifier") and scaling != "score":
         with pytest.raises(ConfigurationError, match="makes no sense"):
             config.check(composed)
     else:

@@ -33,8 +33,8 @@ LAYERS = [
     ["cli"],
 ]
 # Beyond the layers: the registry asks the config for YAML defaults (inside a function), the data room is read by no
-# model, and what a run folder holds is known to whoever writes it.
-ALLOWED = {("registry", "config")}
+# model, and what a run folder holds is known to whoever writes it; a run may be guided by another one.
+ALLOWED = {("registry", "config"), ("model", "api")}
 FORBIDDEN = {
     ("data", "denoiser"),
     ("data", "losses"),

@@ -26,6 +26,39 @@ def test_every_metric_has_its_line():
     assert rows["sampling speed"][0] == "1,833 /s"
 
 
+def test_comparisons_of_samples_stand_beside_their_floors():
+    numbers = {
+        **{"fid": 12.345, "fid_sd": 0.21, "fid_floor": 3.1, "kid": 0.0123, "kid_sd": 0.001, "kid_floor": 0.0002},
+        **{"precision": 0.75, "precision_floor": 0.73, "precision_n": 5_000, "is_digits_cnn": 9.1},
+        **{"is_digits_cnn_floor": 9.5, "num_samples": 50_000, "num_test": 10_000},
+        **{"bpd": 3.1, "bpd_se": 0.01, "bpd_ode": 3.2, "bpd_ode_se": 0.02},
+        **{"bpd_sigma_0.1": 2.5, "bpd_sigma_0.1_se": 0.01},
+    }
+    assert rows_of(numbers) == [
+        ("fid", "12.35 ± 0.21", "50,000 samples against the training split"),
+        ("fid floor", "3.1", "10,000 real test samples, same reference"),
+        (
+            *("kid", "0.0123 ± 0.001"),
+            "samples against the training split (n = 50,000); floor 0.0002 (n = 10,000)",
+        ),
+        (
+            *("precision", "0.75"),
+            "share of samples that lie among real ones (n = 5,000); floor 0.73 (n = 5,000)",
+        ),
+        (
+            *("is digits cnn", "9.1"),
+            "Inception score: how sure and how various the classes are (n = 50,000); floor 9.5 (n = 10,000)",
+        ),
+        ("bits/dim", "3.1000 ± 0.0100", "exact density, uniform dequantisation"),
+        (
+            "bits/dim, ODE",
+            "3.2000 ± 0.0200",
+            "probability-flow ODE, trace by Hutchinson; exact if ode_probes=null",
+        ),
+        ("bits/dim at σ = 0.1", "2.5000 ± 0.0100", "exact density at another noise level"),
+    ]
+
+
 def test_what_is_not_there_has_no_line():
     assert rows_of({}) == []
     assert [

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from flowdiff import config
 from flowdiff.cli import hydra_command, in_sentences
+from flowdiff.cli.evaluate import Way, describe, evaluate
 from flowdiff.errors import ConfigurationError
 from flowdiff.launch.identity import slug
 from flowdiff.launch.run_folder import RunFolder, whole
@@ -25,12 +30,24 @@ def main() -> None:
     """Entry point of sample.py and `flowdiff sample`."""
 
     def command() -> None:
-        for arguments in one_run_each(sys.argv[1:]):
-            sys.argv[1:] = arguments
-            offer_settings_of_run(arguments)
-            hydra_command(run, "sample")
+        with _other_processes():
+            for arguments in one_run_each(sys.argv[1:]):
+                offer_settings_of_run(arguments)
+                sys.argv[1:] = swept_together(arguments)
+                hydra_command(run, "sample")
 
     in_sentences(command, "sample")
+
+
+def _other_processes() -> AbstractContextManager[None]:
+    """Those that torchrun has started beside this one; it tells by the environment, without importing torch."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return nullcontext()
+    if int(os.environ["RANK"]) > 0:
+        logging.getLogger("flowdiff").setLevel(logging.WARNING)
+    from flowdiff.evaluation import ranks
+
+    return ranks.joined()
 
 
 def one_run_each(arguments: list[str]) -> list[list[str]]:
@@ -42,8 +59,29 @@ def one_run_each(arguments: list[str]) -> list[list[str]]:
     return [arguments]
 
 
+def swept_together(arguments: list[str]) -> list[str]:
+    """The command line with each key of a swept group swept, too, if only over one value.
+
+    Before it expands a sweep, Hydra composes all that is not swept, and guidance.rescale=0.5 has to wait until one of
+    guidance=cfg,flow_classifier is there to have it.
+    """
+    read = OverridesParser.create().parse_override
+    given = [read(a) if "=" in a and not a.startswith("-") else None for a in arguments]
+    swept = {override.key_or_group for override in given if override is not None and override.is_sweep_override()}
+
+    def waiting(override: Override) -> bool:
+        return "." in override.key_or_group and override.key_or_group.split(".")[0] in swept
+
+    return [
+        f"{argument.partition('=')[0]}=choice({override.get_value_string()})"
+        if override is not None and waiting(override) and not override.is_sweep_override()
+        else argument
+        for argument, override in zip(arguments, given, strict=True)
+    ]
+
+
 def offer_settings_of_run(arguments: list[str]) -> None:
-    """Make the run's own sampler, schedule and guidance the options `of_run`, from which sampling starts."""
+    """Make the run's own sampler, schedule, guidance and metrics the options `of_run`, from which sampling starts."""
     runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
     if not runs:
         if any(a in ("--help", "-h", "--cfg", "-c") for a in arguments):
@@ -57,7 +95,8 @@ def offer_settings_of_run(arguments: list[str]) -> None:
 
 
 BETWEEN = 3.0  # start=compare: the flow that is denoised starts at sigma_data over this, where noise hides its errors
-_FALLBACK = {"sampler": "heun", "schedule": "karras", "guidance": "none"}  # what --help shows without a run
+# What --help shows without a run.
+_FALLBACK = {"sampler": "heun", "schedule": "karras", "guidance": "none", "metrics": "default"}
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -70,45 +109,45 @@ def run(cfg: DictConfig) -> float | None:
     return _sample(settings, folder, _what(list(HydraConfig.get().overrides.task)))
 
 
-class Way(NamedTuple):
-    """One way to samples: what it is called in samples.npz, and where it starts."""
-
-    name: str
-    start: str
-    sigma_start: float | None
-
-
 def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | None:
-    import numpy as np
     import torch
 
     from flowdiff.api import load_parts
+    from flowdiff.evaluation import ranks
     from flowdiff.registry import build
 
     device = settings["device"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and ranks.world_size() > 1:
+        device = ranks.local_device()
     parts = load_parts(folder.path, device)
     ways = _ways(settings, parts.denoiser)
+    guide = parts.denoiser.guided(settings["guidance"])  # once: it may be a run of its own
     options = {
         "label": settings["class_label"],
         "sampler": build("sampler", settings["sampler"]),
         "schedule": build("schedule", settings["schedule"]),
-        "guidance": lambda inner: inner.guided(settings["guidance"]),
+        "guidance": lambda inner: guide,
         "batch_size": settings["batch_size"],
     }
+    if ranks.rank() == 0:
+        _show(settings, ways, parts, options, Path(settings["out"] or folder.path / "samples" / what))
+    return evaluate(settings, ways, parts, folder, options) if settings["evaluate"] else None
+
+
+def _show(settings: dict[str, Any], ways: list[Way], parts: Any, options: dict[str, Any], out: Path) -> None:
+    """Draw each way's samples, timed, into a picture and samples.npz."""
+    import numpy as np
+
     drawn = [_timed(parts.denoiser, way, settings, options, warm=len(ways) > 1) for way in ways]
-    out = Path(settings["out"]) if settings["out"] else folder.path / "samples" / what
     out.mkdir(parents=True, exist_ok=True)
     n = settings["num_samples"]
     for way, (_, seconds) in zip(ways, drawn, strict=True):
-        log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, _describe(settings, way), out)
+        log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, describe(settings, way), out)
     kept = _draw(parts.data, settings, list(zip(ways, drawn, strict=True)), out)
     with whole(out / "samples.npz") as path:
         np.savez_compressed(path, **kept)
-    if not settings["evaluate"]:
-        return None
-    return _evaluate(settings, ways, parts, folder, options)
 
 
 def _ways(settings: dict[str, Any], denoiser: Any) -> list[Way]:
@@ -145,7 +184,7 @@ def _draw(data: Any, settings: dict[str, Any], drawn: list[tuple[Way, Any]], out
         points = points_of(data)
     if len(drawn) > 1:
         n = settings["num_samples"]
-        titles = [f"{_describe(settings, way)}\n{n} samples in {seconds:.2f} s" for way, (_, seconds) in drawn]
+        titles = [f"{describe(settings, way)}\n{n} samples in {seconds:.2f} s" for way, (_, seconds) in drawn]
         panels = [(title, x[: 2000 if vectors else 64]) for title, x in zip(titles, shown.values(), strict=True)]
         with whole(out / "comparison.png") as path:
             pictures.side_by_side(panels, path, columns=8, data=points)
@@ -159,76 +198,7 @@ def _draw(data: Any, settings: dict[str, Any], drawn: list[tuple[Way, Any]], out
     return {name: (x if vectors else x.permute(0, 2, 3, 1)).numpy() for name, x in shown.items()}
 
 
-def _evaluate(
-    settings: dict[str, Any], ways: list[Way], parts: Any, folder: RunFolder, options: dict[str, Any]
-) -> float | None:
-    """Measure the density and each way's samples as the run's own evaluation does; a row each in <run>/evaluations.csv.
-
-    Returns the Fréchet distance of the last way, None where there is none.
-    """
-    from flowdiff.registry import build
-    from flowdiff.result_table import rows_of, show_rows
-
-    parts.data.prepare_data()
-    parts.data.setup()
-    config_ = config.of_run(folder)
-    metrics = build("metrics", config_["metrics"], data=parts.data)
-    denoiser = parts.denoiser
-    sigma_min = build("schedule", config_["schedule"]).sigma_min
-    densities = metrics.densities(denoiser, denoiser.cond_of, sigma_min, config_["seed"])
-    distance = None
-    for way in ways:
-        row, numbers = _measure(settings, way, denoiser, metrics, options)
-        folder.append_evaluation({**row, **numbers, **densities})
-        show_rows(f"{folder.path}: {_describe(settings, way)}", rows_of({**numbers, **densities}))
-        distance = next((value for key, value in numbers.items() if key.startswith("fd_")), None)
-    log.info("appended to %s", folder.evaluations)
-    return distance
-
-
-def _measure(settings: dict[str, Any], way: Way, denoiser: Any, metrics: Any, options: dict[str, Any]) -> Any:
-    """What was asked, and what came of it: two mappings of columns to values."""
-    drawn = {"rows": 0, "samples": 0}
-    hook = denoiser.denoiser.register_forward_pre_hook(
-        lambda module, arguments: drawn.update(rows=drawn["rows"] + len(arguments[0]))
-    )
-
-    def sample(n: int, seed: int) -> Any:
-        drawn["samples"] += n
-        return denoiser.sample(n, seed=seed, start=way.start, sigma_start=way.sigma_start, **options)
-
-    began = time.perf_counter()
-    numbers = metrics.quality(sample, settings["seed"])
-    seconds = time.perf_counter() - began
-    hook.remove()
-    row = {
-        "sampler": settings["sampler"]["name"],
-        "num_steps": settings["sampler"]["num_steps"],
-        "schedule": settings["schedule"]["name"],
-        "guidance": settings["guidance"]["name"],
-        "guidance_scale": settings["guidance"].get("scale", ""),
-        "start": way.start,
-        "sigma_start": way.sigma_start if way.sigma_start is not None else "",
-        "class_label": settings["class_label"] if settings["class_label"] is not None else "",
-        "seed": settings["seed"],
-        "nfe": drawn["rows"] / max(1, drawn["samples"]),
-        "seconds": round(seconds, 3),
-    }
-    return row, numbers
-
-
 def _what(overrides: list[str]) -> str:
     """A folder name for what was asked: the overrides less the run, or "default"."""
     kept = [o for o in overrides if o.split("=")[0] not in ("run", "out", "evaluate", "device", "batch_size")]
     return slug(" ".join(kept)) or "default"
-
-
-def _describe(settings: dict[str, Any], way: Way) -> str:
-    guidance = settings["guidance"]
-    guided = "" if guidance["name"] == "none" else f", {guidance['name']} at scale {guidance['scale']:g}"
-    sampler = f"{settings['sampler']['name']} with {settings['sampler']['num_steps']} steps{guided}"
-    if way.start == "noise":
-        return f"diffusion, {sampler}"
-    if way.sigma_start is None:
-        return "one-shot flow"
-    return f"flow at σ = {way.sigma_start:.3g}, then {sampler}"

@@ -1,14 +1,13 @@
 """Features in which samples are compared: x in [−1, 1] ↦ φ(x), (N, num_features).
 
 Real and generated images are both snapped to the data's grey levels first, so that neither dequantisation noise nor an
-out-of-range pixel tells them apart. A metric is named after its extractor, `fd_<name>`.
+out-of-range pixel tells them apart.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,10 @@ from torch.nn import functional
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.cache import cached, digest
+from flowdiff.evaluation.extractor import Extractor
+from flowdiff.evaluation.inception import InceptionFeatures, check_inception
 
 log = logging.getLogger(__name__)
-
-
-class Extractor(nn.Module, ABC):
-    """φ: samples in model space [−1, 1], (N, C, H, W) or (N, D), to features (N, num_features).
-
-    name: what the metric is called after.  accuracy: of the classifier behind φ on the test split, in [0, 1], or None.
-    weight_hash: identifies φ; two distances compare only if it is the same.
-    """
-
-    name: str
-    num_features: int
-    accuracy: float | None
-    weight_hash: str
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (N, num_features) of samples x."""
 
 
 class IdentityFeatures(Extractor):
@@ -47,6 +31,7 @@ class IdentityFeatures(Extractor):
         super().__init__()
         self.name = "data"
         self.num_features = num_features
+        self.head = None
         self.accuracy = None
         self.weight_hash = "identity"
 
@@ -103,27 +88,32 @@ TRAINING = {
 }
 
 
-def build_extractor(data: Any, cache_dir: Path) -> Extractor:
-    """The extractor that suits the data, in eval mode and frozen.
+def build_extractor(data: Any, cache_dir: Path, inception_weights: Path | None = None) -> Extractor:
+    """The extractor of a run, in eval mode and frozen.
 
-    Vectors: `IdentityFeatures`. Images with classes: a `SmallCNN` trained on their training split, once, and then read
-    from `cache_dir`. Images without classes: ConfigurationError, see `check_extractable`.
+    With a file of weights: `InceptionFeatures`. Without: what suits the data, for vectors `IdentityFeatures`, for
+    images with classes a `SmallCNN` trained on their training split, once, and then read from `cache_dir`. Raises
+    ConfigurationError as `check_extractable` does.
     """
-    check_extractable(data)
+    check_extractable(data, inception_weights)
+    if inception_weights is not None:
+        return InceptionFeatures(inception_weights, data.to_uint8)
     if len(data.shape) == 1:
         return IdentityFeatures(data.shape[0])
     return trained_cnn(data, cache_dir)
 
 
-def check_extractable(data: Any) -> None:
+def check_extractable(data: Any, inception_weights: Path | None = None) -> None:
     """Raise ConfigurationError if no extractor suits the data; looks at its shape and classes only.
 
     A network of random weights could be used for images without classes, but nobody knows what its distance means.
     """
-    if len(data.shape) == 3 and data.num_classes is None:
+    if inception_weights is not None:
+        check_inception(data, inception_weights)
+    elif len(data.shape) == 3 and data.num_classes is None:
         raise ConfigurationError(
             f"metrics.frechet=true needs class labels to train its feature extractor, and dataset={data.name} has "
-            "none: set metrics.frechet=false."
+            "none: set metrics.frechet=false, or take metrics=inception."
         )
 
 
@@ -169,11 +159,16 @@ def extract(extractor: Extractor, data: Any, x: Tensor, batch_size: int) -> Iter
             yield extractor(data.quantize(part.detach().to(device, torch.float32)))
 
 
-def split_batches(data: Any, split: Any, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A whole split in order: images at the centre of their grey level (or vectors), and labels."""
-    for indices in torch.arange(len(split)).split(batch_size):
+def split_batches(data: Any, split: Any, batch_size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in order, or `most` samples of it: images at the centre of their grey level (or vectors), and labels."""
+    for indices in evenly(len(split), most).split(batch_size):
         batch = split[indices]
         yield centred(data, batch.x), batch.label
+
+
+def evenly(n: int, most: int | None) -> Tensor:
+    """Positions 0 … n−1, or where these are more than `most`, that many of them, evenly spaced."""
+    return torch.linspace(0, n - 1, n if most is None else min(n, most), dtype=torch.float64).round().long()
 
 
 def centred(data: Any, x_raw: Tensor) -> Tensor:

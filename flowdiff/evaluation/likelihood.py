@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.evaluation import ranks
 from flowdiff.evaluation.features import centred
 from flowdiff.noise import generators
 
@@ -48,13 +49,14 @@ def bits_per_dim(
     """
     device = denoiser.sigma_data.device
     found = []
-    for indices in torch.arange(len(data.test)).split(batch_size):
+    for indices in ranks.mine(torch.arange(len(data.test))).split(batch_size):
         batch = data.test[indices]
         x = dequantised(data, batch.x, generators(seed, indices.tolist())).to(device)
         with torch.no_grad():
             log_prob = denoiser.log_prob(x, x.new_full((len(x),), sigma), cond_of(batch.label.to(device)))
         found.append(log_prob.double().cpu())
-    metric, values = per_dimension(torch.cat(found), math.prod(data.shape), data.levels)
+    found = ranks.gathered(torch.cat(found), len(data.test))
+    metric, values = per_dimension(found, math.prod(data.shape), data.levels)
     return Likelihood(metric, *mean_and_error(values), len(values))
 
 

@@ -1,50 +1,35 @@
-"""What a trained model is worth: denoising loss, Fréchet distance beside its floor, likelihood, sampling speed.
+"""What a trained model is worth: denoising loss, what its samples are worth, its likelihood, sampling speed.
 
-And what only a normalised density can say: which class a sample is of, which are foreign, what lies between two.
-
-The Fréchet distance compares n generated samples with the *training* split. Its floor does the same with the test
-split, real images that the model has not seen; both are biased upward by their own n, which is reported with them.
+Samples are compared with the *training* split by the metrics that `compare` names, in features that suit the data or
+those of Inception. Beside each stands its floor, the same number for the test split, real samples that the model has
+not seen; all are biased by their own n, which is reported with them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
-from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge
-from flowdiff.evaluation.cache import cached, digest
+from flowdiff.evaluation.comparisons.base import Metric
 from flowdiff.evaluation.denoising import denoising_loss
-from flowdiff.evaluation.features import (
-    Extractor,
-    build_extractor,
-    check_extractable,
-    extract,
-    fingerprint,
-    split_batches,
-)
-from flowdiff.evaluation.frechet import FeatureStatistics, frechet_distance
-from flowdiff.evaluation.interpolation import likelihood_between
-from flowdiff.evaluation.likelihood import bits_per_dim
-from flowdiff.evaluation.outliers import outlier_scores
-from flowdiff.evaluation.posterior import classify as classified
-from flowdiff.registry import register
+from flowdiff.evaluation.densities import Densities, OdeSettings
+from flowdiff.evaluation.extractor import Extractor
+from flowdiff.evaluation.features import build_extractor, check_extractable
+from flowdiff.evaluation.samples import Generated, Real, Samples
+from flowdiff.registry import check, hyperparameters, register, resolve
 
-log = logging.getLogger(__name__)
-
-# What nobody asked for is a fraction of what the Fréchet distance's samples take: so many evaluations of a density, and
-# pairs of samples, whose flow is to be inverted, which for some families is slow.
-CHEAP, CHEAP_PAIRS, PAIRS = 10_000, 20, 100
+FRECHET = "frechet"
 
 
 @register("metrics", "default")
@@ -52,12 +37,16 @@ class Metrics:
     """The numbers of a run's table, as {metric name: number}.
 
     every_n_steps, periodic_num_samples: how often, and on how many samples, the caller looks in while training.
-    num_samples, repeats: samples of the final Fréchet distance, and over how many sampling seeds it is averaged.
+    num_samples, repeats: samples of the final comparison, and over how many sampling seeds it is averaged.
     sigmas_per_sample: noise levels per test sample in the test loss.  sigma_eval: σ of the likelihood, null for the
-    schedule's smallest.  cache_dir: where extractors and statistics of real data are kept.
+    schedule's smallest; sigma_sweep: further ones.  cache_dir: where extractors and facts of real data are kept.
+    frechet: whether samples are drawn and compared, by the Fréchet distance and each metric of compare, {name of a
+    metric: its settings}.  inception_weights: compare in Inception's features, by this file, instead of those that suit
+    the data.  ode, ode_rtol, ode_atol, ode_probes: likelihood by the probability-flow ODE, of any denoiser, its
+    tolerances and random vectors, null for the exact trace.
     classify, outliers, interpolate: true for all test samples (100 pairs); null for as many as are cheap, where the
     model and the data allow it at all; false for none.
-    Raises ConfigurationError if a Fréchet distance is asked for and no extractor suits the data.
+    Raises ConfigurationError where what is to be compared does not suit the data.
     """
 
     def __init__(
@@ -70,16 +59,21 @@ class Metrics:
         repeats: PositiveInt,
         sigmas_per_sample: PositiveInt,
         sigma_eval: PositiveFloat | None,
+        sigma_sweep: list[PositiveFloat],
         batch_size: PositiveInt,
         cache_dir: str,
         frechet: bool,
+        compare: dict[str, dict[str, Any] | None],
+        inception_weights: str | None,
         likelihood: bool,
+        ode: bool,
+        ode_rtol: PositiveFloat,
+        ode_atol: NonNegativeFloat,
+        ode_probes: PositiveInt | None,
         classify: bool | None,
         outliers: bool | None,
         interpolate: bool | None,
     ) -> None:
-        if frechet:
-            check_extractable(data)
         self.data = data
         self.every_n_steps = every_n_steps
         self.num_samples = num_samples
@@ -90,39 +84,53 @@ class Metrics:
         self.batch_size = batch_size
         self.cache_dir = Path(cache_dir).expanduser()
         self.with_frechet = frechet
-        self.with_likelihood = likelihood
-        self.of_density = {"classify": classify, "outliers": outliers, "interpolate": interpolate}
+        self.inception_weights = None if inception_weights is None else Path(inception_weights).expanduser()
+        self.comparisons = comparisons({FRECHET: {}, **compare} if frechet else {}, data)
+        if frechet:
+            check_extractable(data, self.inception_weights)
+        self._densities = Densities(
+            data,
+            sigma_eval=sigma_eval,
+            sigma_sweep=sigma_sweep,
+            batch_size=batch_size,
+            likelihood=likelihood,
+            ode=OdeSettings(ode, ode_rtol, ode_atol, ode_probes),
+            classify=classify,
+            outliers=outliers,
+            interpolate=interpolate,
+        )
 
     def check(self, denoiser: nn.Module) -> None:
         """Raise ConfigurationError where something is asked for that this model or these data cannot give."""
-        for key, asked in self.of_density.items():
-            lacking = self._lacking(key, denoiser)
-            if asked and lacking:
-                raise ConfigurationError(f"metrics.{key}=true needs {lacking}; or set metrics.{key}=false.")
+        self._densities.check(denoiser)
 
     def wants(self, key: str, denoiser: nn.Module) -> bool:
-        """Whether `classify`, `outliers` or `interpolate` is to be done with this model."""
-        return self.of_density[key] is not False and self._lacking(key, denoiser) is None
+        """Whether `ode`, `classify`, `outliers` or `interpolate` is to be done with this model."""
+        return self._densities.wants(key, denoiser)
 
     @cached_property
     def extractor(self) -> Extractor:
-        """The feature extractor that suits the data: trained on first use, if it has to be, and kept in cache_dir."""
-        return build_extractor(self.data, self.cache_dir)
+        """The feature extractor: trained on first use, if it has to be, and kept in cache_dir."""
+        return build_extractor(self.data, self.cache_dir, self.inception_weights)
 
     @cached_property
-    def reference(self) -> FeatureStatistics:
-        """Feature statistics of the training split."""
-        return self._real("train")
+    def train(self) -> Real:
+        """The training split, as metrics see it."""
+        return Real(self.data, "train", self.extractor, self.batch_size, self.cache_dir)
 
     @cached_property
-    def floor(self) -> float:
-        """Fréchet distance of the test split from the training split."""
-        return frechet_distance(self._real("test"), self.reference)
+    def test(self) -> Real:
+        """The test split, as metrics see it."""
+        return Real(self.data, "test", self.extractor, self.batch_size, self.cache_dir)
 
     def frechet(self, samples: Tensor) -> dict[str, float]:
-        """{"fd_<extractor>": distance of samples (N, …) in model space from the training split}."""
-        generated = self._statistics(extract(self.extractor, self.data, samples, self.batch_size))
-        return {f"fd_{self.extractor.name}": frechet_distance(generated, self.reference)}
+        """{"fd_<extractor>" or "fid": distance of samples (N, …) in model space from the training split}."""
+        return self._measure(FRECHET, self._samples(samples))
+
+    def floor(self, name: str) -> dict[str, float]:
+        """What a metric of `comparisons` gives for the test split; kept in cache_dir."""
+        settings = {key: getattr(self.comparisons[name], key) for key in hyperparameters(type(self.comparisons[name]))}
+        return self.test.kept("floors", lambda: self._measure(name, self.test), self.train.key, name, settings)
 
     def evaluate(
         self,
@@ -138,9 +146,8 @@ class Metrics:
         sigma_min is the likelihood's σ where sigma_eval is null. The denoiser is in eval mode meanwhile. Returns
 
         always: test_loss, test_loss_se;
-        frechet: fd_<extractor> (the mean over repeats, fd_<extractor>_sd if there are several), fd_<extractor>_floor,
-        num_samples, num_test (the floor's n), samples_per_second, extractor_accuracy if it is a classifier;
-        of densities: what `densities` returns.
+        frechet: what `quality` returns;
+        of densities, or with ode: what `densities` returns.
         """
         results: dict[str, float] = {}
         with _evaluating(denoiser):
@@ -158,19 +165,31 @@ class Metrics:
         return results
 
     def quality(self, sample_fn: Callable[[int, int], Tensor], seed: int) -> dict[str, float]:
-        """The part of the table that needs only samples: sample_fn(n, seed) gives n of them in model space."""
-        name = f"fd_{self.extractor.name}"
-        distances, seconds = [], 0.0
+        """The part of the table that needs only samples: sample_fn(n, seed) gives n of them in model space.
+
+        Each number of the comparisons (their mean over repeats, <name>_sd if there are several) and its <name>_floor,
+        <name>_n where a metric looks at no more samples than that; num_samples, num_test (the floors' n),
+        extractor_accuracy if it is a classifier, samples_per_second.
+        """
+        measured: list[dict[str, float]] = []
+        seconds = 0.0
         for repeat in range(self.repeats):
             start = time.perf_counter()
-            samples = sample_fn(self.num_samples, seed + repeat).cpu()  # on the CPU a GPU's work is done as well
+            x = sample_fn(self.num_samples, seed + repeat).cpu()  # on the CPU a GPU's work is done as well
             seconds += time.perf_counter() - start
-            distances.append(self.frechet(samples)[name])
-        results: dict[str, float] = {name: statistics.fmean(distances)}
-        if self.repeats > 1:
-            # By torch, to whom a nan, as of a diverged model, is a number too.
-            results[f"{name}_sd"] = torch.tensor(distances, dtype=torch.float64).std().item()
-        results[f"{name}_floor"] = self.floor
+            samples = self._samples(x)
+            measured.append({k: v for name in self.comparisons for k, v in self._measure(name, samples).items()})
+        results: dict[str, float] = {}
+        for name, metric in self.comparisons.items():
+            for key, floor in self.floor(name).items():
+                values = [numbers[key] for numbers in measured]
+                results[key] = statistics.fmean(values)
+                if self.repeats > 1:
+                    # By torch, to whom a nan, as of a diverged model, is a number too.
+                    results[f"{key}_sd"] = torch.tensor(values, dtype=torch.float64).std().item()
+                results[f"{key}_floor"] = floor
+                if metric.num_samples is not None and metric.num_samples < max(self.num_samples, self.test.n):
+                    results[f"{key}_n"] = metric.num_samples
         results["num_samples"] = self.num_samples
         results["num_test"] = len(self.data.test)
         if self.extractor.accuracy is not None:
@@ -185,79 +204,36 @@ class Metrics:
         sigma_min: float,
         seed: int,
     ) -> dict[str, float]:
-        """The part of the table that needs no samples but a density p_σ(x|c), {} for a network that has none.
+        """The part of the table that needs no samples: {} for a network that is no density, unless ode is asked for.
 
-        likelihood: bpd, bpd_se of images, nats_per_dim, nats_per_dim_se of continuous data;
-        classify: class_accuracy, class_accuracy_se, class_ece (calibration error), num_classified;
+        likelihood: bpd, bpd_se of images, nats_per_dim, nats_per_dim_se of continuous data, by the exact density; the
+        same with _sigma_<σ> for each of sigma_sweep;
+        ode: bpd_ode, bpd_ode_se or nats_per_dim_ode, nats_per_dim_ode_se;
+        classify: class_accuracy, class_accuracy_se, class_ece (calibration error), num_classified, of a density or a
+        classifier; the accuracy with _sigma_<σ> for each of sigma_sweep;
         outliers: auroc_permuted, and auroc_<name> of data sets of the same shape that are at hand;
         interpolate: interpolation_<bpd or nats_per_dim>, its _se, and interpolation_straight in the same unit.
         """
-        if not denoiser.is_density:
-            return {}  # a table of flows and raw networks leaves the cells empty
-        sigma = self.sigma_eval or sigma_min
-        settings = {"seed": seed, "batch_size": self.batch_size}
-        results: dict[str, float] = {}
-        if self.with_likelihood:
-            found = bits_per_dim(denoiser, self.data, sigma, cond_of, **settings)
-            results |= {found.metric: found.mean, f"{found.metric}_se": found.standard_error}
-        if self.wants("classify", denoiser):
-            most = None if self.of_density["classify"] else max(1, CHEAP // denoiser.num_classes)
-            accuracy, error, ece, n = classified(denoiser, self.data, sigma, cond_of, most=most, **settings)
-            results |= {"class_accuracy": accuracy, "class_accuracy_se": error, "class_ece": ece, "num_classified": n}
-        if self.wants("outliers", denoiser):
-            most = None if self.of_density["outliers"] else max(1, CHEAP // (denoiser.num_classes or 1))
-            scores = outlier_scores(denoiser, self.data, sigma, cond_of, most=most, **settings)
-            results |= {f"auroc_{name}": score for name, score in scores.items()}
-        if self.wants("interpolate", denoiser):
-            results |= self._between(denoiser, cond_of, sigma, settings)
-        return results
+        return self._densities(denoiser, cond_of, sigma_min, seed)
 
-    def _between(
-        self,
-        denoiser: nn.Module,
-        cond_of: Callable[[Tensor], Conditioning | None],
-        sigma: float,
-        settings: dict[str, int],
-    ) -> dict[str, float]:
-        try:
-            pairs = PAIRS if self.of_density["interpolate"] else CHEAP_PAIRS
-            found = likelihood_between(denoiser, self.data, sigma, cond_of, pairs=pairs, **settings)
-        except (InverseDidNotConverge, DataError) as reason:  # no reason to lose a finished training
-            log.warning("not interpolated: %s", reason)
-            return {}
-        name = f"interpolation_{found.metric}"
-        return {name: found.mean, f"{name}_se": found.standard_error, "interpolation_straight": found.straight}
+    def _samples(self, x: Tensor) -> Generated:
+        return Generated(x, self.extractor, self.data, self.batch_size)
 
-    def _lacking(self, key: str, denoiser: nn.Module) -> str | None:
-        """What a setting of `of_density` would need and does not find."""
-        if not denoiser.is_density:
-            return "a normalised density: take network=score_flow"
-        if key == "classify" and denoiser.num_classes is None:
-            return "a class-conditional density: take conditioner=class"
-        if key == "outliers" and len(self.data.shape) == 1:
-            return "images, whose pixels it permutes: take another dataset"
-        if key == "interpolate" and not hasattr(denoiser.network, "decode"):
-            return "a density that encodes and decodes: take network=score_flow"
-        return None
+    def _measure(self, name: str, samples: Samples) -> dict[str, float]:
+        """The numbers of one comparison, all not-a-number for the samples of a diverged model."""
+        if isinstance(samples, Generated) and not samples.finite:
+            return dict.fromkeys(self.floor(name), math.nan)
+        return self.comparisons[name](samples, self.train, self.test)
 
-    def _real(self, which: str) -> FeatureStatistics:
-        """Statistics of a split of the data, kept on disk beside the extractor that they belong to."""
-        extractor, split = self.extractor, getattr(self.data, which)
-        key = digest(extractor.weight_hash, self.data.name, self.data.levels, fingerprint(split))
 
-        def make() -> dict[str, Any]:
-            batches = (x for x, _ in split_batches(self.data, split, self.batch_size))
-            features = (f for x in batches for f in extract(extractor, self.data, x, self.batch_size))
-            return self._statistics(features).state_dict()
-
-        path = self.cache_dir / "statistics" / f"{self.data.name}-{which}-{extractor.name}-{key}.pt"
-        return FeatureStatistics.from_state_dict(cached(path, make))
-
-    def _statistics(self, features: Iterable[Tensor]) -> FeatureStatistics:
-        found = FeatureStatistics(self.extractor.num_features)
-        for batch in features:
-            found.update(batch)
-        return found
+def comparisons(lines: Mapping[str, Mapping[str, Any] | None], data: Any) -> dict[str, Metric]:
+    """The metrics that the lines {name: settings} describe; ConfigurationError where one does not suit the data."""
+    found = {}
+    for name, settings in lines.items():
+        metric = resolve("metric", name)
+        found[name] = metric(**check("metric", {**(settings or {}), "name": name}, f"metrics.compare.{name}"))
+        found[name].check(data)
+    return found
 
 
 @contextlib.contextmanager

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from flowdiff.conditioning import Conditioning
 from flowdiff.data.torchvision_sets import TorchvisionSet
 from flowdiff.errors import DataError
+from flowdiff.evaluation.features import evenly
 from flowdiff.evaluation.likelihood import dequantised
-from flowdiff.evaluation.posterior import evenly, log_joint
+from flowdiff.evaluation.posterior import log_joint
 from flowdiff.noise import generators
 from flowdiff.registry import build, names, resolve
 

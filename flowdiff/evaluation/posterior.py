@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.evaluation import ranks
+from flowdiff.evaluation.features import evenly
 from flowdiff.evaluation.likelihood import dequantised, mean_and_error
 from flowdiff.noise import generators, randn_like
 
@@ -59,7 +61,7 @@ def classify(
     batch_size: int,
     most: int | None = None,
 ) -> Classification:
-    """Classify test samples, dequantised and noised to σ, by their exact posterior.
+    """Classify test samples, dequantised and noised to σ, by the exact posterior of a density, or by a classifier.
 
     most: how many of them, evenly spaced; None for all. Noise of sample i follows from (seed, i). Raises NotADensity
     as `denoiser.log_prob` does.
@@ -68,19 +70,29 @@ def classify(
     """
     device = denoiser.sigma_data.device
     posteriors, labels = [], []
-    for indices in evenly(len(data.test), most).split(batch_size):
+    positions = evenly(len(data.test), most)
+    for indices in ranks.mine(positions).split(batch_size):
         batch = data.test[indices]
         sources = generators(seed, indices.tolist())
         x0 = dequantised(data, batch.x, sources)
         x = (x0 + sigma * randn_like(x0, sources)).to(device)
         with torch.no_grad():
-            joint = log_joint(denoiser, x, x.new_full((len(x),), sigma), cond_of, data.num_classes)
+            levels = x.new_full((len(x),), sigma)
+            if is_classifier(denoiser):
+                joint = denoiser.network.class_log_prob(x, levels)  # up to log p_σ(x), which no class changes
+            else:
+                joint = log_joint(denoiser, x, levels, cond_of, data.num_classes)
         posteriors.append(joint.double().softmax(1).cpu())
         labels.append(batch.label.cpu())
-    p, c = torch.cat(posteriors), torch.cat(labels)
+    p, c = (ranks.gathered(torch.cat(parts), len(positions)) for parts in (posteriors, labels))
     confidence, predicted = p.max(1)
     correct = (predicted == c).double()
     return Classification(*mean_and_error(correct), calibration_error(confidence, correct), len(c))
+
+
+def is_classifier(denoiser: nn.Module) -> bool:
+    """Whether its network is one of p(c|x, σ) itself."""
+    return hasattr(denoiser.network, "class_log_prob")
 
 
 def calibration_error(confidence: Tensor, correct: Tensor) -> float:
@@ -93,8 +105,3 @@ def calibration_error(confidence: Tensor, correct: Tensor) -> float:
     bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
     excess = confidence.new_zeros(CALIBRATION_BINS).index_add_(0, bins, correct - confidence)
     return (excess.abs().sum() / len(confidence)).item()
-
-
-def evenly(n: int, most: int | None) -> Tensor:
-    """Positions 0 … n−1, or where these are more than `most`, that many of them, evenly spaced."""
-    return torch.linspace(0, n - 1, n if most is None else min(n, most), dtype=torch.float64).round().long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import io
 import json
 import os
@@ -153,18 +154,26 @@ class RunFolder:
                     loss = float(row["train_loss"]) if row.get("train_loss") else loss
         return steps, loss
 
-    def append_evaluation(self, row: dict[str, Any]) -> None:
-        """One more row in evaluations.csv; a column that is new to it stays empty in the rows before."""
-        rows: list[dict[str, Any]] = []
-        if self.evaluations.is_file():
-            with self.evaluations.open(newline="") as file:
-                rows = list(csv.DictReader(file))
-        columns = list(dict.fromkeys([*(rows[0] if rows else ()), *row]))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-        write_whole(self.evaluations, text.getvalue())
+    def append_evaluation(self, row: dict[str, Any]) -> int:
+        """One more row in evaluations.csv, the n-th; n. A column that is new to it stays empty in the rows before.
+
+        Processes that sample one run at the same time wait for each other.
+        """
+        with _alone(self.path / ".evaluations.lock"):
+            rows: list[dict[str, Any]] = []
+            columns: list[str] = []
+            if self.evaluations.is_file():
+                with self.evaluations.open(newline="") as file:
+                    reader = csv.DictReader(file)
+                    rows, columns = list(reader), list(reader.fieldnames or ())
+            columns = list(dict.fromkeys([*columns, *row]))
+            text = io.StringIO()
+            # What a row of a file that was edited by hand has beyond its columns has no name to be kept under.
+            writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*rows, row])
+            write_whole(self.evaluations, text.getvalue())
+            return len(rows) + 1
 
 
 def versions() -> dict[str, str]:
@@ -196,6 +205,19 @@ def _why(error: Exception) -> str:
     """The first line of an error, which says enough."""
     text = error.strerror if isinstance(error, OSError) else str(error)
     return (text or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, once nobody else does; RunError on a full disk."""
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise disk_error(error, path) or error from error
+    with file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

@@ -62,6 +62,8 @@ class Point(NamedTuple):
 
 def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
     """Every plot that the runs have data for, one at a time."""
+    from flowdiff.report.tradeoff import traded, tradeoff  # which draws in this module's style
+
     metrics = [m for m in table.quality() if m not in MEASURED.values()][:PANELS]
     for parameter in table.questions() if metrics else ():
         caption = f"Against {parameter}: mean ± sd over seeds."
@@ -72,6 +74,9 @@ def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
         if judged and len({row.settings.get(parameter, "") for row in sampling.rows} - {""}) > 1:
             caption = f"Quality against {slug.replace('_', ' ')}, from evaluations.csv."
             yield Plot(f"by_{slug}", caption, by_parameter(sampling, parameter, judged))
+    if (metric := traded(sampling)) is not None:
+        caption = "What guidance trades: the numbers are its scale, dotted is what real samples reach."
+        yield Plot("guidance_tradeoff", caption, tradeoff(sampling, metric))
     if judged and len({row.metrics["nfe"][0] for row in sampling.rows if "nfe" in row.metrics}) > 1:
         caption = "Sampling against network calls per sample (nfe); dashed is the Pareto front."
         yield Plot("against_nfe", caption, pareto(sampling, "nfe", judged))

@@ -19,17 +19,19 @@ MORE_IS_BETTER = re.compile(
     r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)"
 )
 DESCRIBES = re.compile(
-    r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|nfe|extractor_accuracy)$|^interpolation_|_(floor|sd|se)$"
+    r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|nfe|extractor_accuracy|train_distance)$|^interpolation_|_(floor|sd|se|n)$"
 )
 # What accompanies another metric and varies from seed to seed as noise does: in the CSV only.
 ASIDE = re.compile(r"^total_seconds$|_(sd|se)$")
 QUALITY = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")
 
-# The columns of evaluations.csv that say how was sampled; every other number in it is a measurement.
+# The columns of evaluations.csv that say how was sampled, and the beginnings of those that say it in more detail; every
+# other number in it is a measurement.
 SAMPLING = (
     *("sampler", "num_steps", "schedule", "guidance", "guidance_scale"),
     *("start", "sigma_start", "class_label", "num_samples"),
 )
+DETAILS = ("sampler_", "schedule_", "guidance_")
 
 
 def direction(metric: str) -> int:
@@ -155,12 +157,16 @@ def sampling_table(runs: Sequence[Run]) -> Table:
     """The rows of all evaluations.csv, one row per setting of the swept parameters and of the sampling."""
     parameters = swept_parameters(runs)
     rows = [(run, row) for run in runs for row in evaluations(run)]
-    given = {column: {plain(row.get(column, "")) for _, row in rows} for column in SAMPLING}
+    found = [c for c in dict.fromkeys(c for _, row in rows for c in row) if c.startswith(DETAILS) and c not in SAMPLING]
+    given = {column: {plain(row.get(column, "")) for _, row in rows} for column in (*SAMPLING, *found)}
     columns = [c for c in SAMPLING if len(given[c]) > 1 or (c in ("sampler", "num_steps") and given[c] - {""})]
+    # That a setting is not there says only that another component was taken, or that an older version wrote the row.
+    columns += [c for c in found if len(given[c] - {""}) > 1]
     entries = []
     for run, row in rows:
         settings = {p: run.config.get(p, "") for p in parameters} | {c: plain(row.get(c, "")) for c in columns}
-        metrics = {k: v for k, v in row.items() if k not in (*SAMPLING, "seed") and isinstance(v, int | float)}
+        settings_of = {"seed", *SAMPLING, *found}
+        metrics = {k: v for k, v in row.items() if k not in settings_of and isinstance(v, int | float)}
         entries.append(Entry(settings, (run.seed, row.get("seed", "")), metrics, run))
     return tabulate(entries, [*parameters, *columns])
 

@@ -6,13 +6,18 @@ The probability-flow ODE in variance-exploding coordinates is dx/dσ = d = (x �
     x' = x + (σ' − σ)·(x − D)/σ = D + (σ'/σ)·(x − D),
 
 a point on the line from D to x. Written in the second way it is x' = D exactly at σ' = 0, without dividing by
-anything that vanishes, and every sampler here is made of such steps.
+anything that vanishes, and every sampler here is made of such steps. The exact solution,
+
+    x' = (σ'/σ)·x + (1 − σ'/σ)·D̂,   D̂ = ∫ e^s D(σe^{−s}) ds / ∫ e^s ds  over 0 ≤ s ≤ h = ln(σ/σ'),
+
+is such a step towards a weighted mean D̂ of the D on the way; methods of higher order differ in how they estimate it.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,38 +27,66 @@ from torch import Tensor
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.noise import Generators
-
-Denoise = Callable[[Tensor, float], Tensor]
-"""(x, σ) -> D: the denoiser at one noise level for the whole batch, its condition filled in."""
+from flowdiff.noise import BrownianPath, Generators
 
 Callback = Callable[[int, float, Tensor, Tensor], None]
 """(step, σ, x, D): called in every step with the x it started from and the D found there."""
+
+
+class Denoise(NamedTuple):
+    """A denoiser with the condition of a batch filled in."""
+
+    denoiser: Callable[[Tensor, Tensor, Conditioning | None], Tensor]
+    cond: Conditioning | None
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, rows: Tensor | None = None) -> Tensor:
+        """D (b, …) of x (b, …) at one level or at levels (b,); rows (b,): which of the batch these are, all if None."""
+        levels = sigma if isinstance(sigma, Tensor) else x.new_full((len(x),), sigma)
+        return self.denoiser(x, levels, self.cond if rows is None else self._cond_of(rows))
+
+    def _cond_of(self, rows: Tensor) -> Conditioning | None:
+        if self.cond is None:
+            return None
+        parts = self.cond.vector, self.cond.tokens, self.cond.mask
+        return Conditioning(*(None if part is None else part[rows] for part in parts))
+
+
+class Visit(NamedTuple):
+    """A step that was made: it began in x (B, …) at sigma and found D (B, …) there."""
+
+    sigma: float
+    x: Tensor
+    denoised: Tensor
 
 
 class Step(NamedTuple):
     """What one step knows beside x.
 
     index: 0 … count − 1, of `count` steps.  sigma: where x is.  sigma_next < sigma: where it goes, ≥ 0.
-    previous: (σ, D) of the step before, None in the first.  generator: source of noise.
+    past: the steps before, the latest first, none in the first step and never more than the sampler's `memory`.
+    generator: source of noise that is drawn anew in every step.  path: noise that belongs to the samples, the same
+    for every grid; a sampler uses one of the two.
     """
 
     index: int
     count: int
     sigma: float
     sigma_next: float
-    previous: tuple[float, Tensor] | None
+    past: Sequence[Visit]
     generator: Generators
+    path: BrownianPath
 
 
 class Sampler(ABC):
     """Walks a grid of noise levels down to 0, one `step` at a time.
 
     num_steps ≥ 1: the number of steps the caller makes the grid for, `sigmas = schedule(sampler.num_steps)`.
+    memory ≥ 0: how many earlier steps a step looks back on.
     """
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, memory: int = 0):
         self.num_steps = num_steps
+        self.memory = memory
 
     @torch.no_grad()
     def __call__(
@@ -73,17 +106,16 @@ class Sampler(ABC):
         Raises ConfigurationError if the grid increases or holds a negative or infinite level.
         """
         levels = distinct_levels(sigmas)
-
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            return denoiser(x, x.new_full((len(x),), sigma), cond)
-
-        previous = None
+        denoise = Denoise(denoiser, cond)
+        past: deque[Visit] = deque(maxlen=self.memory)
+        path = BrownianPath(x, generator)
         for index, (sigma, sigma_next) in enumerate(pairwise(levels)):
-            at = Step(index, len(levels) - 1, sigma, sigma_next, previous, generator)
+            at = Step(index, len(levels) - 1, sigma, sigma_next, past, generator, path)
             x_next, denoised = self.step(denoise, x, at)
             if callback is not None:
                 callback(index, sigma, x, denoised)
-            x, previous = x_next, (sigma, denoised)
+            past.appendleft(Visit(sigma, x, denoised))
+            x = x_next
         return x
 
     @abstractmethod

@@ -63,6 +63,7 @@ def generate(
     batch_size: int = 64,
     sigmas: Tensor | None = None,
     start_density: Any = None,
+    indices: range | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     callback: Callback | None = None,
@@ -74,6 +75,7 @@ def generate(
     sigma_start: where a flow starts, in (0, σ_max] of the schedule, by default its σ_min; as many steps are
     taken from there as would be from σ_max.
     sigmas: a grid of one's own instead of the schedule's, started from at its first level.
+    indices: which of the samples 0 … n − 1 to draw, None for all: processes may share them.
     progress: called after every batch.  callback: the sampler's, called in every step of every batch.
     Raises ConfigurationError for a start outside the schedule, NotADensity for start=flow with a network that
     is no density.
@@ -81,18 +83,19 @@ def generate(
     levels = _grid(sampler, schedule, sigmas, start, sigma_start)
     density = _density(denoiser, start_density) if start == "flow" else None
     batches = []
-    for first in range(0, n, batch_size):
-        indices = range(first, min(first + batch_size, n))
-        cond = None if cond_of is None else cond_of(indices)
-        sources = generators(seed, indices)
+    indices = range(n) if indices is None else indices
+    for first in range(0, len(indices), batch_size):
+        batch = indices[first : first + batch_size]
+        cond = None if cond_of is None else cond_of(batch)
+        sources = generators(seed, batch)
         if density is None:
-            x = levels[0].item() * randn((len(indices), *shape), sources, device=device)  # (B, *shape)
+            x = levels[0].item() * randn((len(batch), *shape), sources, device=device)  # (B, *shape)
         else:
-            sigma = torch.full((len(indices),), levels[0].item(), device=device)
+            sigma = torch.full((len(batch),), levels[0].item(), device=device)
             x = density.sample(sigma, cond, sources)
         batches.append(sampler(denoiser, x, levels, cond, sources, callback))
         if progress is not None:
-            progress(indices.stop, n)
+            progress(first + len(batch), len(indices))
     return torch.cat(batches) if batches else torch.empty(0, *shape, device=device)
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cli_process import outcomes, script
+from cli_process import fresh, outcomes, script
 from runs import TINY, TINY_DIGITS, train
 
 from flowdiff import load, sample
@@ -37,7 +37,7 @@ def raw(tmp_path_factory):
 
 def test_grid_and_arrays(run, tmp_path):
     command = ["num_samples=12", "sampler=heun", "sampler.num_steps=2", "class_label=3", "guidance=cfg"]
-    done = script("sample", f"run={run}", *command, "guidance.scale=2", "start=flow", cwd=tmp_path)
+    done = fresh("sample", f"run={run}", *command, "guidance.scale=2", "start=flow", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (npz,) = (run / "samples").glob("*class_label-3*/samples.npz")
     array = np.load(npz)["arr_0"]

@@ -48,6 +48,10 @@ class FakeData:
         k = ((x + 1) / 2 * self.levels).floor().clamp(0, self.levels - 1)
         return 2 * (k + 0.5) / self.levels - 1
 
+    def to_uint8(self, x):
+        k = ((x + 1) / 2 * self.levels).floor().clamp(0, self.levels - 1)
+        return (k * 255 / (self.levels - 1)).round().to(torch.uint8)
+
 
 def split_in_two(x, label, n_train):
     return Split(x[:n_train], label[:n_train]), Split(x[n_train:], label[n_train:])
@@ -75,10 +79,28 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
+def cifar():
+    """Eight images of one colour each and noise, in CIFAR-10's shape, four of them to test."""
+    generator = torch.Generator().manual_seed(4)
+    colour = torch.randint(0, 200, (8, 3, 1, 1), generator=generator)
+    x = (colour + torch.randint(0, 56, (8, 3, 32, 32), generator=generator)).to(torch.uint8)
+    return FakeData("cifar", *split_in_two(x, torch.arange(8) % 2, 4), 256, 2)
+
+
+@pytest.fixture(scope="session")
 def points():
     """2-D points from a correlated Gaussian, without classes."""
     x = torch.randn(900, 2, generator=torch.Generator().manual_seed(2)) @ torch.tensor([[0.5, 0.2], [0.0, 0.3]])
     return FakeData("points", *split_in_two(x, torch.zeros(900, dtype=torch.long), 600), None, None)
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """2-D points from three round bumps, without classes."""
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.tensor([[-0.7, 0.0], [0.5, 0.6], [0.5, -0.6]])
+    x = centres[torch.randint(0, 3, (1600,), generator=generator)] + 0.1 * torch.randn(1600, 2, generator=generator)
+    return FakeData("blobs", *split_in_two(x, torch.zeros(1600, dtype=torch.long), 1000), None, None)
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,16 @@ def test_features_of_another_width_are_a_sentence():
         FeatureStatistics(3).update(torch.randn(9, 4))
 
 
+def test_features_of_deficient_rank_are_as_exact_as_others():
+    # in the span of a few samples, and then turned into 200 dimensions, where most eigenvalues are rounding errors
+    a, b = (torch.randn(n, 6, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (40, 50))
+    basis = torch.linalg.qr(torch.randn(200, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
+    exact = frechet_distance(statistics(a), statistics(b))
+    assert frechet_distance(statistics(a @ basis), statistics(b @ basis)) == pytest.approx(exact, rel=1e-10)
+    constant = statistics(torch.ones(3, 4))
+    assert frechet_distance(constant, constant) == 0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_features_of_a_diverged_model_give_nan(bad):
     x = features(9, 1)

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from flowdiff import registry
+from flowdiff import config, registry
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, NotADensity
-from flowdiff.evaluation import metrics as module
+from flowdiff.evaluation import densities as module
+from flowdiff.evaluation import features, samples
 from flowdiff.evaluation.features import split_batches
+
+COMPARED = ("precision", "recall", "memorised", "train_distance")  # by default, beside the Fréchet distance
 
 
 def unconditional(label):
@@ -20,7 +23,7 @@ def unconditional(label):
 @pytest.fixture
 def metrics_of(cache_dir):
     def make(data, **overrides):
-        return registry.build("metrics", "default", data=data, cache_dir=str(cache_dir), **overrides)
+        return registry.build("metrics", "default", data=data, **{"cache_dir": str(cache_dir), **overrides})
 
     return make
 
@@ -37,8 +40,10 @@ def real(data, split):
 def test_training_split_itself_scores_zero_and_the_floor_lies_above(digit_metrics, digits):
     # zero up to the root of the rounding error of 64 eigenvalues
     assert digit_metrics.frechet(real(digits, digits.train)) == {"fd_digits_cnn": pytest.approx(0, abs=1e-4)}
-    assert digit_metrics.floor == digit_metrics.frechet(real(digits, digits.test))["fd_digits_cnn"] > 0.1
-    assert digit_metrics.reference.n == 1500
+    # in other batches the same features are summed in another order
+    assert digit_metrics.floor("frechet") == pytest.approx(digit_metrics.frechet(real(digits, digits.test)), rel=1e-6)
+    assert digit_metrics.floor("frechet")["fd_digits_cnn"] > 0.1
+    assert digit_metrics.train.statistics.n == 1500
 
 
 def test_distance_rises_under_noise(digit_metrics, digits):
@@ -47,7 +52,7 @@ def test_distance_rises_under_noise(digit_metrics, digits):
     distances = [digit_metrics.frechet(x + s * noise)["fd_digits_cnn"] for s in (0, 0.1, 0.2, 0.4, 0.8, 1.6)]
     assert distances == sorted(distances)
     # noise of a fifth of the grey range is worse than unseen digits
-    assert distances[3] > 2 * digit_metrics.floor
+    assert distances[3] > 2 * digit_metrics.floor("frechet")["fd_digits_cnn"]
 
 
 def test_distance_rises_under_blur(digit_metrics, digits):
@@ -57,19 +62,46 @@ def test_distance_rises_under_blur(digit_metrics, digits):
     for strength in (0, 0.25, 0.5, 0.75, 1):
         distances.append(digit_metrics.frechet(x + strength * (blurred - x))["fd_digits_cnn"])
     assert distances == sorted(distances)
-    assert distances[-1] > 5 * digit_metrics.floor
+    assert distances[-1] > 5 * digit_metrics.floor("frechet")["fd_digits_cnn"]
 
 
-def test_distance_sees_a_missing_class(digit_metrics, digits):
-    kept = digits.train.label != 3
-    assert digit_metrics.frechet(real(digits, digits.train)[kept])["fd_digits_cnn"] > digit_metrics.floor
+def test_distance_rises_with_every_class_that_is_dropped(digit_metrics, digits):
+    x = real(digits, digits.train)
+    distances = [digit_metrics.frechet(x[digits.train.label >= k])["fd_digits_cnn"] for k in range(9)]
+    assert distances == sorted(distances)
+    assert distances[1] > digit_metrics.floor("frechet")["fd_digits_cnn"]
 
 
-def test_real_statistics_are_read_from_the_cache(digit_metrics, metrics_of, digits, monkeypatch):
-    floor = digit_metrics.floor
+def test_what_is_known_of_real_data_is_read_from_the_cache(digit_metrics, metrics_of, digits, monkeypatch):
+    floors = {name: digit_metrics.floor(name) for name in digit_metrics.comparisons}
     again = metrics_of(digits)
-    monkeypatch.setattr(module, "split_batches", lambda *_: pytest.fail("computed again"))
-    assert again.floor == floor
+    monkeypatch.setattr(samples, "split_batches", lambda *_: pytest.fail("computed again"))
+    assert {name: again.floor(name) for name in again.comparisons} == floors
+    assert again.train.statistics.n == 1500
+
+
+@pytest.mark.parametrize("change", ["data", "weights", "preprocessing", "settings"])
+def test_another_cache_file_for(change, tiny, tmp_path, metrics_of, monkeypatch):
+    monkeypatch.setitem(features.TRAINING, "steps", 1)
+
+    def make(data, **overrides):
+        metrics = metrics_of(data, cache_dir=str(tmp_path), **overrides)
+        metrics.floor("memorisation")
+        return {path.name for path in (tmp_path / "floors").iterdir()}
+
+    given, changed = tiny, {}
+    first = make(tiny)
+    assert make(tiny) == first
+    if change == "data":
+        given = copy.deepcopy(tiny)
+        given.test.x[7, 0, 3, 3] ^= 1
+    elif change == "weights":
+        monkeypatch.setitem(features.TRAINING, "seed", 1)
+    elif change == "preprocessing":
+        monkeypatch.setattr(features.SmallCNN, "preprocessing", "another")
+    else:
+        changed = {"compare": {"memorisation": {"quantile": 0.02, "num_samples": 1000}}}
+    assert len(make(given, **changed)) == 2
 
 
 def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
@@ -87,7 +119,8 @@ def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
     found = metrics_of(points, repeats=3, num_samples=200).evaluate(model, sample_fn, unconditional, 0.02, 7)
     assert calls == [(200, 7), (200, 8), (200, 9)]
     assert set(found) == {
-        *("test_loss", "test_loss_se", "fd_data", "fd_data_sd", "fd_data_floor", "num_samples", "num_test"),
+        *("test_loss", "test_loss_se", "num_samples", "num_test"),
+        *(f"{name}{part}" for name in ("fd_data", *COMPARED) for part in ("", "_sd", "_floor")),
         *("samples_per_second", "nats_per_dim", "nats_per_dim_se"),
         *("interpolation_nats_per_dim", "interpolation_nats_per_dim_se", "interpolation_straight"),
     }
@@ -219,6 +252,129 @@ def test_one_sample_is_a_sentence(metrics_of, points):
         metrics_of(points).frechet(torch.zeros(1, 2))
     with pytest.raises(ConfigurationError, match=r"metrics\.num_samples=1"):
         metrics_of(points, num_samples=1)
+
+
+def test_samples_of_a_diverged_model_are_nan_everywhere(metrics_of, points):
+    def sample_fn(n, seed):
+        return torch.full((n, 2), math.nan)
+
+    found = metrics_of(points, num_samples=20).quality(sample_fn, 0)
+    assert all(math.isnan(found[name]) for name in ("fd_data", *COMPARED))
+    assert all(math.isfinite(found[f"{name}_floor"]) for name in ("fd_data", *COMPARED))
+
+
+def test_fewer_samples_than_features_is_said_once(metrics_of, digits, digits_cnn, caplog):
+    metrics = metrics_of(digits)
+    for n in (64, 64, 65):
+        metrics.frechet(real(digits, digits.train)[:n])
+    assert [record.message for record in caplog.records if "covariance" in record.message] == [
+        "fd_digits_cnn of 64 samples: the covariance of 64 features is singular below 65 samples, and the distance "
+        "compares only with others of 64; take metrics.num_samples > 64 for one to report."
+    ]
+
+
+def test_how_many_samples_a_metric_looks_at_is_told_where_it_is_not_all(metrics_of, points):
+    compare = {"mmd": {"num_samples": 299}, "precision_recall": {"neighbours": 3, "num_samples": 300}}
+    found = metrics_of(points, num_samples=60, compare=compare).quality(lambda n, seed: points.train.x[:n], 0)
+    assert {key: n for key, n in found.items() if key.endswith("_n")} == {"mmd2_n": 299}  # the floor's, of 300
+
+
+def test_real_samples_pass_the_extractor_once_and_not_all_features_of_a_large_split_are_kept(
+    points, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(samples, "KEPT", 7)
+    passed = []
+
+    class Counting(features.IdentityFeatures):
+        def forward(self, x):
+            passed.append(len(x))
+            return super().forward(x)
+
+    split, x = samples.Real(points, "train", Counting(2), 250, tmp_path), points.train.x
+    assert torch.equal(split.features(), x[features.evenly(600, 7)])
+    assert torch.equal(split.features(3), x[features.evenly(600, 7)][[0, 3, 6]])
+    assert split.statistics.n == 600
+    torch.testing.assert_close(split.statistics.cov, torch.cov(x.T.double()))
+    assert passed == [250, 250, 100]
+
+
+@pytest.mark.parametrize(
+    ("compare", "sentence"),
+    [
+        ({"precison_recall": {}}, "metric=precison_recall is unknown: did you mean 'precision_recall'"),
+        ({"mmd": {}}, r"metrics\.compare\.mmd\.num_samples is missing"),
+        ({"mmd": {"num_samples": 1}}, r"metrics\.compare\.mmd\.num_samples=1 is not allowed"),
+        ({"mmd": {"num_sample": 9}}, r"metrics\.compare\.mmd\.num_sample is not a setting of metric=mmd: did you"),
+        ({"inception_score": {"splits": 1}}, r"inception_score needs a classifier of images, and dataset=points"),
+    ],
+)
+def test_wrong_lines_of_compare_are_sentences(metrics_of, points, compare, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        metrics_of(points, compare=compare)
+
+
+@pytest.mark.parametrize("option", config.options("metrics"))
+def test_every_metric_of_every_option_is_there_and_takes_its_settings(option, points, tiny, tmp_path):
+    node = config.defaults("metrics", option)
+    (tmp_path / "weights").touch()
+    weights = str(tmp_path / "weights") if node["inception_weights"] else None
+    data = tiny if option == "inception" else points
+    metrics = registry.build("metrics", node, data=data, inception_weights=weights)
+    assert list(metrics.comparisons) == ["frechet", *node["compare"]]
+
+
+def test_every_metric_stands_in_some_option():
+    lines = {name for option in config.options("metrics") for name in config.defaults("metrics", option)["compare"]}
+    assert set(registry.names("metric")) == {"frechet", *lines}
+
+
+def test_a_metric_of_the_users_own(metrics_of, points, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    config.import_plugins([tmp_path / "mine.py"])
+    metrics = metrics_of(points, compare={"furthest": {"power": 2.0}}, num_samples=10)
+    found = metrics.quality(lambda n, seed: torch.ones(n, 2), 0)
+    assert found["furthest"] == pytest.approx(2)
+    assert found["furthest_floor"] == pytest.approx(points.test.x.square().sum(1).max().item())
+
+
+PLUGIN = """
+from pydantic import PositiveFloat
+from flowdiff.evaluation.comparisons.base import Metric
+from flowdiff.registry import register
+
+
+@register("metric", "furthest")
+class Furthest(Metric):
+    \"\"\"The largest norm of a sample, to some power.\"\"\"
+
+    def __init__(self, *, power: PositiveFloat = 1.0):
+        self.power = power
+
+    def __call__(self, samples, train, test):
+        return {"furthest": max(x.norm(dim=1).max().item() for x in samples.x()) ** self.power}
+"""
+
+
+def test_likelihood_over_a_sweep_of_sigma_and_by_the_ode(metrics_of, points, gaussian):
+    model = gaussian(std=0.4)
+    model.settings = {"schedule": config.defaults("schedule", "karras")}
+    off = {"frechet": False, "interpolate": False}
+    metrics = metrics_of(points, sigma_sweep=[0.002, 2.0], ode=True, ode_probes=None, **off)
+    found = metrics.densities(model, unconditional, 0.002, 0)
+    assert found["nats_per_dim_sigma_0.002"] == found["nats_per_dim"] < found["nats_per_dim_sigma_2"]
+    # N(0, 0.4²) noised to σ_max = 80 is not quite N(0, 80²)
+    assert found["nats_per_dim_ode"] == pytest.approx(found["nats_per_dim"], abs=5e-5)
+    assert found["nats_per_dim_ode_se"] == pytest.approx(found["nats_per_dim_se"], rel=1e-3)
+    model.is_density = False  # the ODE needs none
+    assert set(metrics.densities(model, unconditional, 0.002, 0)) == {"nats_per_dim_ode", "nats_per_dim_ode_se"}
+
+
+def test_the_ode_refuses_a_flow_that_has_one_derivative(metrics_of, points, gaussian):
+    model = gaussian()
+    model.flow = torch.nn.Identity()
+    model.flow.twice_differentiable = False
+    with pytest.raises(ConfigurationError, match=r"metrics\.ode=true needs a score that can be differentiated"):
+        metrics_of(points, ode=True).check(model)
 
 
 def test_home_is_expanded(points):

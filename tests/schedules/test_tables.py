@@ -3,72 +3,7 @@ import torch
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
-from flowdiff.schedules import TABLES, ddpm_sigmas
-
-SCHEDULES = registry.names("schedule")
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 18, 250])
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_grid_decreases_to_zero(name, num_steps):
-    schedule = registry.build("schedule", name)
-    sigmas = schedule(num_steps)
-    assert sigmas.shape == (num_steps + 1,)
-    assert sigmas.dtype == torch.float64
-    assert sigmas[0].item() == schedule.sigma_max
-    assert sigmas[-1].item() == 0
-    assert (sigmas.diff() < 0).all()
-    assert sigmas[-2].item() >= schedule.sigma_min * (1 - 1e-12)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 10])
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_grid_can_start_lower(name, num_steps):
-    schedule = registry.build("schedule", name)
-    sigmas = schedule(num_steps, sigma_max=1.7)
-    assert sigmas.shape == (num_steps + 1,)
-    assert sigmas[0].item() == 1.7
-    assert sigmas[-1].item() == 0
-    assert (sigmas.diff() < 0).all()
-
-
-@pytest.mark.parametrize("share", [1.0, 0.3])
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_start_at_the_bottom_is_one_step(name, share):
-    schedule = registry.build("schedule", name)
-    start = share * schedule.sigma_min
-    assert schedule(10, sigma_max=start).tolist() == [start, 0]
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_refuses_what_makes_no_grid(name):
-    schedule = registry.build("schedule", name)
-    with pytest.raises(ConfigurationError, match="num_steps=0 "):
-        schedule(0)
-    for start in (0.0, -1.0, schedule.sigma_max * 1.01, float("nan")):
-        with pytest.raises(ConfigurationError, match="a start at sigma="):
-            schedule(5, sigma_max=start)
-
-
-@pytest.mark.parametrize("name", ["karras", "exponential"])
-@pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (1.0, float("inf"))])
-def test_refuses_an_empty_range(name, low, high):
-    with pytest.raises(ConfigurationError, match=r"sigma_min=.* sigma_max="):
-        registry.build("schedule", name, sigma_min=low, sigma_max=high)
-
-
-def test_karras_is_even_in_its_power():
-    sigmas = registry.build("schedule", "karras", sigma_min=0.01, sigma_max=50.0, rho=5.0)(9)[:-1]
-    steps = (sigmas**0.2).diff()
-    torch.testing.assert_close(steps, steps[0].expand(8))
-    assert sigmas[-1].item() == pytest.approx(0.01, rel=1e-12)
-
-
-def test_exponential_is_geometric():
-    sigmas = registry.build("schedule", "exponential", sigma_min=0.01, sigma_max=50.0)(9)[:-1]
-    ratios = sigmas[1:] / sigmas[:-1]
-    torch.testing.assert_close(ratios, ratios[0].expand(8))
-    assert sigmas[-1].item() == pytest.approx(0.01, rel=1e-12)
+from flowdiff.schedules.tables import SPACINGS, TABLES, ddpm_sigmas
 
 
 def test_ddpm_takes_every_level_and_no_more():
@@ -139,3 +74,26 @@ def test_senseless_tables_are_refused(settings, message):
         registry.build("schedule", "ddpm", **settings)
     with pytest.raises(ConfigurationError, match=message):
         ddpm_sigmas(**{"table": "linear", "num_levels": 1000} | settings)
+
+
+@pytest.mark.parametrize("num_steps", [2, 7, 10, 100, 1000])
+@pytest.mark.parametrize("spacing", sorted(SPACINGS))
+def test_spacing_equals_diffusers(spacing, num_steps):
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(1000, timestep_spacing=spacing)
+    scheduler.set_timesteps(num_steps)
+    schedule = registry.build("schedule", "ddpm", spacing=spacing)
+    torch.testing.assert_close(schedule(num_steps)[:-1], schedule.table[scheduler.timesteps], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spacing", sorted(SPACINGS))
+def test_every_spacing_starts_where_it_is_told_to(spacing):
+    schedule = registry.build("schedule", "ddpm", num_levels=20, spacing=spacing)
+    start = (schedule.table[12] + schedule.table[13]).item() / 2
+    for num_steps in (1, 2, 5, 13, 20):
+        sigmas = schedule(num_steps, sigma_max=start)
+        assert sigmas[0].item() == start
+        assert len(sigmas) == min(num_steps, 14) + 1
+        assert (sigmas.diff() < 0).all()
+    assert schedule(1).tolist() == [schedule.sigma_max, 0]

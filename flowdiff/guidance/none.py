@@ -1,0 +1,20 @@
+"""No guidance."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flowdiff.conditioning import Conditioning
+from flowdiff.guidance.base import Denoise, Guidance
+from flowdiff.registry import register
+
+
+@register("guidance", "none")
+class NoGuidance(Guidance):
+    """D as it is."""
+
+    def __init__(self, denoiser: Denoise):
+        super().__init__(denoiser)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
+        return self.denoiser(x, sigma, cond)

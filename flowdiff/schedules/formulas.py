@@ -1,0 +1,63 @@
+"""Levels by a formula: evenly spaced in a function of σ."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from flowdiff.registry import register
+from flowdiff.schedules.base import Schedule
+
+
+@register("schedule", "karras")
+class Karras(Schedule):
+    """Levels evenly spaced in σ^(1/ρ): σ_i = (σ_max^{1/ρ} + i/(N−1)·(σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ.
+
+    rho > 0: the larger, the more of the steps are at low noise. One step is (σ_max, 0).
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models,
+    2022, eq. 5.
+    """
+
+    def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat, rho: PositiveFloat):
+        super().__init__(sigma_min, sigma_max)
+        self.rho = rho
+
+    def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
+        # linspace gives (0,) for one step, where i/(N−1) would divide by zero
+        ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        top, bottom = sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return (top + ramp * (bottom - top)) ** self.rho
+
+
+@register("schedule", "exponential")
+class Exponential(Schedule):
+    """Levels evenly spaced in ln σ: σ_i = σ_max (σ_min/σ_max)^{i/(N−1)}, the limit of `karras` for ρ → ∞.
+
+    Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, Score-based generative modeling through
+    stochastic differential equations, 2021 (the levels of the variance-exploding process).
+    """
+
+    def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat):
+        super().__init__(sigma_min, sigma_max)
+
+    def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
+        ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        return sigma_max * (self.sigma_min / sigma_max) ** ramp
+
+
+@register("schedule", "polyexponential")
+class Polyexponential(Schedule):
+    """Levels evenly spaced in a power of ln σ: σ_i = σ_min·(σ_max/σ_min)^((1 − i/(N−1))^ρ).
+
+    rho > 0: 1 is `exponential`; above, more of the steps are at low noise, below, at high noise.
+    Source: k-diffusion (Crowson).
+    """
+
+    def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat, rho: PositiveFloat):
+        super().__init__(sigma_min, sigma_max)
+        self.rho = rho
+
+    def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
+        ramp = 1 - torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        return self.sigma_min * (sigma_max / self.sigma_min) ** ramp**self.rho

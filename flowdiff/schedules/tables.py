@@ -1,0 +1,132 @@
+"""The levels of discrete diffusion models, in variance-exploding units:
+
+    ᾱ_t = Π_{s≤t} (1 − β_s),   σ_t = √((1 − ᾱ_t)/ᾱ_t),   x = x_VP/√ᾱ = √(σ²+1)·x_VP.
+
+The start x_VP ~ N(0, I) of a variance-preserving model is x ~ N(0, (σ_max²+1)·I). Sampling here starts from
+σ_max·N(0, I), smaller by a factor of 1.002 for the smallest σ_max of the tables below (`sqrt_linear`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from flowdiff.errors import ConfigurationError
+from flowdiff.registry import nearest, register
+from flowdiff.schedules.base import Schedule
+
+Table = Literal["linear", "sqrt_linear", "cosine"]
+Spacing = Literal["trailing", "leading", "linspace"]
+
+
+@register("schedule", "ddpm")
+class DDPM(Schedule):
+    """Some of the levels of a discrete model's table.
+
+    table, num_levels, beta_start, beta_end: see `ddpm_sigmas`.  spacing: which N of its T levels, counted from 1 for
+    the smallest: `trailing` N, N−1, … 1 times T/N, rounded; `linspace` evenly from T to 1, rounded; `leading` 1 plus
+    N−1, … 0 times ⌊T/N⌋, which stops short of the largest, as many published models were sampled. One step is
+    (σ_max, 0) in all of them.
+    Raises ConfigurationError if more steps are asked for than the table has levels.
+    Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020; spacings in Lin, Liu, Li, Yang, Common
+    diffusion noise schedules and sample steps are flawed, 2024, table 2.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: Table,
+        num_levels: PositiveInt,
+        spacing: Spacing,
+        beta_start: PositiveFloat | None,
+        beta_end: PositiveFloat | None,
+    ):
+        self.table = ddpm_sigmas(table, num_levels, beta_start, beta_end)
+        self.spacing = spacing
+        super().__init__(self.table[0].item(), self.table[-1].item())
+
+    def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
+        if num_steps > len(self.table):
+            raise ConfigurationError(
+                f"num_steps={num_steps} is not allowed: schedule=ddpm has {len(self.table)} levels, take at"
+                " most so many steps or raise schedule.num_levels."
+            )
+        levels = torch.cat([self.table[self.table < sigma_max], self.table.new_tensor([sigma_max])])
+        count = len(levels)
+        num_steps = min(num_steps, count)  # a lower start may leave fewer levels: then all are taken
+        chosen = levels[SPACINGS[self.spacing](count, num_steps) if num_steps > 1 else [count - 1]]
+        if sigma_max < self.sigma_max:
+            chosen[0] = sigma_max  # where x is, and whence the steps have to go
+        return chosen
+
+
+def _trailing(count: int, num_steps: int) -> Tensor:
+    return (torch.arange(num_steps, 0, -1, dtype=torch.float64) * (count / num_steps)).round().long() - 1
+
+
+def _leading(count: int, num_steps: int) -> Tensor:
+    return torch.arange(num_steps - 1, -1, -1) * (count // num_steps)
+
+
+def _linspace(count: int, num_steps: int) -> Tensor:
+    return torch.linspace(count - 1, 0, num_steps, dtype=torch.float64).round().long()
+
+
+SPACINGS: dict[str, Callable[[int, int], Tensor]] = {
+    "trailing": _trailing,
+    "leading": _leading,
+    "linspace": _linspace,
+}
+
+
+def ddpm_sigmas(
+    table: Table, num_levels: int, beta_start: float | None = None, beta_end: float | None = None
+) -> Tensor:
+    """The noise levels σ_t = √((1−ᾱ_t)/ᾱ_t) of a discrete diffusion model: (num_levels,) float64, increasing.
+
+    table: `linear` β from 1e-4 to 0.02 (Ho et al., Denoising diffusion probabilistic models, 2020),
+    `sqrt_linear` √β linear, β from 0.00085 to 0.012 (Rombach et al., High-resolution image synthesis with
+    latent diffusion models, 2022), `cosine` ᾱ(t) = cos²((t/T + 0.008)/1.008 · π/2), β ≤ 0.999 (Nichol,
+    Dhariwal, Improved denoising diffusion probabilistic models, 2021).  num_levels ≥ 2: T.  beta_start,
+    beta_end in (0, 1): other ends than the table's customary ones; `cosine` has none.  Raises
+    ConfigurationError.
+    """
+    if table not in TABLES:
+        raise ConfigurationError(f"table={table} is unknown: {nearest(table, TABLES)}.")
+    if num_levels < 2:
+        raise ConfigurationError(f"num_levels={num_levels} is not allowed: a table has at least 2 levels.")
+    ends = {k: v for k, v in {"beta_start": beta_start, "beta_end": beta_end}.items() if v is not None}
+    if table == "cosine" and ends:
+        raise ConfigurationError(
+            f"{', '.join(ends)} cannot be set for table=cosine: its β follow from the cosine, leave them null"
+            " or take another table."
+        )
+    for key, value in ends.items():
+        if not 0 < value < 1:
+            raise ConfigurationError(f"{key}={value} is not allowed: a β lies strictly between 0 and 1.")
+    betas = TABLES[table](num_levels, **ends)
+    # ln ᾱ and expm1 keep the low levels accurate, where 1 − ᾱ would cancel
+    log_alpha_bar = torch.log1p(-betas).cumsum(0)
+    return torch.expm1(-log_alpha_bar).sqrt()
+
+
+def _linear_betas(num_levels: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    return torch.linspace(beta_start, beta_end, num_levels, dtype=torch.float64)
+
+
+def _sqrt_linear_betas(num_levels: int, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    return torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_levels, dtype=torch.float64) ** 2
+
+
+def _cosine_betas(num_levels: int) -> Tensor:
+    t = torch.arange(num_levels + 1, dtype=torch.float64) / num_levels
+    alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+
+
+TABLES = {"linear": _linear_betas, "sqrt_linear": _sqrt_linear_betas, "cosine": _cosine_betas}

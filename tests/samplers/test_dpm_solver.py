@@ -1,0 +1,35 @@
+"""Both orders are equal to k-diffusion and diffusers in test_public.py."""
+
+import math
+
+import oracles
+import torch
+
+from flowdiff import registry
+from flowdiff.samplers.generate import CountCalls
+
+MIXTURE = oracles.two_by_two()
+SIGMAS = [5.0, 1.0, 0.1, 0.0]
+
+
+def test_first_order_is_ddim():
+    x = 5 * torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, ddim = (registry.build("sampler", name)(MIXTURE, x, SIGMAS) for name in ("dpm_solver_1", "ddim"))
+    assert torch.equal(first, ddim)
+
+
+def test_second_order_takes_the_slope_of_the_middle():
+    """On N(0, τ²) the slope at x is x·σ/(τ²+σ²)."""
+    tau2 = 0.25
+    oracle = oracles.Gaussian(torch.zeros(1), torch.tensor([[tau2]]))
+    x = torch.tensor([[1.0], [-3.0]], dtype=torch.float64)
+    got = registry.build("sampler", "dpm_solver_2")(oracle, x, [2.0, 0.5])
+    middle = math.sqrt(2.0 * 0.5)
+    x_middle = x * (1 + (middle - 2.0) * 2.0 / (tau2 + 4.0))
+    torch.testing.assert_close(got, x + (0.5 - 2.0) * middle / (tau2 + middle**2) * x_middle)
+
+
+def test_two_calls_a_step_and_one_in_the_last():
+    counted = CountCalls(MIXTURE)
+    registry.build("sampler", "dpm_solver_2")(counted, torch.zeros(3, 2), SIGMAS)
+    assert (counted.calls, counted.rows) == (5, 15)

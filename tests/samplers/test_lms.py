@@ -1,0 +1,47 @@
+"""lms is equal to k-diffusion's in test_public.py, which integrates numerically."""
+
+import pytest
+import torch
+
+from flowdiff import registry
+from flowdiff.samplers.lms import coefficients
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_polynomials_are_integrated_exactly(order):
+    sigmas, after = [0.7, 1.1, 2.0, 3.7][:order], 0.3
+    c = coefficients(sigmas, after)
+    for power in range(order):
+        exact = (after ** (power + 1) - sigmas[0] ** (power + 1)) / (power + 1)
+        assert sum(w * s**power for w, s in zip(c, sigmas, strict=True)) == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_order_is_the_degree_it_follows(order):
+    """dx/dσ = a polynomial of σ of degree order − 1; D of x and σ is chosen for it. The start is of lower orders."""
+    coefficients_ = [0.3, -0.5, 0.2, 0.1][:order]
+
+    def denoiser(x, sigma, cond=None):
+        slope = sum(c * sigma**k for k, c in enumerate(coefficients_))
+        return x - (sigma * slope)[:, None]
+
+    def solution(sigma):
+        return sum(c * sigma ** (k + 1) / (k + 1) for k, c in enumerate(coefficients_))
+
+    sigmas = [5.0, 4.0, 2.5, 2.0, 1.2, 0.3]
+    seen = []
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    end = registry.build("sampler", "lms", order=order)(
+        denoiser, x, sigmas, callback=lambda step, sigma, x, denoised: seen.append(x.item())
+    )
+    i = order - 1  # from here on every step is exact
+    assert end.item() - seen[i] == pytest.approx(solution(sigmas[-1]) - solution(sigmas[i]), rel=1e-12)
+
+
+def test_order_one_is_euler():
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigmas = [5.0, 1.0, 0.1]
+    lms, euler = (
+        registry.build("sampler", name, order=1)(lambda x, s, c: 0.3 * x, x, sigmas) for name in ("lms", "euler")
+    )
+    torch.testing.assert_close(lms, euler)

@@ -1,0 +1,62 @@
+"""Equality with k-diffusion and diffusers; benchmarks/samplers.py prints the same for a trained model."""
+
+import math
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+from public_samplers import CASES, difference, k_diffusion
+
+from flowdiff import registry
+from flowdiff.noise import BrownianPath
+
+MIXTURE = oracles.two_by_two()
+NOISE = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+# diffusers calls np.array on a tensor, which NumPy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+# diffusers' DDIM steps by ⌊1000/N⌋, which is the distance of its own levels where N divides 1000; from 15 steps on
+# multistep methods keep their order to the end
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 20])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_same_samples(case, num_steps):
+    if case.package == "k-diffusion" and k_diffusion() is None:
+        pytest.skip("k-diffusion is not installed: pip install -e '.[bench]'")
+    # k-diffusion computes in x's float64. diffusers keeps its levels, and often x, in float32, 6e-8, which is worst for
+    # a first step into low noise: 4e-5 was seen there
+    assert difference(case, MIXTURE, NOISE, num_steps) < (1e-10 if case.package == "k-diffusion" else 1e-4)
+
+
+@pytest.mark.parametrize("num_steps", [3, 14, 15, 30])
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_3m_sde"])
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_with_noise_same_samples_as_k_diffusion(name, eta, num_steps):
+    if k_diffusion() is None:
+        pytest.skip("k-diffusion is not installed: pip install -e '.[bench]'")
+    if name == "dpmpp_3m_sde" and num_steps < 15:
+        pytest.skip("k-diffusion keeps the order to the end for few steps too")
+    sigmas = registry.build("schedule", "karras")(num_steps)
+    x, settings = 80 * NOISE, {"eta": eta, "s_noise": 0.9}
+    path = BrownianPath(x, torch.Generator().manual_seed(1))
+
+    def noise(sigma, after):
+        """The same noise, but of unit variance."""
+        sigma, after = float(sigma), float(after)
+        increment = after**eta * path.increment(sigma ** (-2 * eta), after ** (-2 * eta))
+        return increment / math.sqrt(1 - (after / sigma) ** (2 * eta))
+
+    sampler = registry.build("sampler", name, **settings)
+    ours = sampler(lambda x, sigma, cond: MIXTURE(x, sigma), x, sigmas, generator=torch.Generator().manual_seed(1))
+    sample = getattr(k_diffusion(), f"sample_{name}")
+    theirs = sample(MIXTURE, x, sigmas, disable=True, noise_sampler=noise, **settings)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", registry.names("sampler"))
+def test_every_sampler_was_measured(name):
+    """If not, run benchmarks/samplers.py."""
+    page = Path(__file__).parents[2] / "docs" / "samplers.md"
+    assert f"| `{name}` |" in page.read_text()

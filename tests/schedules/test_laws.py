@@ -1,0 +1,63 @@
+"""What every registered schedule is held to; `optimal` also after it was measured, in test_optimal.py."""
+
+import pytest
+import torch
+
+from flowdiff import registry
+from flowdiff.errors import ConfigurationError
+
+SCHEDULES = registry.names("schedule")
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 18, 60])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_grid_decreases_to_zero(name, num_steps):
+    schedule = registry.build("schedule", name)
+    sigmas = schedule(num_steps)
+    assert sigmas.shape == (num_steps + 1,)
+    assert sigmas.dtype == torch.float64
+    assert sigmas[0].item() == schedule.sigma_max
+    assert sigmas[-1].item() == 0
+    assert (sigmas.diff() < 0).all()
+    assert sigmas[-2].item() >= schedule.sigma_min * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_grid_can_start_lower(name, num_steps):
+    schedule = registry.build("schedule", name)
+    sigmas = schedule(num_steps, sigma_max=1.7)
+    assert sigmas.shape == (num_steps + 1,)
+    assert sigmas[0].item() == 1.7
+    assert sigmas[-1].item() == 0
+    assert (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_start_at_the_bottom_is_one_step(name, share):
+    schedule = registry.build("schedule", name)
+    start = share * schedule.sigma_min
+    assert schedule(10, sigma_max=start).tolist() == [start, 0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_refuses_what_makes_no_grid(name):
+    schedule = registry.build("schedule", name)
+    with pytest.raises(ConfigurationError, match="num_steps=0 "):
+        schedule(0)
+    for start in (0.0, -1.0, schedule.sigma_max * 1.01, float("nan")):
+        with pytest.raises(ConfigurationError, match="a start at sigma="):
+            schedule(5, sigma_max=start)
+
+
+@pytest.mark.parametrize("name", sorted({*SCHEDULES} - {"ddpm"}))  # whose range is its table's
+@pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (1.0, float("inf"))])
+def test_refuses_an_empty_range(name, low, high):
+    with pytest.raises(ConfigurationError, match=r"sigma_min=.* sigma_max="):
+        registry.build("schedule", name, sigma_min=low, sigma_max=high)
+
+
+def test_one_for_all_models_is_left_as_it_is():
+    schedule = registry.build("schedule", "karras")
+    assert schedule.fitted(None) is schedule
