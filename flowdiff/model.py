@@ -96,6 +96,7 @@ class ConditionedDenoiser(nn.Module):
         """The condition of labels (B,)."""
         return self.conditioner(label.to(self.sigma_data.device))
 
+    @torch.no_grad()
     def sample(
         self,
         n: int,
@@ -127,7 +128,8 @@ class ConditionedDenoiser(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            schedule = schedule.fitted(self._walk, self.levels_file)
+            if hasattr(schedule, "fitted"):  # to a model, as `optimal` is
+                schedule = schedule.fitted(self._walk, self.levels_file)
             sigmas = self._known(schedule(sampler.num_steps)) if start == "noise" else None
             z = generate(
                 guide,
@@ -146,8 +148,7 @@ class ConditionedDenoiser(nn.Module):
                 progress=progress,
                 callback=callback,
             )
-            with torch.no_grad():
-                return torch.cat([self.first_stage.decode(part) for part in z.split(batch_size)])
+            return torch.cat([self.first_stage.decode(part) for part in z.split(batch_size)])
         finally:
             self.train(was_training)
 

@@ -1,6 +1,13 @@
 """One thread for torch, whose tensors are small here: pytest-xdist's processes, a file each, share the cores."""
 
+import os
+
 import pytest
+
+
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores: the tests of launchers wait for other processes much of their time."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items):

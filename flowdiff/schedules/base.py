@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigurationError
-
-Callback = Callable[[int, float, Tensor, Tensor], None]
-Walk = Callable[[Tensor, int, Callback], Tensor]
-"""(sigmas, n, callback) -> x0 (n, …): n trajectories of a model down a grid in one batch; callback(step, σ, x, D)."""
 
 
 class Schedule(ABC):
@@ -48,14 +42,6 @@ class Schedule(ABC):
         if math.isclose(levels[0], top, rel_tol=1e-9):
             levels[0] = top  # exact, where a formula gives it up to rounding
         return torch.cat([levels, levels.new_zeros(1)])
-
-    def fitted(self, walk: Walk, cache: Path | None = None) -> Schedule:
-        """This schedule suited to a model: itself, where the levels are the same for every model.
-
-        walk: trajectories of the model.  cache: a file for what is measured on them, read instead if it is there; it
-        belongs to one state of one model.
-        """
-        return self
 
     @abstractmethod
     def _levels(self, num_steps: int, sigma_max: float) -> Tensor:

@@ -15,6 +15,7 @@ import copy
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,12 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.registry import register
-from flowdiff.schedules.base import Schedule, Walk
+from flowdiff.schedules.base import Schedule
 from flowdiff.schedules.formulas import Exponential
+
+Callback = Callable[[int, float, Tensor, Tensor], None]
+Walk = Callable[[Tensor, int, Callback], Tensor]
+"""(sigmas, n, callback) -> x0 (n, …): n trajectories of a model down a grid in one batch; callback(step, σ, x, D)."""
 
 
 @register("schedule", "optimal")
@@ -55,6 +60,11 @@ class Optimal(Schedule):
         self._measured: tuple[Tensor, Tensor] | None = None  # levels (M+1,) down to 0, e (M+1, M+1)
 
     def fitted(self, walk: Walk, cache: Path | None = None) -> Optimal:
+        """This schedule suited to a model.
+
+        walk: trajectories of the model.  cache: a file for what is measured on them, read instead if it is there; it
+        belongs to one state of one model.
+        """
         asked = [self.sigma_min, self.sigma_max, self.num_levels, self.num_trajectories]
         measured = _read(cache, asked)
         if measured is None:

@@ -56,8 +56,3 @@ def test_refuses_what_makes_no_grid(name):
 def test_refuses_an_empty_range(name, low, high):
     with pytest.raises(ConfigurationError, match=r"sigma_min=.* sigma_max="):
         registry.build("schedule", name, sigma_min=low, sigma_max=high)
-
-
-def test_one_for_all_models_is_left_as_it_is():
-    schedule = registry.build("schedule", "karras")
-    assert schedule.fitted(None) is schedule
