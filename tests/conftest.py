@@ -5,6 +5,7 @@ import os
 import pytest
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers():
     """One more than there are cores: the tests of launchers wait for other processes much of their time."""
     return (os.cpu_count() or 1) + 1
