@@ -98,8 +98,9 @@ def defaults(group: str, name: str) -> dict[str, Any]:
         if stored is None:
             raise ConfigurationError(f"{group}={name} is unknown: {registry.nearest(name, options(group))}.")
         node = OmegaConf.create(stored.node)
-    node.pop("defaults", None)
-    return OmegaConf.to_container(node, resolve=True)
+    inherited = [entry for entry in node.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    settings = OmegaConf.to_container(node, resolve=True)
+    return OmegaConf.to_container(OmegaConf.merge(*(defaults(group, name) for name in inherited), settings))
 
 
 def options(group: str) -> list[str]:
