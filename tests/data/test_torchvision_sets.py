@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from idx_files import arrays, write_idx, write_idx_set
 
 from flowdiff import registry
 from flowdiff.data.torchvision_sets import IDX_FILES, TorchvisionSet
@@ -14,23 +15,6 @@ from flowdiff.errors import DataError
 
 NAMES = [n for n in registry.names("dataset") if issubclass(registry.resolve("dataset", n), TorchvisionSet)]
 IDX_NAMES = [n for n in NAMES if registry.resolve("dataset", n).files == IDX_FILES]
-
-
-def arrays(shape, n, seed):
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, *shape), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.uint8)
-
-
-def write_idx(path, array):
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    path.write_bytes(header + array.tobytes())
-
-
-def write_idx_set(root, name, train, test):
-    folder = root / registry.resolve("dataset", name).folder
-    folder.mkdir(parents=True)
-    for file, array in zip(IDX_FILES, (*train, *test), strict=True):
-        write_idx(folder / file, array)
 
 
 @pytest.fixture
