@@ -154,7 +154,7 @@ def _ways(settings: dict[str, Any], denoiser: Any) -> list[Way]:
     if denoiser.is_autoencoder:
         if settings["start"] != "noise":
             raise ConfigurationError(
-                f"start={settings['start']} makes no sense for an autoencoder, which samples its prior: leave start out."
+                f"start={settings['start']} makes no sense for an autoencoder, which samples its prior: leave it out."
             )
         return [Way("arr_0", "prior", None)]
     if settings["start"] != "compare":
