@@ -65,7 +65,10 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
 
     rows = []
     if "test_loss" in numbers:
-        rows.append(("denoising test loss", value("test_loss"), "EDM weighting, per dimension"))
+        if "bpd_bound" in numbers and "latent_nats_per_dim" not in numbers:  # an autoencoder, which denoises nothing
+            rows.append(("test loss", value("test_loss"), "negative ELBO per dimension, nats"))
+        else:
+            rows.append(("denoising test loss", value("test_loss"), "EDM weighting, per dimension"))
     for key in numbers:
         if f"{key}_floor" in numbers or _is_frechet(key):
             rows += _compared(key, numbers, count)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.evaluation import ranks
-from flowdiff.evaluation.encoded import encodes
+from flowdiff.evaluation.encoded import encodes, is_autoencoder
 from flowdiff.evaluation.features import split_batches
 from flowdiff.evaluation.likelihood import Likelihood, dequantised, mean_and_error, per_dimension
 from flowdiff.first_stage.posterior import standard_normal
@@ -35,9 +35,8 @@ CondOf = Callable[[Tensor], Conditioning | None]
 
 def autoencoder_of(denoiser: nn.Module) -> nn.Module | None:
     """What encodes and decodes here: the model itself, its first stage, or nothing."""
-    network = denoiser.network
-    if hasattr(network, "autoencoder"):
-        return network.autoencoder
+    if is_autoencoder(denoiser):
+        return denoiser.network.autoencoder
     return denoiser.first_stage if encodes(denoiser) else None
 
 
@@ -95,7 +94,7 @@ def bound(
     x = x.to(place)
     posterior = autoencoder.posterior(x)
     latent = posterior.sample(randn_like(posterior.mean, sources))
-    if hasattr(denoiser.network, "autoencoder"):
+    if is_autoencoder(denoiser):
         prior = standard_normal(latent)
         log_likelihood = autoencoder.law.log_prob(x, autoencoder.decoded(latent))
     else:

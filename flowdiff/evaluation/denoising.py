@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
-from flowdiff.evaluation.encoded import as_seen_by
+from flowdiff.evaluation.encoded import as_seen_by, is_autoencoder
 from flowdiff.evaluation.likelihood import dequantised, mean_and_error
 from flowdiff.losses import latent_noise
 from flowdiff.noise import generators, randn_like
@@ -66,7 +66,7 @@ def denoising_loss(
 
 def loss_of_test(denoiser: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None) -> Tensor:
     """What the test loss is the mean of, for each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
-    if hasattr(denoiser.network, "autoencoder"):
+    if is_autoencoder(denoiser):
         autoencoder = denoiser.network.autoencoder
         return -autoencoder.elbo(x0, latent_noise(noise, autoencoder.latent_shape)).bound / x0[0].numel()
     return edm_loss(denoiser, x0, sigma, noise, cond)

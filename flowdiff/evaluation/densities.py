@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge
 from flowdiff.evaluation.autoencoding import image_bound
-from flowdiff.evaluation.encoded import as_seen_by
+from flowdiff.evaluation.encoded import as_seen_by, is_autoencoder
 from flowdiff.evaluation.interpolation import likelihood_between
 from flowdiff.evaluation.likelihood import Likelihood, bits_per_dim
 from flowdiff.evaluation.ode_likelihood import Solution, ode_bits_per_dim
@@ -84,7 +84,7 @@ class Densities:
         results: dict[str, float] = {}
         data = as_seen_by(denoiser, self.data)
         of = "latent_" if data is not self.data else ""  # what is of latents never passes for what is of images
-        if self.likelihood and (hasattr(denoiser.network, "autoencoder") or (of and denoiser.is_density)):
+        if self.likelihood and (is_autoencoder(denoiser) or (of and denoiser.is_density)):
             results |= _numbers(image_bound(denoiser, self.data, sigma, cond_of, **settings))
         if denoiser.is_density and self.likelihood:
             results |= _numbers(bits_per_dim(denoiser, data, sigma, cond_of, **settings), of)
@@ -126,7 +126,7 @@ class Densities:
 
     def _lacking(self, key: str, denoiser: nn.Module) -> str | None:
         """What a setting of `asked` would need and does not find."""
-        if key == "ode" and hasattr(denoiser.network, "autoencoder"):
+        if key == "ode" and is_autoencoder(denoiser):
             return "a denoiser: take another network"
         if key == "ode":
             flow = getattr(denoiser.network, "flow", None)

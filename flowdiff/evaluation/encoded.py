@@ -30,6 +30,11 @@ def encodes(denoiser: nn.Module) -> bool:
     return first_stage is not None and not first_stage.is_identity
 
 
+def is_autoencoder(denoiser: nn.Module) -> bool:
+    """Whether a model's network is an autoencoder itself."""
+    return hasattr(getattr(denoiser, "network", None), "autoencoder")
+
+
 def as_seen_by(denoiser: nn.Module, data: Any) -> Any:
     """The data in the space that a model lives in."""
     return Encoded(data, denoiser.first_stage) if encodes(denoiser) else data

@@ -28,9 +28,7 @@ def test_kl_is_the_mean_of_the_log_ratio():
 def test_kl_of_the_prior_is_nothing_and_keeps_its_digits_beside_it():
     assert Posterior(torch.zeros(1, 3), torch.zeros(1, 3)).kl().abs().max() == 0
     near = Posterior(torch.zeros(1, 1), torch.full((1, 1), 1e-3))
-    assert near.kl().item() == pytest.approx(
-        1e-6 / 4, rel=1e-3
-    )  # v²/4; e^v − 1 − v in float32 would have no digit left
+    assert near.kl().item() == pytest.approx(1e-6 / 4, rel=1e-3)  # v²/4, of which e^v − 1 − v has no digit
 
 
 def test_the_gradient_through_a_sample_is_that_of_the_mean():
