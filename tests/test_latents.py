@@ -12,7 +12,7 @@ from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.launch import identity
 
 VAE = [*runs.TINY_DIGITS, "experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2"]
-TINY_VAE = [*VAE, "trainer.max_steps=3", "network.latent_dim=3", "metrics.likelihood=true"]
+TINY_VAE = [*VAE, "network.latent_dim=3", "metrics.likelihood=true"]
 BEHIND = [*runs.TINY_DIGITS, "flow.n_flows=1", "network.embed_dim=8", "first_stage=vae"]
 
 
@@ -97,9 +97,8 @@ def test_first_stages_that_do_not_fit_are_sentences(vae, behind, tmp_path):
         assert "\n" not in str(error.value)
 
     refused(ConfigurationError, "first_stage=vae needs the run that trained it")
-    refused(
-        RunError, f"first_stage.run={tmp_path} cannot be a first stage: run={tmp_path}", f"first_stage.run={tmp_path}"
-    )
+    nothing = f"first_stage.run={tmp_path}"
+    refused(RunError, f"{nothing} cannot be a first stage: run={tmp_path}", nothing)
     refused(ConfigurationError, "is no autoencoder: give a run of network=vae", f"first_stage.run={behind[0]}")
     other = ["dataset=mnist", "dataset.download=false", f"first_stage.run={vae[0]}"]
     refused(ConfigurationError, "of images of shape 1×8×8, and those of the dataset are 1×28×28", *other)
@@ -131,6 +130,5 @@ def test_an_autoencoder_is_sampled_from_its_prior(vae):
     given = [f"run={folder}", "num_samples=6", "device=cpu"]
     results = outcomes("sample", [[*given, f"out={folder / 'drawn'}"], [*given, "start=flow"]], folder)
     assert [status for status, _ in results] == [0, 2]
-    assert "by the autoencoder's prior" in results[0][1]
     assert (folder / "drawn" / "samples.png").is_file()
     assert "start=flow makes no sense for an autoencoder" in results[1][1]

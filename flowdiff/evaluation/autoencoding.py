@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,14 +44,14 @@ def autoencoder_of(denoiser: nn.Module) -> nn.Module | None:
 @torch.no_grad()
 def reconstruct(autoencoder: nn.Module, x: Tensor, batch_size: int) -> Tensor:
     """E[x|m(x)] of images (N, *shape), on x's device."""
-    place = _device(autoencoder)
+    place = device_of(autoencoder)
     return torch.cat([autoencoder.reconstruct(part.to(place)).to(x.device) for part in x.split(batch_size)])
 
 
 @torch.no_grad()
 def latent_statistics(autoencoder: nn.Module, data: Any, batch_size: int) -> dict[str, float]:
     """reconstruction_mse, kl and active_units of the test split, latent_dims beside the last."""
-    place = _device(autoencoder)
+    place = device_of(autoencoder)
     means, kls, errors = [], [], []
     for x, _ in split_batches(data, data.test, batch_size):
         posterior = autoencoder.posterior(x.to(place))
@@ -90,7 +91,7 @@ def bound(
 ) -> Tensor:
     """log p(ℓ) + log p(x|ℓ) − log q(ℓ|x) at ℓ ~ q(ℓ|x), nats (B,)."""
     autoencoder = autoencoder_of(denoiser)
-    place = _device(autoencoder)
+    place = device_of(autoencoder)
     x = x.to(place)
     posterior = autoencoder.posterior(x)
     latent = posterior.sample(randn_like(posterior.mean, sources))
@@ -105,5 +106,6 @@ def bound(
     return prior + log_likelihood - posterior.log_prob(latent)
 
 
-def _device(autoencoder: nn.Module) -> torch.device:
-    return next(autoencoder.parameters()).device
+def device_of(autoencoder: nn.Module) -> torch.device:
+    """Where it computes."""
+    return next(chain(autoencoder.parameters(), autoencoder.buffers())).device  # a frozen one shows no parameters

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.evaluation import pictures
-from flowdiff.evaluation.autoencoding import autoencoder_of, reconstruct
+from flowdiff.evaluation.autoencoding import autoencoder_of, device_of, reconstruct
 from flowdiff.evaluation.encoded import as_seen_by
 from flowdiff.evaluation.features import centred, evenly
 from flowdiff.evaluation.interpolation import POINTS, interpolate
@@ -83,7 +83,7 @@ def draw_reconstructions(denoiser: nn.Module, data: Any, path: Path) -> None:
 def draw_latent_interpolation(denoiser: nn.Module, data: Any, path: Path) -> None:
     """Straight lines between the latents of two test images each, decoded: one pair a row."""
     autoencoder = autoencoder_of(denoiser)
-    place = next(autoencoder.parameters()).device
+    place = device_of(autoencoder)
     x = centred(data, data.test[evenly(len(data.test), 2 * ROWS)].x)
     ends = autoencoder.posterior(x.to(place)).mean  # (2P, *latent_shape)
     t = torch.linspace(0, 1, POINTS, device=place).view(1, -1, *[1] * (ends.ndim - 1))
