@@ -69,7 +69,7 @@ class FrozenAutoencoder(FirstStage):
 
     @property
     def autoencoder(self) -> Autoencoder:
-        """The frozen one; of another precision than this, if asked for."""
+        """The frozen one, in its own precision."""
         return self._frozen.module
 
     def key(self) -> str:
