@@ -18,9 +18,9 @@ N = 300
 def samples(points):
     """Data of the linear-Gaussian VAE's own law, float32 (N, 4), as the test split."""
     generator = torch.Generator().manual_seed(5)
-    latent, noise = (torch.randn(N, d, dtype=torch.float64, generator=generator) for d in (2, 4))
+    latent, noise = (torch.randn(N, d, generator=generator) for d in (2, 4))
     x = latent @ linear_gaussian.W.T + linear_gaussian.B + linear_gaussian.S * noise
-    split = type(points.test)(x.float(), torch.zeros(N, dtype=torch.long))
+    split = type(points.test)(x, torch.zeros(N, dtype=torch.long))
     return type(points)("linear", split, split, None, None)
 
 
