@@ -39,7 +39,7 @@ def assemble(config: Mapping[str, Any]) -> Parts:
     """
     data = build("dataset", config["dataset"])
     conditioner = build("conditioner", config["conditioner"], num_classes=data.num_classes)
-    first_stage = build("first_stage", config["first_stage"], shape=data.shape)
+    first_stage = build("first_stage", config["first_stage"], shape=data.shape, load=_load)
     shape = first_stage.latent_shape
     parts: dict[str, Any] = {
         "shape": shape,
@@ -82,6 +82,12 @@ def rehearse(config: Mapping[str, Any]) -> tuple[Parts, Metrics]:
     metrics = build("metrics", config["metrics"], data=parts.data)
     metrics.check(parts.denoiser)
     return parts, metrics
+
+
+def _load(run: str) -> ConditionedDenoiser:
+    from flowdiff import api  # upwards: an autoencoder's run is assembled like any other
+
+    return api.load(run)
 
 
 def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:

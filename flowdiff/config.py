@@ -319,10 +319,26 @@ def _check_combinations(config: DictConfig) -> None:
     network = registry.resolve("network", config.network.name)
     is_density = hasattr(network, "log_prob")
     is_classifier = hasattr(network, "class_log_prob")
-    if (is_density or is_classifier) and config.scaling.name != "score":
+    is_autoencoder = hasattr(network, "reconstruct")
+    if (is_density or is_classifier or is_autoencoder) and config.scaling.name != "score":
         raise ConfigurationError(
             f"network={config.network.name} scaling={config.scaling.name} makes no sense: this network outputs the "
             "score ∇log p itself, any other scaling would bend it; take scaling=score."
+        )
+    if registry.resolve("loss", config.loss.name).needs_autoencoder != is_autoencoder:
+        raise ConfigurationError(
+            f"network={config.network.name} loss={config.loss.name} does not go together: an autoencoder is trained by "
+            "network=vae loss=elbo and nothing else is; take both or neither."
+        )
+    if is_autoencoder and (config.conditioner.name, config.guidance.name) != ("none", "none"):
+        raise ConfigurationError(
+            f"network={config.network.name} conditioner={config.conditioner.name} guidance={config.guidance.name} "
+            "makes no sense: an autoencoder knows no classes; take conditioner=none guidance=none."
+        )
+    if is_autoencoder and config.first_stage.name != "identity":
+        raise ConfigurationError(
+            f"network={config.network.name} first_stage={config.first_stage.name} makes no sense: an autoencoder is "
+            "trained on the data themselves; take first_stage=identity."
         )
     if registry.resolve("loss", config.loss.name).needs_classifier and not is_classifier:
         raise ConfigurationError(

@@ -1,6 +1,6 @@
 """The engine: where data, conditioner, first stage, denoiser and loss meet, and are trained.
 
-One step:  x0 = encode(data), σ ~ p(σ), x = x0 + σ·noise, then the loss of D(x, σ, c).  Every random number of a step is
+One step:  z0 ~ encode(data), σ ~ p(σ), z = z0 + σ·noise, then the loss of D(z, σ, c).  Every random number of a step is
 drawn from a generator seeded by (seed, batch index, rank), so that a resumed run repeats what it would have done.
 """
 
@@ -18,14 +18,17 @@ from torch.utils.data import DataLoader
 from flowdiff.assembly import assemble
 from flowdiff.conditioning import Conditioning
 from flowdiff.data.base import Batch, DataModule
+from flowdiff.data.latents import as_seen_by
 from flowdiff.divergence import Found, Sentinel, is_fused, locate, take
-from flowdiff.evaluation.denoising import edm_loss, stratified_sigmas
+from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
+from flowdiff.evaluation.features import centred, evenly
 from flowdiff.losses import Loss
 from flowdiff.model import ConditionedDenoiser
 from flowdiff.noise import randn_like, step_generator
 from flowdiff.optimizers import Optimizer
 
 MEASURE_BATCH = 1024  # samples per chunk when statistics are measured
+MEASURE_IMAGES = 256  # training images that the scale of a pretrained decoder's errors is measured on
 # First counters of the generators beside the training steps', which count from 0 (the data's shuffling has −1).
 MEASURE, VALIDATION = -2, -3
 
@@ -42,7 +45,8 @@ class Drawn(NamedTuple):
 class Engine(LightningModule):
     """Trains a ConditionedDenoiser by a loss at noise levels from a sigma sampler.
 
-    data is the DataModule it was assembled for; `measure` takes sigma_data and the whitening's statistics from it.
+    data is the DataModule it was assembled for, latents what it is trained on: the same as the first stage sees it.
+    `measure` takes sigma_data and the whitening's statistics from these.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Engine(LightningModule):
         self.sigma_sampler = sigma_sampler
         self.optimizer = optimizer
         self.data = data
+        self.latents = as_seen_by(denoiser.first_stage, data)
         self.seed = seed
         self.sentinel = Sentinel()
         self._batch_idx = 0
@@ -73,7 +78,7 @@ class Engine(LightningModule):
 
     def __getstate__(self) -> dict[str, Any]:
         # The weight average deep-copies the module: the data stays out of the copy.
-        return {**super().__getstate__(), "data": None}
+        return {**super().__getstate__(), "data": None, "latents": None}
 
     @property
     def conditioner(self) -> nn.Module:
@@ -87,9 +92,16 @@ class Engine(LightningModule):
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Measure sigma_data, and the whitening's statistics, on the whole training split; returns sigma_data."""
-        self.data.prepare_data()
-        self.data.setup()
+        """Measure sigma_data, and the whitening's statistics, on the whole training split; returns sigma_data.
+
+        Behind an autoencoder the data are encoded first, where they are not yet, and the scale of latents is measured.
+        """
+        self.latents.prepare_data()
+        self.latents.setup()
+        first_stage = self.denoiser.first_stage
+        if not first_stage.is_identity:
+            images = centred(self.data, self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)
+            first_stage.fit(self.latents.posteriors(MEASURE_BATCH), images)
         total, count = 0.0, 0
         for z in self._training_latents():
             total += float(z.double().square().sum())
@@ -101,23 +113,22 @@ class Engine(LightningModule):
         return float(self.denoiser.sigma_data)
 
     def train_dataloader(self) -> DataLoader:
-        return self.data.train_dataloader(*self._place())
+        return self.latents.train_dataloader(*self._place())
 
     def val_dataloader(self) -> DataLoader:
-        return self.data.test_dataloader(*self._place())
+        return self.latents.test_dataloader(*self._place())
 
     def draw(self, batch: Batch, batch_idx: int) -> Drawn:
         """A training batch with its noise: the same whenever it is drawn."""
         generator = step_generator(self.seed, batch_idx, self.global_rank, device=self.device)
-        x0 = self.data.to_model(batch.x, generator, train=True)
-        z0 = self.denoiser.first_stage.encode(x0)
+        z0 = self.latents.to_model(batch.x, generator, train=True)
         cond = self.conditioner(batch.label, generator)
         sigma = self.sigma_sampler(len(z0), generator, self.device)
         return Drawn(z0, sigma, self.loss.draw_noise(z0, generator), cond)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._batch_idx = batch_idx
-        output = self.loss(self.denoiser.denoiser, *self.draw(batch, batch_idx))
+        output = self.loss.at(self.global_step)(self.denoiser.denoiser, *self.draw(batch, batch_idx))
         loss = output.loss.mean()
         self._log_mean({"train_loss": loss, **{f"train_{k}": v.mean() for k, v in output.parts.items()}}, batch_idx)
         return loss
@@ -125,9 +136,9 @@ class Engine(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The test loss on a test batch, whatever the training loss is: noise and σ are the same every time."""
         generator = step_generator(self.seed, VALIDATION, batch_idx, self.global_rank, device=self.device)
-        z0 = self.denoiser.first_stage.encode(self.data.to_model(batch.x, generator))
+        z0 = self.latents.to_model(batch.x, generator)
         sigma = stratified_sigmas(len(z0), 1, batch_idx)[:, 0].to(z0)
-        loss = edm_loss(self.denoiser, z0, sigma, randn_like(z0, generator), self.conditioner(batch.label))
+        loss = loss_of_test(self.denoiser, z0, sigma, randn_like(z0, generator), self.conditioner(batch.label))
         self.log("val_loss", loss.mean(), batch_size=len(z0), sync_dist=True)
 
     def on_before_backward(self, loss: Tensor) -> None:
@@ -172,7 +183,7 @@ class Engine(LightningModule):
             with self.trainer.precision_plugin.forward_context():
                 here = rows.to(sigma.device)
                 drawn = z0[here], sigma[here], noise[here], take(cond, rows)
-                return self.loss(self.denoiser.denoiser, *drawn).loss.mean()
+                return self.loss.at(self.global_step)(self.denoiser.denoiser, *drawn).loss.mean()
 
         located = locate(self.denoiser.denoiser, loss_of, len(z0))
         if located is None:
@@ -211,8 +222,7 @@ class Engine(LightningModule):
         return self.global_rank, self.trainer.world_size, self.trainer.strategy.root_device.type == "cuda"
 
     def _training_latents(self) -> Iterator[Tensor]:
-        split = self.data.train
+        split = self.latents.train
         generator = step_generator(self.seed, MEASURE)
         for start in range(0, len(split), MEASURE_BATCH):
-            x = self.data.to_model(split[start : start + MEASURE_BATCH].x, generator)
-            yield self.denoiser.first_stage.encode(x.to(self.device))
+            yield self.latents.to_model(split[start : start + MEASURE_BATCH].x, generator).to(self.device)

@@ -5,6 +5,7 @@ score_matching  σ²·‖s(x) − (x0 − x)/σ²‖²/D
 nll             −log p_σ(x|c)/D                        nats per dimension, first-order only
 hybrid          denoising + λ·nll
 cross_entropy   −log p(c|x, σ)                         nats per sample, of a classifier
+elbo            (−log p(x|ℓ) + β·KL(q(ℓ|x) ‖ N(0, I)))/D   nats per dimension, of an autoencoder; no noise in x
 
 Where the score of a flow is differentiated, `gradient` says how: by double_backward, or by the first-order forms of
 flowdiff/networks/directional.py, which take less memory.
@@ -12,11 +13,12 @@ flowdiff/networks/directional.py, which take less memory.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from flowdiff.conditioning import Conditioning
@@ -41,6 +43,7 @@ class Loss(ABC):
 
     needs_density = False  # whether it calls log_prob, which only a score flow has
     needs_classifier = False  # whether it calls class_log_prob, which only a classifier has
+    needs_autoencoder = False  # whether it is of an autoencoder, which no other loss is
     differentiates_score = True  # whether its gradient goes through the score: a second derivative of log_prob
     gradient: Gradient = "double_backward"  # how a score flow takes that derivative
 
@@ -52,6 +55,10 @@ class Loss(ABC):
     def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
         """The noise this loss trains on: N(0, I) like x0."""
         return randn_like(x0, generator)
+
+    def at(self, step: int) -> Loss:
+        """The loss after `step` optimiser steps, for one that changes on the way."""
+        return self
 
 
 @register("loss", "denoising")
@@ -161,3 +168,43 @@ class CrossEntropy(Loss):
         log_prob = denoiser.network.class_log_prob(x0 + append_dims(sigma, x0.ndim) * noise, sigma)
         right = (log_prob.argmax(1) == cond.vector.argmax(1)).to(log_prob)
         return LossOutput(-(cond.vector * log_prob).sum(1), {"accuracy": right})
+
+
+@register("loss", "elbo")
+class Elbo(Loss):
+    """−log p(x0|ℓ) + β·Σᵢ max(λ, KLᵢ), over D, nats per dimension; ℓ = m + e^{v/2}·ε ~ q(ℓ|x0); needs an autoencoder.
+
+    kl_weight: β ≥ 0, 1 for the evidence lower bound itself, to which it rises linearly from 0 in warmup_steps.
+    free_bits: λ ≥ 0 nats, below which the batch's mean KL of a latent dimension costs nothing. σ plays no part, and ε
+    are the first numbers of the noise. Parts: reconstruction, −log p(x0|ℓ), and kl, both in nats.
+    Sources: Kingma & Welling, 2014; Bowman et al., Generating sentences from a continuous space, 2016 (warm-up);
+    Kingma et al., Improved variational inference with inverse autoregressive flow, 2016 (free bits).
+    """
+
+    needs_autoencoder = True
+    differentiates_score = False
+
+    def __init__(self, *, kl_weight: NonNegativeFloat, warmup_steps: NonNegativeInt, free_bits: NonNegativeFloat):
+        self.kl_weight = kl_weight
+        self.warmup_steps = warmup_steps
+        self.free_bits = free_bits
+
+    def at(self, step: int) -> Elbo:
+        if step >= self.warmup_steps:
+            return self
+        now = self.kl_weight * step / self.warmup_steps
+        return Elbo(kl_weight=now, warmup_steps=0, free_bits=self.free_bits)
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        autoencoder = denoiser.network.autoencoder
+        log_likelihood, kl = autoencoder.elbo(x0, latent_noise(noise, autoencoder.latent_shape))
+        paid = (kl + (self.free_bits - kl.mean(0)).clamp(min=0)).flatten(1).sum(1)  # mean over the batch: max(λ, KLᵢ)
+        loss = (self.kl_weight * paid - log_likelihood) / x0[0].numel()
+        return LossOutput(loss, {"reconstruction": -log_likelihood, "kl": kl.flatten(1).sum(1)})
+
+
+def latent_noise(noise: Tensor, latent_shape: tuple[int, ...]) -> Tensor:
+    """ε (B, *latent_shape) from the first numbers of noise (B, …), which has at least as many."""
+    return noise.flatten(1)[:, : math.prod(latent_shape)].reshape(-1, *latent_shape)

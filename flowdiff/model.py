@@ -13,6 +13,7 @@ from flowdiff.conditioning import Conditioning
 from flowdiff.denoiser import Denoiser
 from flowdiff.errors import ConfigurationError
 from flowdiff.guidance import Guidance
+from flowdiff.noise import generators
 from flowdiff.registry import build, completed
 from flowdiff.samplers.base import Callback, Sampler
 from flowdiff.samplers.generate import Progress, generate
@@ -61,6 +62,11 @@ class ConditionedDenoiser(nn.Module):
     def is_density(self) -> bool:
         """Whether log_prob exists."""
         return self.denoiser.is_density
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether the network is an autoencoder, which denoises nothing and has a prior to sample from."""
+        return hasattr(self.network, "reconstruct")
 
     @property
     def sigma_data(self) -> Tensor:
@@ -115,10 +121,13 @@ class ConditionedDenoiser(nn.Module):
     ) -> Tensor:
         """n samples in data space, (n, *shape); sample i of a seed is the same in every batch size.
 
+        An autoencoder has a prior to draw from, and nothing of sampler, schedule, guidance, start and callback.
         label: one class for all, one per sample, or None: every class in turn. sampler, schedule, guidance: the run's
         own unless given. indices: which of the samples 0 … n − 1 to draw, None for all of them.
         Raises ConfigurationError for what does not fit the model, among it a sigma_start that it was not trained at.
         """
+        if self.is_autoencoder:
+            return self._from_prior(range(n) if indices is None else indices, seed, batch_size, progress)
         sampler = sampler or build("sampler", self.settings["sampler"])
         schedule = schedule or build("schedule", self.settings["schedule"])
         guide = guidance(self) if guidance else self.guided(self.settings["guidance"])
@@ -148,9 +157,22 @@ class ConditionedDenoiser(nn.Module):
                 progress=progress,
                 callback=callback,
             )
-            return torch.cat([self.first_stage.decode(part) for part in z.split(batch_size)])
+            return self.first_stage.decode(z)
         finally:
             self.train(was_training)
+
+    @torch.no_grad()
+    def _from_prior(self, indices: range, seed: int, batch_size: int, progress: Progress | None) -> Tensor:
+        """Samples of an autoencoder's prior, (len(indices), *shape)."""
+        batches = []
+        for first in range(0, len(indices), batch_size):
+            batch = indices[first : first + batch_size]
+            z = self.network.from_prior(len(batch), generators(seed, batch))
+            batches.append(self.first_stage.decode(z))
+            self.evaluations += len(batch)
+            if progress is not None:
+                progress(first + len(batch), len(indices))
+        return torch.cat(batches)
 
     def _known(self, grid: Tensor) -> Tensor:
         """A grid as this model can be asked: one of discrete levels at these only, rounded in ln σ."""

@@ -27,7 +27,7 @@ COMPARED = {
     "sample_accuracy": "share that the extractor's classifier takes for the class asked for",
     "is": "Inception score: how sure and how various the classes are",
 }
-UNITS = {"bpd": "bits/dim", "nats_per_dim": "nats/dim"}
+UNITS = {"bpd": "bits/dim", "nats_per_dim": "nats/dim", "latent_nats_per_dim": "nats/dim of the latent"}
 
 
 def show(result: Mapping[str, Any], folder: Path) -> None:
@@ -65,7 +65,10 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
 
     rows = []
     if "test_loss" in numbers:
-        rows.append(("denoising test loss", value("test_loss"), "EDM weighting, per dimension"))
+        if "bpd_bound" in numbers and "latent_nats_per_dim" not in numbers:  # an autoencoder, which denoises nothing
+            rows.append(("test loss", value("test_loss"), "negative ELBO per dimension, nats"))
+        else:
+            rows.append(("denoising test loss", value("test_loss"), "EDM weighting, per dimension"))
     for key in numbers:
         if f"{key}_floor" in numbers or _is_frechet(key):
             rows += _compared(key, numbers, count)
@@ -73,6 +76,14 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
         rows.append(("bits/dim", value("bpd"), "exact density, uniform dequantisation"))
     if "nats_per_dim" in numbers:
         rows.append(("nats/dim", value("nats_per_dim"), "−log p per dimension, exact density"))
+    if "latent_nats_per_dim" in numbers:
+        about = "−log p per dimension of z, exact density of the latent"
+        rows.append(("nats/dim of the latent", value("latent_nats_per_dim"), about))
+    if "bpd_bound" in numbers:
+        rows.append(
+            ("bits/dim, bound", value("bpd_bound"), "upper bound by the ELBO, uniform dequantisation; not exact")
+        )
+    rows += _of_autoencoder(numbers)
     rows += _further_likelihoods(numbers, value)
     rows += _of_density(numbers, value, count)
     if "samples_per_second" in numbers:
@@ -115,6 +126,22 @@ def _further_likelihoods(numbers: Mapping[str, float], value: Any) -> list[Row]:
             if key.startswith(f"{unit}_sigma_") and not key.endswith("_se"):
                 sigma = key.removeprefix(f"{unit}_sigma_")
                 rows.append((f"{shown} at σ = {sigma}", value(key), "exact density at another noise level"))
+    return rows
+
+
+def _of_autoencoder(numbers: Mapping[str, float]) -> list[Row]:
+    rows = []
+    for key in numbers:
+        if key.startswith("reconstruction_f") and not key.endswith("_n"):
+            about = "the test split's reconstructions: what samples of latents have as their floor"
+            rows.append((key.replace("reconstruction_", "") + " reconstructed", f"{numbers[key]:.4g}", about))
+    if "reconstruction_mse" in numbers:
+        rows.append(("reconstruction error", f"{numbers['reconstruction_mse']:.4g}", "mean square, of [−1, 1]"))
+    if "kl" in numbers:
+        rows.append(("KL", f"{numbers['kl']:.4g}", "nats an image, posterior from N(0, I)"))
+    if "active_units" in numbers:
+        dims = numbers["latent_dims"]
+        rows.append(("active units", f"{numbers['active_units']:g}", f"of {dims:g} dimensions of the latent"))
     return rows
 
 

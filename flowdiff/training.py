@@ -22,8 +22,17 @@ from flowdiff import assembly
 from flowdiff.engine import Engine
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, RunError
 from flowdiff.evaluation import pictures
-from flowdiff.evaluation.drawing import PICTURE_SEED, draw_interpolation, draw_samples, draw_trajectory
+from flowdiff.evaluation.autoencoding import autoencoder_of
+from flowdiff.evaluation.drawing import (
+    PICTURE_SEED,
+    draw_interpolation,
+    draw_latent_interpolation,
+    draw_reconstructions,
+    draw_samples,
+    draw_trajectory,
+)
 from flowdiff.evaluation.metrics import Metrics
+from flowdiff.evaluation.ranks import local_device
 from flowdiff.launch.job import Interrupted, Pruned, is_first_rank
 from flowdiff.launch.preemption import ResumableCheckpoint
 from flowdiff.launch.pruning import pruning
@@ -71,6 +80,8 @@ def train(
     checkpoint = _resumable(folder, engine)
     folder.write_config(dict(config))
 
+    if torch.cuda.is_available() and config["accelerator"]["kind"] != "cpu":
+        engine.denoiser.first_stage.to(local_device())  # which may have a data set to encode
     sigma_data = engine.measure()
     log.info(
         "data %s: %s training and %s test samples of shape %s, sigma_data %.4f (measured)",
@@ -98,9 +109,9 @@ def train(
         csv.truncate(step - 1)  # a row is logged under the steps done before it
         if checkpoint is not None:
             if isinstance(trainer.limit_train_batches, float):  # else the stream begins anew at every epoch
-                engine.data.start_step = step * trainer.accumulate_grad_batches
+                engine.latents.start_step = step * trainer.accumulate_grad_batches
             log.info("going on from step %s of %s", f"{step:,}", f"{trainer.max_steps:,}")
-        engine.data.seed = config["seed"]
+        engine.latents.seed = config["seed"]
         with _without_advice():
             trainer.fit(engine, ckpt_path=folder.checkpoint if checkpoint else None)
         if not trainer.is_global_zero:
@@ -222,8 +233,12 @@ class PeriodicEvaluation(Callback):
             distances = self.metrics.frechet(samples)
             self.tracker.minimise(distances)
             module.log_dict(distances, rank_zero_only=True)
+        drawn = {"samples": self.folder.samples}
         draw_samples(self.engine.denoiser, self.engine.data, self.folder.samples)
-        self.tracker.pictures({"samples": self.folder.samples}, trainer.global_step)
+        if self.engine.denoiser.is_autoencoder:
+            drawn["reconstructions"] = self.folder.reconstructions
+            draw_reconstructions(self.engine.denoiser, self.engine.data, self.folder.reconstructions)
+        self.tracker.pictures(drawn, trainer.global_step)
 
 
 def _evaluate(engine: Engine, metrics: Metrics, config: Mapping[str, Any]) -> dict[str, float]:
@@ -242,8 +257,13 @@ def _evaluate(engine: Engine, metrics: Metrics, config: Mapping[str, Any]) -> di
 def _draw(engine: Engine, metrics: Metrics, config: Mapping[str, Any], folder: RunFolder, csv: MetricsCSV) -> None:
     denoiser, data = engine.denoiser, engine.data
     draw_samples(denoiser, data, folder.samples)
-    draw_trajectory(denoiser, data, folder.trajectory)
     pictures.loss_curve(csv.rows(), folder.loss_curve)
+    if autoencoder_of(denoiser) is not None:
+        draw_reconstructions(denoiser, data, folder.reconstructions)
+    if denoiser.is_autoencoder:
+        draw_latent_interpolation(denoiser, data, folder.interpolation)
+        return
+    draw_trajectory(denoiser, data, folder.trajectory)
     if metrics.wants("interpolate", denoiser):
         sigma = metrics.sigma_eval or build("schedule", config["schedule"]).sigma_min
         with suppress(InverseDidNotConverge, DataError):  # the evaluation has said why

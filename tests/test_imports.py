@@ -13,16 +13,16 @@ PACKAGE = ROOT / "flowdiff"
 # Each layer may import those above it in this list, and nothing below; rooms in one layer never import each other.
 LAYERS = [
     ["errors"],
-    ["registry", "shapes", "noise", "conditioning"],
+    ["registry", "shapes", "noise", "conditioning", "digests", "progress"],
     ["activations", "schedules", "scalings", "weightings"],
     ["nn", "sigma_samplers"],
-    ["flows"],
+    ["flows", "first_stage"],
     ["networks"],
     ["denoiser"],
     ["losses", "guidance", "samplers"],
     ["model"],
-    ["data", "conditioners", "first_stage", "optimizers", "accelerators"],
-    ["loggers", "metrics_csv", "progress", "result_table"],
+    ["data", "conditioners", "optimizers", "accelerators"],
+    ["loggers", "metrics_csv", "result_table"],
     ["training_bar", "evaluation"],
     ["assembly"],
     ["divergence"],
@@ -33,8 +33,9 @@ LAYERS = [
     ["cli"],
 ]
 # Beyond the layers: the registry asks the config for YAML defaults (inside a function), the data room is read by no
-# model, and what a run folder holds is known to whoever writes it; a run may be guided by another one.
-ALLOWED = {("registry", "config"), ("model", "api")}
+# model, and what a run folder holds is known to whoever writes it; a run may be guided by another one, and stand on the
+# autoencoder of a third.
+ALLOWED = {("registry", "config"), ("model", "api"), ("assembly", "api")}
 FORBIDDEN = {
     ("data", "denoiser"),
     ("data", "losses"),

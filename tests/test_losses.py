@@ -1,5 +1,6 @@
 """Losses: closed-form values on an oracle, the same gradient for equal objectives, refusals."""
 
+import linear_gaussian
 import pytest
 import torch
 from oracles import Gaussian
@@ -9,7 +10,8 @@ from flowdiff import registry
 from flowdiff.denoiser import Denoiser
 from flowdiff.errors import NotADensity
 
-OF_DENOISERS = [n for n in registry.names("loss") if not registry.resolve("loss", n).needs_classifier]
+OTHERS = ("needs_classifier", "needs_autoencoder")
+OF_DENOISERS = [n for n in registry.names("loss") if not any(getattr(registry.resolve("loss", n), o) for o in OTHERS)]
 
 
 class OracleFlow(nn.Module):
@@ -115,3 +117,44 @@ def test_all_gradients_reach_the_network(batch):
         build(name)(denoiser, x0, sigma, noise).loss.mean().backward()
         without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
         assert not without, (name, without)
+
+
+class LinearGaussian(nn.Module):
+    """The VAE of a known evidence as a network."""
+
+    def __init__(self, **wrong):
+        super().__init__()
+        self.autoencoder = linear_gaussian.vae(**wrong)
+
+
+def elbo_terms(**settings):
+    """loss=elbo of a fixed batch, with the autoencoder's own two terms beside it."""
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    denoiser = Denoiser(LinearGaussian(off=0.2), registry.build("scaling", "score"))
+    terms = denoiser.network.autoencoder.elbo(x0, noise[:, :2])
+    loss = registry.build("loss", "elbo", **{"kl_weight": 1.0, "warmup_steps": 0, "free_bits": 0.0, **settings})
+    return loss, lambda loss: loss(denoiser, x0, torch.ones(6), noise), terms
+
+
+def test_elbo_is_the_negative_bound_per_dimension():
+    loss, of, terms = elbo_terms()
+    out = of(loss)
+    torch.testing.assert_close(out.loss, -terms.bound / 4)
+    torch.testing.assert_close(out.parts["kl"] + out.parts["reconstruction"], -terms.bound)
+
+
+def test_elbo_warms_the_weight_of_the_kl_up():
+    loss, of, terms = elbo_terms(kl_weight=0.5, warmup_steps=10)
+    for step, weight in ((0, 0.0), (3, 0.15), (10, 0.5), (1000, 0.5)):
+        expected = (weight * terms.kl.sum(1) - terms.log_likelihood) / 4
+        torch.testing.assert_close(of(loss.at(step)).loss, expected)
+
+
+def test_elbo_lets_free_bits_go_unpaid():
+    _, _, terms = elbo_terms()
+    low, high = terms.kl.mean(0).min().item(), terms.kl.mean(0).max().item()
+    between = (low + high) / 2
+    loss, of, _ = elbo_terms(free_bits=between)
+    paid = 4 * of(loss).loss.mean() + terms.log_likelihood.mean()
+    torch.testing.assert_close(paid, torch.tensor(between + high, dtype=torch.float64))

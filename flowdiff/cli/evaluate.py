@@ -90,6 +90,8 @@ def _as_yaml(value: Any) -> Any:
 
 def describe(settings: Mapping[str, Any], way: Way) -> str:
     """A way of sampling in words."""
+    if way.start == "prior":
+        return "the autoencoder's prior"
     guidance = settings["guidance"]
     guided = "" if guidance["name"] == "none" else f", {guidance['name']}"
     if "scale" in guidance:

@@ -151,6 +151,12 @@ def _show(settings: dict[str, Any], ways: list[Way], parts: Any, options: dict[s
 
 
 def _ways(settings: dict[str, Any], denoiser: Any) -> list[Way]:
+    if denoiser.is_autoencoder:
+        if settings["start"] != "noise":
+            raise ConfigurationError(
+                f"start={settings['start']} makes no sense for an autoencoder, which samples its prior: leave it out."
+            )
+        return [Way("arr_0", "prior", None)]
     if settings["start"] != "compare":
         return [Way("arr_0", settings["start"], settings["sigma_start"])]
     between = settings["sigma_start"] or float(denoiser.sigma_data) / BETWEEN

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,15 +11,6 @@ from typing import Any
 import torch
 
 from flowdiff.errors import ConfigurationError, DataError
-
-
-def digest(*parts: Any) -> str:
-    """Hash of anything JSON knows, and of bytes: 12 hexadecimal digits."""
-    sha = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else json.dumps(part).encode()
-        sha.update(len(data).to_bytes(8, "little") + data)
-    return sha.hexdigest()[:12]
 
 
 def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     E_{x0, σ, noise} [ (σ² + σd²) / (σ σd)² · ‖D(x0 + σ·noise, σ, c) − x0‖² / dim ],     ln σ ~ N(−1.2, 1.2²)
 
-which is EDM's training loss: a model that always answers with the best multiple of x scores 1 on white data.
+which is EDM's training loss: a model that always answers with the best multiple of x scores 1 on white data. What
+denoises nothing has a test loss of its own: an autoencoder the negative evidence lower bound, in nats per dimension.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.evaluation.encoded import as_seen_by, is_autoencoder
 from flowdiff.evaluation.likelihood import dequantised, mean_and_error
+from flowdiff.losses import latent_noise
 from flowdiff.noise import generators, randn_like
 from flowdiff.shapes import append_dims, mean_except_batch
 
@@ -32,7 +35,7 @@ def denoising_loss(
     batch_size: int,
     num_levels: int,
 ) -> tuple[float, float]:
-    """EDM-weighted denoising loss over every (dequantised) test sample, and its standard error.
+    """`loss_of_test` over every (dequantised) test sample, and its standard error.
 
     Each sample is noised `num_levels` times, once in each of as many equally likely strata of σ's law; within a stratum
     the samples are spread evenly, too. Noise and σ of sample i follow from (seed, i) and the size of the split, so two
@@ -41,6 +44,7 @@ def denoising_loss(
     Source: Karras, Aittala, Aila and Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022.
     """
     device = denoiser.sigma_data.device
+    data = as_seen_by(denoiser, data)
     sigmas = stratified_sigmas(len(data.test), num_levels, seed)  # (N, num_levels)
     losses = []
     for indices in torch.arange(len(data.test)).split(batch_size):
@@ -55,9 +59,17 @@ def denoising_loss(
             sigma = sigmas[indices, level].to(device)
             clean = x0.to(device)
             with torch.no_grad():
-                total += edm_loss(denoiser, clean, sigma, noise, cond).double().cpu()
+                total += loss_of_test(denoiser, clean, sigma, noise, cond).double().cpu()
         losses.append(total / num_levels)
     return mean_and_error(torch.cat(losses))
+
+
+def loss_of_test(denoiser: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None) -> Tensor:
+    """What the test loss is the mean of, for each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
+    if is_autoencoder(denoiser):
+        autoencoder = denoiser.network.autoencoder
+        return -autoencoder.elbo(x0, latent_noise(noise, autoencoder.latent_shape)).bound / x0[0].numel()
+    return edm_loss(denoiser, x0, sigma, noise, cond)
 
 
 def edm_loss(denoiser: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge
+from flowdiff.evaluation.autoencoding import image_bound
+from flowdiff.evaluation.encoded import as_seen_by, is_autoencoder
 from flowdiff.evaluation.interpolation import likelihood_between
 from flowdiff.evaluation.likelihood import Likelihood, bits_per_dim
 from flowdiff.evaluation.ode_likelihood import Solution, ode_bits_per_dim
@@ -80,26 +82,30 @@ class Densities:
         sigma = self.sigma_eval or sigma_min
         settings = {"seed": seed, "batch_size": self.batch_size}
         results: dict[str, float] = {}
+        data = as_seen_by(denoiser, self.data)
+        of = "latent_" if data is not self.data else ""  # what is of latents never passes for what is of images
+        if self.likelihood and (is_autoencoder(denoiser) or (of and denoiser.is_density)):
+            results |= _numbers(image_bound(denoiser, self.data, sigma, cond_of, **settings))
         if denoiser.is_density and self.likelihood:
-            results |= _numbers(bits_per_dim(denoiser, self.data, sigma, cond_of, **settings))
+            results |= _numbers(bits_per_dim(denoiser, data, sigma, cond_of, **settings), of)
             for other in self.sigma_sweep:
-                found = bits_per_dim(denoiser, self.data, other, cond_of, **settings)
-                results |= _numbers(found, f"_sigma_{other:g}")
+                found = bits_per_dim(denoiser, data, other, cond_of, **settings)
+                results |= _numbers(found, of, f"_sigma_{other:g}")
         if self.wants("ode", denoiser):
             sigma_max = build("schedule", denoiser.settings["schedule"]).sigma_max
             solution = Solution(sigma, sigma_max, *self.ode[1:])
-            results |= _numbers(ode_bits_per_dim(denoiser, self.data, solution, cond_of, **settings), "_ode")
+            results |= _numbers(ode_bits_per_dim(denoiser, data, solution, cond_of, **settings), of, "_ode")
         if self.wants("classify", denoiser):
             most = None if self.asked["classify"] else max(1, CHEAP // denoiser.num_classes)
-            accuracy, error, ece, n = classified(denoiser, self.data, sigma, cond_of, most=most, **settings)
+            accuracy, error, ece, n = classified(denoiser, data, sigma, cond_of, most=most, **settings)
             results |= {"class_accuracy": accuracy, "class_accuracy_se": error, "class_ece": ece, "num_classified": n}
             for other in self.sigma_sweep:
-                found = classified(denoiser, self.data, other, cond_of, most=most, **settings)
+                found = classified(denoiser, data, other, cond_of, most=most, **settings)
                 name = f"class_accuracy_sigma_{other:g}"
                 results |= {name: found.accuracy, f"{name}_se": found.standard_error}
         if self.wants("outliers", denoiser):
             most = None if self.asked["outliers"] else max(1, CHEAP // (denoiser.num_classes or 1))
-            scores = outlier_scores(denoiser, self.data, sigma, cond_of, most=most, **settings)
+            scores = outlier_scores(denoiser, data, sigma, cond_of, most=most, **settings)
             results |= {f"auroc_{name}": score for name, score in scores.items()}
         if self.wants("interpolate", denoiser):
             results |= self._between(denoiser, cond_of, sigma, settings)
@@ -110,15 +116,18 @@ class Densities:
     ) -> dict[str, float]:
         try:
             pairs = PAIRS if self.asked["interpolate"] else CHEAP_PAIRS
-            found = likelihood_between(denoiser, self.data, sigma, cond_of, pairs=pairs, **settings)
+            data = as_seen_by(denoiser, self.data)
+            found = likelihood_between(denoiser, data, sigma, cond_of, pairs=pairs, **settings)
         except (InverseDidNotConverge, DataError) as reason:  # no reason to lose a finished training
             log.warning("not interpolated: %s", reason)
             return {}
-        name = f"interpolation_{found.metric}"
+        name = f"interpolation_{'latent_' if data is not self.data else ''}{found.metric}"
         return {name: found.mean, f"{name}_se": found.standard_error, "interpolation_straight": found.straight}
 
     def _lacking(self, key: str, denoiser: nn.Module) -> str | None:
         """What a setting of `asked` would need and does not find."""
+        if key == "ode" and is_autoencoder(denoiser):
+            return "a denoiser: take another network"
         if key == "ode":
             flow = getattr(denoiser.network, "flow", None)
             if denoiser.is_density and flow is not None and not flow.twice_differentiable:
@@ -137,6 +146,6 @@ class Densities:
         return None
 
 
-def _numbers(found: Likelihood, suffix: str = "") -> dict[str, float]:
-    name = found.metric + suffix
+def _numbers(found: Likelihood, prefix: str = "", suffix: str = "") -> dict[str, float]:
+    name = prefix + found.metric + suffix
     return {name: found.mean, f"{name}_se": found.standard_error}

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowdiff.digests import digest, fingerprint
 from flowdiff.errors import ConfigurationError
-from flowdiff.evaluation.cache import cached, digest
+from flowdiff.evaluation.cache import cached
 from flowdiff.evaluation.extractor import Extractor
 from flowdiff.evaluation.inception import InceptionFeatures, check_inception
 
@@ -175,13 +176,6 @@ def centred(data: Any, x_raw: Tensor) -> Tensor:
     """Raw data in model space without dequantisation noise: x = 2 (k + ½) / levels − 1; vectors as they are."""
     unused = torch.Generator(x_raw.device)  # the noise that `to_model` may add is removed again by `quantize`
     return data.quantize(data.to_model(x_raw, generator=unused))
-
-
-def fingerprint(split: Any) -> str:
-    """Hash of a split: its size, and up to 1,024 of its samples and labels, evenly spaced."""
-    indices = torch.linspace(0, len(split) - 1, min(len(split), 1024)).round().long()
-    batch = split[indices]
-    return digest(len(split), list(batch.x.shape), batch.x.cpu().numpy().tobytes(), batch.label.cpu().numpy().tobytes())
 
 
 def _initialised(data: Any) -> SmallCNN:

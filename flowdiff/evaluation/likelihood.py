@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.evaluation import ranks
+from flowdiff.evaluation.encoded import Encoded
 from flowdiff.evaluation.features import centred
 from flowdiff.noise import generators
 
@@ -69,7 +70,11 @@ def per_dimension(log_prob: Tensor, dimensions: int, levels: int | None) -> tupl
 
 
 def dequantised(data: Any, x_raw: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
-    """Raw samples in model space, each image spread uniformly over its grey levels by its own generator."""
+    """Raw samples in model space, each image spread uniformly over its grey levels by its own generator; encoded, by
+    the numbers of the same, where the data are.
+    """
+    if isinstance(data, Encoded):
+        return data.first_stage.encode(dequantised(data.pixels, x_raw, sources), sources)
     x = centred(data, x_raw)
     if data.levels is None:
         return x

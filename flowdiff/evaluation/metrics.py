@@ -21,6 +21,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.evaluation.autoencoding import autoencoder_of, latent_statistics, reconstruct
 from flowdiff.evaluation.comparisons.base import Metric
 from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.densities import Densities, OdeSettings
@@ -164,6 +165,22 @@ class Metrics:
             results |= self.densities(denoiser, cond_of, sigma_min, seed)
         return results
 
+    @torch.no_grad()
+    def autoencoding(self, denoiser: nn.Module) -> dict[str, float]:
+        """What the autoencoder is worth that this model is, or whose latents it is of; {} where there is none.
+
+        reconstruction_mse, kl, active_units, latent_dims; frechet: reconstruction_fd_<extractor>, the distance of the
+        test split's reconstructions, which no samples of latents can be expected to beat by much.
+        """
+        autoencoder = autoencoder_of(denoiser)
+        if autoencoder is None:
+            return {}
+        found = latent_statistics(autoencoder, self.data, self.batch_size)
+        if self.with_frechet:
+            seen = torch.cat([reconstruct(autoencoder, x, self.batch_size) for x in self.test.x()])
+            found |= {f"reconstruction_{name}": value for name, value in self.frechet(seen).items()}
+        return found
+
     def quality(self, sample_fn: Callable[[int, int], Tensor], seed: int) -> dict[str, float]:
         """The part of the table that needs only samples: sample_fn(n, seed) gives n of them in model space.
 
@@ -213,8 +230,11 @@ class Metrics:
         classifier; the accuracy with _sigma_<σ> for each of sigma_sweep;
         outliers: auroc_permuted, and auroc_<name> of data sets of the same shape that are at hand;
         interpolate: interpolation_<bpd or nats_per_dim>, its _se, and interpolation_straight in the same unit.
+
+        Of a density of latents all is nats per dimension of z, and called latent_…; likelihood adds bpd_bound, its _se,
+        a bound on the images. An autoencoder, and the first stage of any model, adds what `autoencoding` returns.
         """
-        return self._densities(denoiser, cond_of, sigma_min, seed)
+        return self._densities(denoiser, cond_of, sigma_min, seed) | self.autoencoding(denoiser)
 
     def _samples(self, x: Tensor) -> Generated:
         return Generated(x, self.extractor, self.data, self.batch_size)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from flowdiff.conditioning import Conditioning
 from flowdiff.data.torchvision_sets import TorchvisionSet
 from flowdiff.errors import DataError
+from flowdiff.evaluation.encoded import Encoded
 from flowdiff.evaluation.features import evenly
 from flowdiff.evaluation.likelihood import dequantised
 from flowdiff.evaluation.posterior import log_joint
@@ -53,7 +54,7 @@ def outlier_scores(
     own_raw = data.test[positions].x
     own = log_density(own_raw)
     found = {"permuted": auroc(own, log_density(permuted(own_raw)))}
-    for name, other in neighbours(data):
+    for name, other in neighbours(data.pixels if isinstance(data, Encoded) else data):
         foreign_raw = other.test[evenly(len(other.test), len(positions))].x
         found[name] = auroc(own, log_density(foreign_raw))
     return found

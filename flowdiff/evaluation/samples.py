@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from flowdiff.evaluation.cache import cached, digest
+from flowdiff.digests import digest, fingerprint
+from flowdiff.evaluation.cache import cached
 from flowdiff.evaluation.extractor import Extractor
-from flowdiff.evaluation.features import evenly, extract, fingerprint, split_batches
+from flowdiff.evaluation.features import evenly, extract, split_batches
 from flowdiff.evaluation.frechet import FeatureStatistics
 
 log = logging.getLogger(__name__)

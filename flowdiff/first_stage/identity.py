@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowdiff.first_stage.base import FirstStage
+from flowdiff.noise import Generators
 from flowdiff.registry import register
 
 
 @register("first_stage", "identity")
-class IdentityFirstStage(nn.Module):
+class IdentityFirstStage(FirstStage):
     """encode and decode return their argument; a latent has the data's own shape."""
+
+    is_identity = True
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
         self.latent_shape = tuple(shape)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Data (B, *shape) → latent (B, *latent_shape)."""
+    def encode(self, x: Tensor, generator: Generators = None) -> Tensor:
         return x
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent (B, *latent_shape) → data (B, *shape)."""
         return z

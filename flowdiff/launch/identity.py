@@ -12,6 +12,7 @@ from typing import Any
 NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger")
 NOT_IDENTITY_KEYS = {
     "dataset": ("root", "download", "num_workers"),
+    "first_stage": ("cache_dir",),
     "metrics": ("cache_dir",),
     "trainer": ("profiler", "benchmark"),
     "accelerator": ("name", "kind", "strategy", "compile"),  # but precision and the number of devices count

@@ -52,7 +52,8 @@ class RunFolder:
         self.trajectory = self.path / "trajectory.png"
         self.loss_curve = self.path / "loss_curve.png"
         self.interpolation = self.path / "interpolation.png"
-        self.pictures = (self.samples, self.trajectory, self.loss_curve, self.interpolation)
+        self.reconstructions = self.path / "reconstructions.png"
+        self.pictures = (self.samples, self.trajectory, self.loss_curve, self.interpolation, self.reconstructions)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:

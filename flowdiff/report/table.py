@@ -19,7 +19,7 @@ MORE_IS_BETTER = re.compile(
     r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)"
 )
 DESCRIBES = re.compile(
-    r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|nfe|extractor_accuracy|train_distance)$|^interpolation_|_(floor|sd|se|n)$"
+    r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|latent_dims|active_units|kl|nfe|extractor_accuracy|train_distance)$|^interpolation_|_(floor|sd|se|n)$"
 )
 # What accompanies another metric and varies from seed to seed as noise does: in the CSV only.
 ASIDE = re.compile(r"^total_seconds$|_(sd|se)$")

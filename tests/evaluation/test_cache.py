@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from flowdiff.digests import digest
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.evaluation.cache import cached, digest
+from flowdiff.evaluation.cache import cached
 
 
 def test_made_once_and_read_afterwards(tmp_path):

@@ -3,9 +3,10 @@ import copy
 import pytest
 import torch
 
+from flowdiff.digests import fingerprint
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation import features
-from flowdiff.evaluation.features import IdentityFeatures, SmallCNN, build_extractor, extract, fingerprint
+from flowdiff.evaluation.features import IdentityFeatures, SmallCNN, build_extractor, extract
 
 
 @pytest.fixture

@@ -1,0 +1,186 @@
+"""Data as a frozen autoencoder sees them: each image encoded once, and a new latent drawn from its posterior each time.
+
+    kept, for every image     m(x), v(x)                          of q(ℓ|x) = N(m, e^v)
+    drawn in training         z = (m + e^{v/2}·ε − shift)·scale,  ε ~ N(0, I)
+
+What is kept is a file of float32 numbers below the first stage's cache_dir, mapped to memory and read where it is
+needed, under a name that holds a hash of the autoencoder's weights, the data and how images come to be encoded. It grows
+chunk by chunk under another name, and gets its own when it is whole: encoding that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowdiff.data.base import DataModule, Split
+from flowdiff.digests import digest, fingerprint
+from flowdiff.errors import ConfigurationError, DataError
+from flowdiff.first_stage.base import FirstStage, FrozenAutoencoder
+from flowdiff.first_stage.posterior import Posterior
+from flowdiff.progress import counting
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of how images come to be encoded: part of the hash
+
+
+def as_seen_by(first_stage: FirstStage, data: DataModule) -> DataModule:
+    """What a model behind this first stage is trained on: the data themselves where it is the identity."""
+    return data if first_stage.is_identity else LatentData(data, first_stage)
+
+
+@final
+class LatentData(DataModule):
+    """The posteriors of a data set's images, (V, 2, *latent_shape) a sample: m and v, of V = 2 views if images are
+    mirrored at random in training, of the image alone otherwise; `to_model` makes z of them.
+
+    Images are encoded at the midpoint of their grey levels, when `setup` first needs them; that raises DataError or
+    ConfigurationError where cache_dir cannot hold them.
+    """
+
+    def __init__(self, data: DataModule, first_stage: FrozenAutoencoder) -> None:
+        super().__init__(Latents(first_stage), data.batch_size, data.num_workers)
+        self.data = data
+        self.first_stage = first_stage
+        self.name = data.name
+        self.num_classes = data.num_classes
+        self.views = 2 if data.values.flip else 1
+        self.shape = (self.views, 2, *first_stage.latent_shape)
+
+    def prepare_data(self) -> None:
+        self.data.prepare_data()
+
+    def load(self) -> tuple[Split, Split]:
+        self.data.setup()
+        return self._encoded("train"), self._encoded("test")
+
+    def posteriors(self, batch_size: int) -> Iterator[Posterior]:
+        """Those of the training split as they are, in order."""
+        for start in range(0, len(self.train), batch_size):
+            yield Posterior(*self.train[start : start + batch_size].x.flatten(0, 1).unbind(1))
+
+    def _encoded(self, which: str) -> LatentSplit:
+        split = getattr(self.data, which)
+        about = self.first_stage.key(), fingerprint(split), self.data.levels, list(self.shape), VERSION
+        folder = self.first_stage.cache_dir
+        path = folder / f"{self.name}-{which}-{digest(*about)}.f32"
+        _make(folder)
+        with _alone(path.with_suffix(".lock")):  # of several runs that want the same, one encodes
+            if not path.is_file():
+                self._encode(split, path, f"encoding {self.name} ({which})")
+        return LatentSplit(path, (len(split), *self.shape), split.label)
+
+    def _encode(self, split: Split, path: Path, what: str) -> None:
+        """Append to what is there of an earlier attempt until all is there."""
+        partial = path.with_suffix(".partial")
+        size = 4 * math.prod(self.shape)  # bytes a sample
+        try:
+            with partial.open("ab") as file, counting(what) as progress:
+                done = file.tell() // size
+                if done:
+                    log.info("%s goes on at %s of %s images", what, f"{done:,}", f"{len(split):,}")
+                file.truncate(done * size)  # less what the last write left of a sample
+                for start in range(done, len(split), self.first_stage.chunk_size):
+                    file.write(self._moments(split[start : start + self.first_stage.chunk_size].x).tobytes())
+                    progress(min(start + self.first_stage.chunk_size, len(split)), len(split))
+            os.replace(partial, path)
+        except OSError as error:
+            raise _cannot_write(path.parent, error) from error
+
+    def _moments(self, x_raw: Tensor) -> np.ndarray:
+        unused = torch.Generator(x_raw.device)  # the noise that `to_model` may add is removed again by `quantize`
+        x = self.data.quantize(self.data.to_model(x_raw, generator=unused))
+        views = [x, x.flip(-1)][: self.views]
+        moments = [torch.stack(self.first_stage.posterior(view), 1) for view in views]  # (B, 2, *latent_shape) each
+        return torch.stack(moments, 1).numpy()
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What the numbers of latent data mean: the moments of posteriors, of which `to_model` draws z."""
+
+    first_stage: FrozenAutoencoder
+    levels: None = None
+
+    def to_model(self, x: Tensor, generator: torch.Generator | None = None, train: bool = False) -> Tensor:
+        """z (B, *latent_shape) of moments (B, V, 2, *latent_shape); of several views one at random when `train`."""
+        view = x[:, 0]
+        if train and x.shape[1] > 1:
+            heads = torch.rand(len(x), generator=generator, device=None if generator is None else generator.device)
+            view = x[torch.arange(len(x), device=x.device), (heads < 0.5).long().to(x.device)]
+        posterior = Posterior(*view.unbind(1))
+        noise = torch.randn(
+            posterior.mean.shape, generator=generator, device=None if generator is None else generator.device
+        )
+        return self.first_stage.scaled(posterior.sample(noise.to(x.device)))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """x itself: latents have no levels."""
+        return x
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Refused with ConfigurationError: a latent is no picture."""
+        raise ConfigurationError("latents have no pixels to save as uint8: decode them first.")
+
+
+@final
+class LatentSplit(Split):
+    """Moments in a file of float32, (n, V, 2, *latent_shape), mapped to memory in each process that reads it."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], label: Tensor) -> None:
+        super().__init__(label)
+        self.path = path
+        self.shape = shape
+        there = path.stat().st_size
+        if there != 4 * math.prod(shape):
+            raise DataError(f"{path} holds {there:,} bytes where {4 * math.prod(shape):,} are expected: delete it.")
+
+    @cached_property
+    def moments(self) -> np.memmap:
+        """All of them, on disk."""
+        return np.memmap(self.path, dtype=np.float32, mode="r", shape=self.shape)
+
+    def read(self, indices: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(self.moments[indices.numpy()]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "moments"}
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"first_stage.cache_dir: {folder} cannot be written ({error.strerror}): make room, or name another folder there."
+    )
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, once nobody else does; it is let go of when the process ends, too."""
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise _cannot_write(path.parent, error) from error
+    with file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,165 @@
+"""The space that a model lives in: z = (ℓ − shift)·scale for the latent ℓ ~ q(ℓ|x) of an autoencoder, or the data's.
+
+An image goes there by `encode` and comes back by `decode`, x ← E[x|ℓ]. The autoencoder is frozen and belongs to another
+run or to nobody here: it is neither in the checkpoints nor in the weight average of the run that uses it; shift and
+scale are.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.digests import digest, weight_hash
+from flowdiff.first_stage.autoencoder import Autoencoder
+from flowdiff.first_stage.posterior import Posterior
+from flowdiff.noise import Generators, randn_like
+from flowdiff.shapes import append_dims
+
+Precision = Literal["float32", "float16", "bfloat16"]
+Scale = Literal["channel", "global", "none"]
+
+
+class FirstStage(nn.Module, ABC):
+    """x (B, *shape) in [−1, 1] → z (B, *latent_shape) → x."""
+
+    latent_shape: tuple[int, ...]
+    is_identity = False
+
+    @abstractmethod
+    def encode(self, x: Tensor, generator: Generators = None) -> Tensor:
+        """z for data x (B, *shape), ε drawn from `generator`: one, or one per sample."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Data (B, *shape) for z (B, *latent_shape), on z's device."""
+
+
+class FrozenAutoencoder(FirstStage):
+    """An autoencoder that is not trained, in chunks and in a precision of its own.
+
+    chunk_size: images that go through it at once; memory grows with these, not with what is encoded or decoded.
+    precision: of its weights and what it computes; what comes out is float32.
+    scale: channel (or, of a vector, dimension) by channel, or global: shift and scale are measured so that the training
+    latents have mean 0 and standard deviation 1; none: they stay as the constructor of a subclass sets them.
+    cache_dir: folder of the encoded data (flowdiff/data/latents.py).
+    """
+
+    def __init__(
+        self, autoencoder: Autoencoder, *, scale: Scale, chunk_size: int, precision: Precision, cache_dir: str
+    ):
+        super().__init__()
+        dtype = getattr(torch, precision)
+        self._frozen = _Shared(autoencoder.to(dtype).eval().requires_grad_(False))
+        self.law = autoencoder.law.float()  # one number: what the run's bound in bits/dim is of
+        self.shape = autoencoder.shape
+        self.latent_shape = autoencoder.latent_shape
+        self.how_scaled = scale
+        self.chunk_size = chunk_size
+        self.precision = precision
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.register_buffer("shift", torch.zeros(self.latent_shape[0]))
+        self.register_buffer("scale", torch.ones(self.latent_shape[0]))
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The frozen one, in its own precision."""
+        return self._frozen.module
+
+    def key(self) -> str:
+        """Hash of what decides the latents of an image: the weights, in their precision."""
+        weights = self.autoencoder.state_dict()
+        return digest(weight_hash({name: w for name, w in weights.items() if not name.startswith("law.")}))
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """q(ℓ|x) of x (B, *shape), on x's device."""
+        parts = [Posterior(*self._run(self.autoencoder.posterior, part)) for part in x.split(self.chunk_size)]
+        return Posterior(*map(torch.cat, zip(*parts, strict=True)))
+
+    def encode(self, x: Tensor, generator: Generators = None) -> Tensor:
+        posterior = self.posterior(x)
+        return self.scaled(posterior.sample(randn_like(posterior.mean, generator)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self._in_chunks(self.autoencoder.decode, self.latent(z))
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """E[x|ℓ] at ℓ = E[ℓ|x], like x."""
+        return self._in_chunks(self.autoencoder.reconstruct, x)
+
+    def log_likelihood(self, x: Tensor, latent: Tensor) -> Tensor:
+        """log p(x|ℓ) in nats, (B,)."""
+        a, place = self._in_chunks(self.autoencoder.decoded, latent), self.shift.device
+        return self.law.log_prob(x.to(place), a.to(place)).to(x.device)
+
+    def scaled(self, latent: Tensor) -> Tensor:
+        """z of ℓ (B, *latent_shape)."""
+        return (latent - self._of_channels(self.shift, latent)) * self._of_channels(self.scale, latent)
+
+    def latent(self, z: Tensor) -> Tensor:
+        """ℓ of z (B, *latent_shape)."""
+        return z / self._of_channels(self.scale, z) + self._of_channels(self.shift, z)
+
+    @property
+    def log_volume(self) -> float:
+        """ln|det ∂z/∂ℓ|, the same everywhere."""
+        return float(self.scale.double().log().sum()) * math.prod(self.latent_shape[1:])
+
+    def fit(self, posteriors: Iterable[Posterior], images: Tensor) -> None:
+        """Measure what is to be measured: shift and scale on the posteriors of the training data, in float64, and the
+        scale of p(x|ℓ) on training images (N, *shape), if the autoencoder was trained without one.
+        """
+        if self.how_scaled != "none":
+            self._fit_scale(posteriors)
+        if not self.autoencoder.calibrated:
+            posterior = self.posterior(images)
+            noise = randn_like(posterior.mean, torch.Generator(images.device).manual_seed(0))
+            error = images - self._in_chunks(self.autoencoder.decode, posterior.sample(noise))
+            self.law.fit(error.double().square().mean().item())
+
+    def _fit_scale(self, posteriors: Iterable[Posterior]) -> None:
+        n, total, square = 0, 0.0, 0.0
+        for mean, log_variance in posteriors:
+            mean, log_variance = (t.transpose(0, 1).flatten(1).double().cpu() for t in (mean, log_variance))
+            n += mean.shape[1]
+            total, square = total + mean.sum(1), square + (mean**2 + log_variance.exp()).sum(1)
+        mean, power = total / n, square / n  # (channels,)
+        if self.how_scaled == "global":
+            mean, power = mean.mean().expand_as(mean), power.mean().expand_as(power)
+        self.shift.copy_(mean)
+        self.scale.copy_((power - mean**2).clamp(min=torch.finfo(torch.float32).tiny).rsqrt())
+
+    @torch.no_grad()
+    def _run(self, function: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, ...]:
+        """function of the autoencoder on one chunk, on its device and in its precision; back where x is, float32."""
+        weight = next(w for name, w in self.autoencoder.named_parameters() if not name.startswith("law."))
+        with torch.autocast(weight.device.type, enabled=False):
+            found = function(x.to(weight))
+        return tuple(part.to(x.device, torch.float32) for part in (found if isinstance(found, tuple) else (found,)))
+
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        parts = [self._run(function, part)[0] for part in x.split(self.chunk_size)]
+        return torch.cat(parts) if parts else x.new_empty(0, *self.shape)
+
+    def _of_channels(self, v: Tensor, like: Tensor) -> Tensor:
+        return append_dims(v.to(like.device), like.ndim - 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenAutoencoder:
+        self.autoencoder._apply(fn)  # it is no submodule, and yet moves along
+        return super()._apply(fn, recurse)
+
+
+class _Shared:
+    """Holds a module out of reach of nn.Module, and is its own copy: the weight average shares what never changes."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self

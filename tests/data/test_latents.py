@@ -1,0 +1,176 @@
+"""Encoded once: what is kept is what encoding anew would give, and is made anew where anything it is made of differs."""
+
+import pickle
+
+import pytest
+import torch
+
+from flowdiff import registry
+from flowdiff.data.base import DataModule, TensorSplit
+from flowdiff.data.latents import LatentData, as_seen_by
+from flowdiff.data.pixels import Pixels
+from flowdiff.errors import ConfigurationError, DataError
+from flowdiff.first_stage.base import FrozenAutoencoder
+
+
+class Images(DataModule):
+    """40 + 12 random images (1, 8, 8) of 256 levels."""
+
+    name = "images"
+    shape = (1, 8, 8)
+    num_classes = 3
+
+    def __init__(self, flip=False, seed=0):
+        super().__init__(Pixels(256, True, flip), batch_size=8, num_workers=0)
+        self.seed_of_pixels = seed
+
+    def load(self):
+        generator = torch.Generator().manual_seed(self.seed_of_pixels)
+        x = torch.randint(0, 256, (52, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        label = torch.arange(52) % 3
+        return TensorSplit(x[:40], label[:40]), TensorSplit(x[40:], label[40:])
+
+
+def stage(folder, seed=0, **settings):
+    torch.manual_seed(seed)
+    activation = registry.build("activation", "swish")
+    network = registry.build(
+        "network", "vae", shape=(1, 8, 8), activation=activation, channels=[4, 8], norm_groups=2, latent_dim=5
+    )
+    given = {"scale": "none", "chunk_size": 16, "precision": "float32", "cache_dir": str(folder), **settings}
+    return FrozenAutoencoder(network.autoencoder, **given)
+
+
+def encoded(first_stage, data=None):
+    data = LatentData(data or Images(), first_stage)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def test_the_identity_leaves_the_data_as_they_are():
+    data = Images()
+    assert as_seen_by(registry.build("first_stage", "identity", shape=data.shape), data) is data
+
+
+def test_what_is_kept_is_what_encoding_gives(tmp_path):
+    first_stage = stage(tmp_path)
+    data = encoded(first_stage)
+    batch = data.train[torch.tensor([3, 17, 39])]
+    x = data.data.quantize(data.data.to_model(data.data.train[torch.tensor([3, 17, 39])].x))
+    fresh = torch.stack(first_stage.posterior(x), 1)
+    # Batches of other sizes sum in another order.
+    torch.testing.assert_close(batch.x[:, 0], fresh, atol=1e-5, rtol=1e-5)
+    assert batch.label.tolist() == [0, 2, 0]
+    assert len(data.test) == 12
+
+
+def test_training_draws_from_the_posterior_anew_by_its_generator(tmp_path):
+    data = encoded(stage(tmp_path))
+    raw = data.train[:20].x
+
+    def draw(seed):
+        return data.to_model(raw, torch.Generator().manual_seed(seed), train=True)
+
+    assert torch.equal(draw(0), draw(0))
+    many = torch.stack([draw(seed) for seed in range(400)])
+    mean, log_variance = raw[:, 0].unbind(1)
+    sd = (0.5 * log_variance).exp()
+    assert bool(((many.mean(0) - mean).abs() < 5 * sd / 20).all())  # 100 means, 5 standard errors
+    torch.testing.assert_close(many.std(0) / sd, torch.ones_like(sd), atol=0.2, rtol=0)  # 5.6 of 1/√800
+
+
+def test_mirrored_images_have_latents_of_their_own(tmp_path):
+    first_stage = stage(tmp_path)
+    data = encoded(first_stage, Images(flip=True))
+    raw = data.train[:16].x
+    assert raw.shape == (16, 2, 2, 5)
+    x = data.data.quantize(data.data.to_model(data.data.train[:16].x))
+    torch.testing.assert_close(raw[:, 1, 0], first_stage.posterior(x.flip(-1)).mean, atol=1e-5, rtol=1e-5)
+    still = raw.clone()
+    still[:, :, 1] = -30  # no noise to speak of: which of the two it is can be seen
+    z = data.to_model(still, torch.Generator().manual_seed(0), train=True)
+    mirrored = (z - still[:, 1, 0]).abs().amax(1) < (z - still[:, 0, 0]).abs().amax(1)
+    assert 0 < int(mirrored.sum()) < 16
+    z = data.to_model(still, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(z, still[:, 0, 0], atol=1e-5, rtol=0)
+
+
+def count(first_stage, monkeypatch, stop_after=None):
+    """The images that go through it from now on; interrupts before more than `stop_after` chunks have."""
+    seen = []
+    through = FrozenAutoencoder.posterior
+
+    def posterior(self, x):
+        if stop_after is not None and len(seen) == stop_after:
+            raise KeyboardInterrupt
+        seen.append(len(x))
+        return through(self, x)
+
+    monkeypatch.setattr(FrozenAutoencoder, "posterior", posterior)
+    return seen
+
+
+def test_an_interrupted_cache_goes_on_where_it_was(tmp_path, monkeypatch):
+    whole = encoded(stage(tmp_path / "whole")).train[:].x
+    count(stage(tmp_path), monkeypatch, stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(stage(tmp_path))
+    (partial,) = tmp_path.glob("*.partial")
+    assert partial.stat().st_size == 32 * 2 * 5 * 4
+    with partial.open("ab") as file:
+        file.write(b"half a sample")
+    monkeypatch.undo()
+    seen = count(stage(tmp_path), monkeypatch)
+    data = encoded(stage(tmp_path))
+    assert seen == [8, 12]  # the rest of 40, and the test split
+    assert not list(tmp_path.glob("*.partial"))
+    torch.testing.assert_close(data.train[:].x, whole, atol=1e-5, rtol=1e-5)
+    seen.clear()
+    encoded(stage(tmp_path))
+    assert seen == []  # all is there
+
+
+@pytest.mark.parametrize("change", ["weights", "data", "flip", "precision"])
+def test_another_cache_for_anything_that_changes_latents(change, tmp_path, monkeypatch):
+    encoded(stage(tmp_path))
+    seen = count(stage(tmp_path), monkeypatch)
+    settings = {"precision": "bfloat16"} if change == "precision" else {}
+    images = {"data": {"seed": 1}, "flip": {"flip": True}}.get(change, {})
+    encoded(stage(tmp_path, seed=1 if change == "weights" else 0, **settings), Images(**images))
+    assert sum(seen) >= 52
+
+
+def test_chunks_and_scale_are_no_part_of_the_key(tmp_path, monkeypatch):
+    encoded(stage(tmp_path))
+    seen = count(stage(tmp_path), monkeypatch)
+    encoded(stage(tmp_path, chunk_size=3, scale="channel"))
+    assert seen == []
+
+
+def test_workers_map_the_file_anew(tmp_path):
+    split = encoded(stage(tmp_path)).train
+    before = split[:4].x
+    sent = pickle.dumps(split)
+    assert len(sent) < 3000  # no latents in it: those are 1,600 bytes
+    assert b"moments" not in sent
+    assert torch.equal(pickle.loads(sent)[:4].x, before)
+
+
+def test_a_cache_that_is_broken_or_cannot_be_written_is_a_sentence(tmp_path):
+    data = encoded(stage(tmp_path))
+    with data.train.path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"bytes where 1,600 are expected: delete it"):
+        encoded(stage(tmp_path))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"first_stage\.cache_dir: .*file/in cannot be written \(Not a dir"):
+        encoded(stage(tmp_path / "file" / "in"))
+
+
+def test_latents_are_no_pictures(tmp_path):
+    data = encoded(stage(tmp_path))
+    z = torch.randn(2, 5)
+    assert data.quantize(z) is z
+    with pytest.raises(ConfigurationError, match="decode them first"):
+        data.to_uint8(z)

@@ -1,0 +1,116 @@
+"""The numbers of an autoencoder, on the one whose likelihood is known."""
+
+import linear_gaussian
+import pytest
+import torch
+from torch import nn
+
+from flowdiff.evaluation.autoencoding import image_bound, latent_statistics
+from flowdiff.evaluation.denoising import denoising_loss
+from flowdiff.evaluation.encoded import as_seen_by
+from flowdiff.first_stage.base import FrozenAutoencoder
+from flowdiff.first_stage.posterior import standard_normal
+
+N = 300
+
+
+@pytest.fixture
+def samples(points):
+    """Data of the linear-Gaussian VAE's own law, float32 (N, 4), as the test split."""
+    generator = torch.Generator().manual_seed(5)
+    latent, noise = (torch.randn(N, d, generator=generator) for d in (2, 4))
+    x = latent @ linear_gaussian.W.T + linear_gaussian.B + linear_gaussian.S * noise
+    split = type(points.test)(x, torch.zeros(N, dtype=torch.long))
+    return type(points)("linear", split, split, None, None)
+
+
+class Alone(nn.Module):
+    """The VAE as a run's network."""
+
+    is_density = False
+
+    def __init__(self):
+        super().__init__()
+        self.autoencoder = linear_gaussian.vae().float()
+        self.autoencoder.encoder.float()
+        self.register_buffer("sigma_data", torch.ones(()))
+
+    @property
+    def network(self):
+        return self
+
+
+class Behind(nn.Module):
+    """A density of the VAE's latents, the true one, and its first stage."""
+
+    is_density = True
+
+    def __init__(self):
+        super().__init__()
+        self.first_stage = FrozenAutoencoder(
+            linear_gaussian.vae(), scale="none", chunk_size=7, precision="float32", cache_dir="unused"
+        )
+        self.first_stage.shift.copy_(torch.tensor([0.3, -1.0]))
+        self.first_stage.scale.copy_(torch.tensor([2.0, 0.1]))
+        self.register_buffer("sigma_data", torch.ones(()))
+        self.network = object()
+
+    def log_prob(self, z, sigma, cond=None):
+        return standard_normal(self.first_stage.latent(z)) - self.first_stage.log_volume
+
+
+@pytest.fixture(autouse=True)
+def in_single_precision(monkeypatch):
+    """The oracle's encoder computes with float64 constants."""
+    monkeypatch.setattr(linear_gaussian, "W", linear_gaussian.W.float())
+    monkeypatch.setattr(linear_gaussian, "B", linear_gaussian.B.float())
+
+
+@pytest.mark.parametrize("model", [Alone, Behind])
+def test_the_bound_of_the_true_posterior_and_prior_is_exact(model, samples):
+    found = image_bound(model(), samples, 0.002, lambda label: None, seed=0, batch_size=100)
+    covariance = (linear_gaussian.W @ linear_gaussian.W.T + linear_gaussian.S**2 * torch.eye(4)).double()
+    exact = torch.distributions.MultivariateNormal(linear_gaussian.B.double(), covariance)
+    expected = -exact.log_prob(samples.test.x.double()).mean().item() / 4
+    assert found.metric == "nats_per_dim_bound"
+    assert found.n == N
+    assert found.mean == pytest.approx(expected, abs=1e-5)  # float32
+
+
+def test_the_test_loss_of_an_autoencoder_is_its_bound(samples):
+    loss, error = denoising_loss(Alone(), samples, lambda label: None, seed=0, batch_size=100, num_levels=2)
+    bound = image_bound(Alone(), samples, 0.002, lambda label: None, seed=0, batch_size=100)
+    assert loss == pytest.approx(bound.mean, abs=4 * error)
+
+
+def test_statistics_of_latents(samples):
+    vae = Alone().autoencoder
+    found = latent_statistics(vae, samples, 100)
+    x = samples.test.x
+    q = vae.posterior(x)
+    assert found["latent_dims"] == 2
+    assert found["active_units"] == 2
+    assert found["kl"] == pytest.approx(q.kl().sum(1).mean().item(), rel=1e-5)
+    error = x - vae.decode(q.mean)
+    assert found["reconstruction_mse"] == pytest.approx(error.square().mean().item(), rel=1e-5)
+
+
+def test_a_unit_that_says_nothing_is_not_active(samples):
+    vae = Alone().autoencoder
+    told = vae.encoder
+    vae.encoder = nn.Sequential(told, Silent())
+    assert latent_statistics(vae, samples, 100)["active_units"] == 1
+
+
+class Silent(nn.Module):
+    """The second unit's mean is 0.05·x's own, variance 0.0025: below what counts."""
+
+    def forward(self, moments):
+        return moments * torch.tensor([1.0, 0.05, 1.0, 1.0])
+
+
+def test_data_behind_a_first_stage_are_latents(samples):
+    model = Behind()
+    seen = as_seen_by(model, samples)
+    assert (seen.shape, seen.levels) == ((2,), None)
+    assert as_seen_by(Alone(), samples) is samples

@@ -1,0 +1,125 @@
+"""The frozen first stage: chunks, scale, and what of it belongs to the run that uses it."""
+
+import copy
+import math
+
+import linear_gaussian
+import pytest
+import torch
+from torch import nn
+
+from flowdiff import registry
+from flowdiff.first_stage.base import FrozenAutoencoder
+from flowdiff.first_stage.posterior import Posterior
+
+X = torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class Seen(nn.Module):
+    """A net that remembers the largest batch it was given."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.most = net, 0
+
+    def forward(self, x):
+        self.most = max(self.most, len(x))
+        return self.net(x)
+
+
+def vae(**settings):
+    torch.manual_seed(0)
+    given = {"channels": [4, 8], "norm_groups": 2, "latent_dim": 5, **settings}
+    activation = registry.build("activation", "swish")
+    return registry.build("network", "vae", shape=(1, 8, 8), activation=activation, **given).autoencoder
+
+
+def stage(autoencoder=None, **settings):
+    given = {"scale": "channel", "chunk_size": 4, "precision": "float32", "cache_dir": "unused", **settings}
+    return FrozenAutoencoder(autoencoder or vae(), **given)
+
+
+def test_identity_changes_nothing():
+    identity = registry.build("first_stage", "identity", shape=(1, 8, 8))
+    assert identity.latent_shape == (1, 8, 8)
+    assert torch.equal(identity.decode(identity.encode(X)), X)
+
+
+def test_chunks_change_nothing_but_what_is_computed_at_once():
+    autoencoder = vae()
+    z = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
+    whole = stage(autoencoder, chunk_size=11)
+    expected = whole.decode(z), *whole.posterior(X), whole.reconstruct(X)
+    autoencoder.decoder, autoencoder.encoder = Seen(autoencoder.decoder), Seen(autoencoder.encoder)
+    parts = stage(autoencoder, chunk_size=4)
+    # Sums are taken in another order for other sizes of a batch.
+    for found, one in zip((parts.decode(z), *parts.posterior(X), parts.reconstruct(X)), expected, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-5)
+    assert (autoencoder.decoder.most, autoencoder.encoder.most) == (4, 4)
+    assert parts.decode(z[:0]).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("how", "same"), [("channel", False), ("global", True)])
+def test_measured_latents_have_mean_0_and_deviation_1(how, same):
+    torch.manual_seed(1)
+    mean = torch.randn(4000, 2, 3, 3) * torch.tensor([3.0, 0.1]).view(2, 1, 1) + 5
+    posterior = Posterior(mean, torch.full_like(mean, math.log(0.04)))
+    maps = stage(vae(latent_dim=None, latent_channels=2), scale=how)
+    maps.fit([Posterior(*(t[:3000] for t in posterior)), Posterior(*(t[3000:] for t in posterior))], X)
+    z = maps.scaled(posterior.sample(torch.randn(4000, 2, 3, 3)))
+    spread = z.transpose(0, 1).flatten(1).std(1) if not same else z.std().expand(2)
+    mean = z.mean((0, 2, 3)) if not same else z.mean().expand(2)
+    torch.testing.assert_close(spread, torch.ones(2), atol=2e-2, rtol=0)  # 36,000 numbers a channel
+    torch.testing.assert_close(mean, torch.zeros(2), atol=2e-2, rtol=0)
+    assert bool(maps.scale[0] == maps.scale[1]) is same
+    torch.testing.assert_close(maps.latent(z), maps.latent(maps.scaled(maps.latent(z))))
+
+
+def test_log_volume_is_the_determinant_of_the_scaling():
+    maps = stage(vae(latent_dim=None, latent_channels=2))
+    maps.scale.copy_(torch.tensor([0.5, 3.0]))
+    latent = torch.randn(1, 2, 4, 4)
+    jacobian = torch.func.jacrev(lambda flat: maps.scaled(flat.view(1, 2, 4, 4)).flatten())(latent.flatten())
+    assert maps.log_volume == pytest.approx(jacobian.slogdet().logabsdet.item(), rel=1e-5)
+
+
+def test_the_autoencoder_is_in_no_checkpoint_and_no_copy_and_moves_along():
+    model = nn.ModuleDict({"first_stage": stage()})
+    assert set(model.state_dict()) == {f"first_stage.{name}" for name in ("shift", "scale", "law.log_scale")}
+    twin = copy.deepcopy(model)
+    assert twin["first_stage"].autoencoder is model["first_stage"].autoencoder
+    assert not any(p.requires_grad for p in model["first_stage"].autoencoder.parameters())
+    model.to("meta")
+    assert next(model["first_stage"].autoencoder.parameters()).device.type == "meta"
+
+
+def test_half_precision_is_near_and_comes_out_whole():
+    exact = stage().reconstruct(X)
+    half = stage(precision="bfloat16").reconstruct(X)
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.1  # 8 bits of mantissa through ten layers
+
+
+def test_the_key_is_of_the_weights_and_not_of_what_is_measured():
+    one = stage()
+    key = one.key()
+    one.law.log_scale.data.fill_(0.5)
+    assert one.key() == key
+    assert stage(precision="bfloat16").key() != key
+    next(one.autoencoder.encoder.parameters()).data[0] += 1
+    assert one.key() != key
+
+
+def test_an_encoded_sample_depends_on_its_own_generator_alone():
+    from flowdiff.noise import generators
+
+    first = stage().encode(X, generators(3, range(11)))
+    torch.testing.assert_close(first[4:7], stage().encode(X[4:7], generators(3, range(4, 7))), atol=1e-5, rtol=1e-5)
+
+
+def test_the_likelihood_is_the_law_around_the_decoded_latent():
+    autoencoder = linear_gaussian.vae().float()
+    frozen = stage(autoencoder, scale="none")
+    x, latent = torch.randn(3, 4), torch.randn(3, 2)
+    expected = autoencoder.law.log_prob(x, autoencoder.decoded(latent))
+    torch.testing.assert_close(frozen.log_likelihood(x, latent), expected)

@@ -1,0 +1,96 @@
+"""The convolutional VAE as a network: shapes, samples of its prior, and what it refuses."""
+
+import pytest
+import torch
+
+from flowdiff import registry
+from flowdiff.denoiser import Denoiser
+from flowdiff.errors import ConfigurationError
+from flowdiff.first_stage.decoder_laws import LAWS
+from flowdiff.losses import latent_noise
+from flowdiff.noise import generators
+
+SMALL = {"channels": [4, 8], "norm_groups": 2, "latent_dim": 5}
+
+
+def vae(shape=(1, 8, 12), **settings):
+    torch.manual_seed(0)
+    given = {**SMALL, **settings}
+    return registry.build("network", "vae", shape=shape, activation=registry.build("activation", "swish"), **given)
+
+
+def images(shape=(1, 8, 12)):
+    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "latent"),
+    [
+        ({}, (5,)),
+        ({"latent_dim": None, "latent_channels": 2}, (2, 4, 6)),
+        ({"channels": [4], "latent_dim": None, "latent_channels": 1}, (1, 8, 12)),
+        ({"channels": [4, 8, 8], "layers_per_block": 2}, (5,)),
+    ],
+)
+def test_shapes(settings, latent):
+    network = vae(**settings)
+    q = network.autoencoder.posterior(images())
+    assert q.mean.shape == q.log_variance.shape == (3, *latent)
+    assert network.autoencoder.latent_shape == latent
+    assert network.reconstruct(images()).shape == (3, 1, 8, 12)
+    assert network.from_prior(2).shape == (2, 1, 8, 12)
+
+
+@pytest.mark.parametrize("reconstruction", LAWS)
+def test_a_few_steps_of_elbo_lower_it(reconstruction):
+    network = vae(reconstruction=reconstruction)
+    denoiser = Denoiser(network, registry.build("scaling", "score"))
+    loss = registry.build("loss", "elbo", warmup_steps=0)
+    x0, noise = images(), torch.randn(3, 1, 8, 12)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    values = []
+    for _ in range(15):
+        out = loss(denoiser, x0, torch.ones(3), noise)
+        optimizer.zero_grad()
+        out.loss.mean().backward()
+        optimizer.step()
+        values.append(out.loss.mean().item())
+    assert values[-1] < values[0]
+    assert all(p.grad is not None for p in network.parameters())  # DDP waits for those that have none
+
+
+def test_its_denoiser_is_the_reconstruction_at_any_sigma():
+    network = vae()
+    denoiser = Denoiser(network, registry.build("scaling", "score"))
+    D = denoiser(images(), torch.tensor([0.01, 1.0, 50.0]))
+    torch.testing.assert_close(D, network.reconstruct(images()), atol=1e-4, rtol=1e-4)  # through σ² and 1/σ²
+
+
+def test_prior_samples_belong_to_their_generators():
+    network = vae()
+    one, other = network.from_prior(4, generators(0, range(4))), network.from_prior(2, generators(0, range(2, 4)))
+    torch.testing.assert_close(one[2:], other, atol=1e-5, rtol=1e-5)
+
+
+def test_latent_noise_is_the_first_numbers():
+    noise = torch.arange(24.0).view(2, 3, 2, 2)
+    assert latent_noise(noise, (5,)).tolist() == [list(range(5)), list(range(12, 17))]
+    assert latent_noise(noise, (1, 2, 2)).shape == (2, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"shape": (2,)}, "which are not images (C, H, W)"),
+        ({"shape": (1, 6, 9)}, "takes images whose sides are multiples of 2, not 6×9"),
+        ({"norm_groups": 3}, "network.channels=[4, 8] cannot be split into network.norm_groups=3 groups"),
+        ({"latent_channels": 2}, "is not one latent: give latent_dim for a vector or latent_channels for a map"),
+        ({"latent_dim": None}, "is not one latent"),
+        ({"latent_dim": 97}, "a latent of 97 numbers is larger than an image of 96"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(settings, sentence):
+    with pytest.raises(ConfigurationError) as error:
+        vae(**settings)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
