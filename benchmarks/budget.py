@@ -20,7 +20,6 @@ from rich.table import Table
 
 from flowdiff import config
 from flowdiff.engine import Engine
-from flowdiff.noise import step_generator
 
 STEPS, WARMUP = 20, 3
 
@@ -55,16 +54,11 @@ def prepared(overrides: list[str]) -> Engine:
 def step_times(engine: Engine) -> list[float]:
     """Seconds of processor time of each step."""
     optimizer = engine.optimizer.make(list(engine.parameters()))
-    generator = step_generator(0, 0)
-    batch = engine.data.train[: engine.data.batch_size]
+    batch = engine.latents.train[: engine.data.batch_size]
     times = []
-    for _ in range(WARMUP + STEPS):
+    for step in range(WARMUP + STEPS):
         began = time.process_time()
-        x0 = engine.data.to_model(batch.x, generator, train=True)
-        cond = engine.conditioner(batch.label, generator)
-        sigma = engine.sigma_sampler(len(x0), generator)
-        noise = engine.loss.draw_noise(x0, generator)
-        loss = engine.loss(engine.denoiser.denoiser, x0, sigma, noise, cond).loss.mean()
+        loss = engine.loss(engine.denoiser.denoiser, *engine.draw(batch, step)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,7 +16,7 @@ from flowdiff.denoiser import Denoiser
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.flows.base import Flow
-from flowdiff.losses import Loss
+from flowdiff.losses import LearnedPrior, Loss
 from flowdiff.model import ConditionedDenoiser
 from flowdiff.optimizers import Optimizer
 from flowdiff.registry import build
@@ -57,6 +57,8 @@ def assemble(config: Mapping[str, Any]) -> Parts:
         _compile(network)
     if "flow" in parts and loss.differentiates_score:
         _check_derivatives(parts["flow"], config["flow"]["name"], loss.gradient)
+    if first_stage.trained:
+        loss = LearnedPrior(loss, first_stage, build("schedule", config["schedule"]).sigma_min)
     return Parts(
         ConditionedDenoiser(
             Denoiser(network, build("scaling", config["scaling"])),

@@ -1,7 +1,8 @@
-"""From what a batch says about itself to a Conditioning: labels become vectors, and there is a null condition."""
+"""From what a batch says about itself to a Conditioning: labels become vectors or tokens, or give way to "nothing"."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 import torch
@@ -13,19 +14,47 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.registry import register
 
 
-@register("conditioner", "none")
-class Unconditional(nn.Module):
-    """No condition: every method gives None; `dim` and `token_dim`, the widths of vector and tokens, are 0."""
+class Conditioner(nn.Module, ABC):
+    """Labels (B,) → the condition of each sample, and now and then, while training, the null condition instead.
 
-    dim = 0
-    token_dim = 0
-    num_classes: int | None = None
-    drop = 0.0
+    One of another kind, of words say, sets its widths, `num_classes` and `drop`, and says what `condition` and `null`
+    are. Tokens are a set to what reads them: where their order matters, they have to hold their position.
+    """
+
+    dim: int = 0  # width of the vector, 0 if there is none
+    token_dim: int = 0  # width of the tokens, 0 if there are none
+    num_classes: int | None = None  # labels are 0 … num_classes − 1; None: the model is unconditional
+    drop: float = 0.0  # probability of training a sample on the null condition
+
+    @abstractmethod
+    def condition(self, label: Tensor) -> Conditioning | None:
+        """The condition of labels (B,) int64: vector (B, dim), tokens (B, L, token_dim) with a mask, or both."""
+
+    @abstractmethod
+    def null(self, n: int) -> Conditioning | None:
+        """The condition of n samples that nothing is said of; of the same parts, its tokens as few as it likes."""
+
+    def forward(self, label: Tensor, generator: torch.Generator | None = None) -> Conditioning | None:
+        """The condition of labels (B,); while training each gives way to null with probability `drop` ∈ [0, 1).
+
+        Source: Ho & Salimans, Classifier-free diffusion guidance, 2022.
+        """
+        cond = self.condition(label)
+        if not (self.training and self.drop > 0):
+            return cond
+        rows = torch.arange(len(label), device=label.device)
+        rows = torch.where(dropped(label, self.drop, generator), len(label), rows)
+        return Conditioning.cat([cond, self.null(1)])[rows]
+
+
+@register("conditioner", "none")
+class Unconditional(Conditioner):
+    """No condition: every method gives None."""
 
     def __init__(self):
         super().__init__()
 
-    def forward(self, label: Tensor, generator: torch.Generator | None = None) -> None:
+    def condition(self, label: Tensor) -> None:
         return None
 
     def null(self, n: int) -> None:
@@ -33,14 +62,11 @@ class Unconditional(nn.Module):
 
 
 @register("conditioner", "class")
-class ClassConditioner(nn.Module):
+class ClassConditioner(Conditioner):
     """A learned embedding per class, and one more for "no class": the null condition of classifier-free guidance.
 
-    label (B,) int64 in [0, num_classes) → Conditioning with vector (B, dim). While training each label is replaced by
-    the null class with probability `drop` ∈ [0, 1) (Ho & Salimans, Classifier-free diffusion guidance, 2022).
+    label (B,) int64 in [0, num_classes) → Conditioning with vector (B, dim).
     """
-
-    token_dim = 0
 
     def __init__(self, num_classes: int | None, *, dim: PositiveInt, drop: Annotated[float, Field(ge=0, lt=1)]):
         super().__init__()
@@ -49,25 +75,20 @@ class ClassConditioner(nn.Module):
         self.drop = drop
         self.embedding = nn.Embedding(num_classes + 1, dim)  # the last row is the null class
 
-    def forward(self, label: Tensor, generator: torch.Generator | None = None) -> Conditioning:
-        if self.training and self.drop > 0:
-            label = torch.where(dropped(label, self.drop, generator), self.num_classes, label)
+    def condition(self, label: Tensor) -> Conditioning:
         return Conditioning(self.embedding(label))
 
     def null(self, n: int) -> Conditioning:
-        """The condition "no class" for n samples."""
         label = torch.full((n,), self.num_classes, device=self.embedding.weight.device)
         return Conditioning(self.embedding(label))
 
 
 @register("conditioner", "one_hot")
-class OneHot(nn.Module):
+class OneHot(Conditioner):
     """The class itself: label (B,) int64 in [0, C) → Conditioning with vector (B, C), zeros but for a one at the label.
 
-    All zeros is the null condition, which while training takes a label's place with probability `drop` ∈ [0, 1).
+    All zeros is the null condition.
     """
-
-    token_dim = 0
 
     def __init__(self, num_classes: int | None, *, drop: Annotated[float, Field(ge=0, lt=1)]):
         super().__init__()
@@ -75,14 +96,10 @@ class OneHot(nn.Module):
         self.drop = drop
         self.register_buffer("rows", torch.eye(self.dim), persistent=False)
 
-    def forward(self, label: Tensor, generator: torch.Generator | None = None) -> Conditioning:
-        vector = self.rows[label]
-        if self.training and self.drop > 0:
-            vector = vector.masked_fill(dropped(label, self.drop, generator)[:, None], 0.0)
-        return Conditioning(vector)
+    def condition(self, label: Tensor) -> Conditioning:
+        return Conditioning(self.rows[label])
 
     def null(self, n: int) -> Conditioning:
-        """The condition "no class" for n samples."""
         return Conditioning(self.rows.new_zeros(n, self.dim))
 
 

@@ -340,6 +340,11 @@ def _check_combinations(config: DictConfig) -> None:
             f"network={config.network.name} first_stage={config.first_stage.name} makes no sense: an autoencoder is "
             "trained on the data themselves; take first_stage=identity."
         )
+    if config.first_stage.get("train") and not is_density:
+        raise ConfigurationError(
+            f"first_stage.train=true needs a prior with a log-density and network={config.network.name} has none: take "
+            "network=score_flow or first_stage.train=false."
+        )
     if registry.resolve("loss", config.loss.name).needs_classifier and not is_classifier:
         raise ConfigurationError(
             f"loss={config.loss.name} trains a classifier and network={config.network.name} is none: take "

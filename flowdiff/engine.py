@@ -1,7 +1,8 @@
 """The engine: where data, conditioner, first stage, denoiser and loss meet, and are trained.
 
-One step:  z0 ~ encode(data), σ ~ p(σ), z = z0 + σ·noise, then the loss of D(z, σ, c).  Every random number of a step is
-drawn from a generator seeded by (seed, batch index, rank), so that a resumed run repeats what it would have done.
+One step:  z0 ~ encode(data), σ ~ p(σ), z = z0 + σ·noise, then the loss of D(z, σ, c).  Of an autoencoder that is
+trained, too, the encoding is left to the loss.  Every random number of a step is drawn from a generator seeded by
+(seed, batch index, rank), so that a resumed run repeats what it would have done.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ MEASURE, VALIDATION = -2, -3
 
 
 class Drawn(NamedTuple):
-    """What a loss is of: clean latents (B, …), σ (B,), noise like the latents, and the condition."""
+    """What a loss is of: clean latents, or the images where these are encoded in the loss, (B, …), σ (B,), its noise
+    (B, …), and the condition.
+    """
 
-    z0: Tensor
+    x0: Tensor
     sigma: Tensor
     noise: Tensor
     cond: Conditioning | None
@@ -45,7 +48,7 @@ class Drawn(NamedTuple):
 class Engine(LightningModule):
     """Trains a ConditionedDenoiser by a loss at noise levels from a sigma sampler.
 
-    data is the DataModule it was assembled for, latents what it is trained on: the same as the first stage sees it.
+    data is the DataModule it was assembled for, latents the same as the first stage sees it.
     `measure` takes sigma_data and the whitening's statistics from these.
     """
 
@@ -95,6 +98,8 @@ class Engine(LightningModule):
         """Measure sigma_data, and the whitening's statistics, on the whole training split; returns sigma_data.
 
         Behind an autoencoder the data are encoded first, where they are not yet, and the scale of latents is measured.
+        All of it is of the latents as they are now and stays: of an autoencoder that is trained it is the size of its
+        first latents, which scalings and weightings go by, and the Gaussian that the flow begins as.
         """
         self.latents.prepare_data()
         self.latents.setup()
@@ -121,10 +126,11 @@ class Engine(LightningModule):
     def draw(self, batch: Batch, batch_idx: int) -> Drawn:
         """A training batch with its noise: the same whenever it is drawn."""
         generator = step_generator(self.seed, batch_idx, self.global_rank, device=self.device)
-        z0 = self.latents.to_model(batch.x, generator, train=True)
+        seen = self.data if self.denoiser.first_stage.trained else self.latents
+        x0 = seen.to_model(batch.x, generator, train=True)
         cond = self.conditioner(batch.label, generator)
-        sigma = self.sigma_sampler(len(z0), generator, self.device)
-        return Drawn(z0, sigma, self.loss.draw_noise(z0, generator), cond)
+        sigma = self.sigma_sampler(len(x0), generator, self.device)
+        return Drawn(x0, sigma, self.loss.draw_noise(x0, generator), cond)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._batch_idx = batch_idx
@@ -177,15 +183,16 @@ class Engine(LightningModule):
         return f"{what}, and was not when {'this process' if self.trainer.world_size > 1 else 'the step'} repeated it"
 
     def _first_not_finite(self, batch: Batch, batch_idx: int) -> str | None:
-        z0, sigma, noise, cond = self.draw(batch, batch_idx)
+        x0, sigma, noise, cond = self.draw(batch, batch_idx)
 
         def loss_of(rows: Tensor) -> Tensor:
             with self.trainer.precision_plugin.forward_context():
                 here = rows.to(sigma.device)
-                drawn = z0[here], sigma[here], noise[here], take(cond, rows)
+                drawn = x0[here], sigma[here], noise[here], take(cond, rows)
                 return self.loss.at(self.global_step)(self.denoiser.denoiser, *drawn).loss.mean()
 
-        located = locate(self.denoiser.denoiser, loss_of, len(z0))
+        trained = self.denoiser if self.denoiser.first_stage.trained else self.denoiser.denoiser
+        located = locate(trained, loss_of, len(x0))
         if located is None:
             return None
         where, rows = located

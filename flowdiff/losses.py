@@ -7,6 +7,9 @@ hybrid          denoising + λ·nll
 cross_entropy   −log p(c|x, σ)                         nats per sample, of a classifier
 elbo            (−log p(x|ℓ) + β·KL(q(ℓ|x) ‖ N(0, I)))/D   nats per dimension, of an autoencoder; no noise in x
 
+With first_stage.train=true, whatever trains the flow of latents is the first term of two:
+LearnedPrior    loss(z) − (log p(x|ℓ) + log p_σmin(z|c) − log q(z|x))/D,   D of the image
+
 Where the score of a flow is differentiated, `gradient` says how: by double_backward, or by the first-order forms of
 flowdiff/networks/directional.py, which take less memory.
 """
@@ -18,11 +21,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.denoiser import Denoiser
+from flowdiff.first_stage.base import AutoencoderStage
 from flowdiff.networks.directional import Gradient
 from flowdiff.noise import Generators, randn, randn_like
 from flowdiff.registry import register
@@ -203,6 +208,46 @@ class Elbo(Loss):
         paid = (kl + (self.free_bits - kl.mean(0)).clamp(min=0)).flatten(1).sum(1)  # mean over the batch: max(λ, KLᵢ)
         loss = (self.kl_weight * paid - log_likelihood) / x0[0].numel()
         return LossOutput(loss, {"reconstruction": -log_likelihood, "kl": kl.flatten(1).sum(1)})
+
+
+class LearnedPrior(Loss):
+    """Another loss of latents z, and the negative evidence lower bound of images x0 whose prior is the flow it trains.
+
+    loss(z) − (log p(x0|ℓ) + log p_σ(z|c) − log q(z|x0))/D at σ = sigma_min, z of ℓ ~ q(ℓ|x0): nats per dimension of the
+    image. x0 are images; the noise (B, 2, *latent_shape) is ε of ℓ, and that of the other loss. Parts: those of the
+    other loss, itself as latent_loss, the bound's as elbo, and in nats reconstruction, −log p(x0|ℓ), and kl, the
+    estimate log q(z|x0) − log p_σ(z|c). Raises NotADensity for a raw network.
+    Source: Chen et al., Variational lossy autoencoder, 2017 (a flow as the learned prior); the other way, by a weighted
+    score matching instead of a density: Vahdat, Kreis & Kautz, Score-based generative modeling in latent space, 2021.
+    """
+
+    needs_density = True
+
+    def __init__(self, loss: Loss, first_stage: AutoencoderStage, sigma_min: float):
+        self.loss = loss
+        self.first_stage = first_stage
+        self.sigma_min = sigma_min
+
+    def at(self, step: int) -> LearnedPrior:
+        return LearnedPrior(self.loss.at(step), self.first_stage, self.sigma_min)
+
+    def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
+        like = x0.new_empty(len(x0), *self.first_stage.latent_shape)
+        return torch.stack([randn_like(like, generator), self.loss.draw_noise(like, generator)], 1)
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        of_posterior, of_latents = noise.unbind(1)
+        drawn = self.first_stage.drawn(x0, of_posterior)
+        log_prior = denoiser.log_prob(drawn.z, torch.full_like(sigma, self.sigma_min), cond)
+        elbo = -drawn.bound(log_prior) / x0[0].numel()
+        # The other loss sees latents that it cannot move: it is least where they all are one point, and pays nothing
+        # for what they no longer say of the image. So the autoencoder hears the bound alone, and the flow hears two
+        # terms that agree on what it should be, the law of the latents: no weight between them would change that.
+        latent = self.loss(denoiser, drawn.z.detach(), sigma, of_latents, cond)
+        parts = {"reconstruction": -drawn.log_likelihood, "kl": drawn.log_posterior - log_prior}
+        return LossOutput(latent.loss + elbo, {**latent.parts, "latent_loss": latent.loss, "elbo": elbo, **parts})
 
 
 def latent_noise(noise: Tensor, latent_shape: tuple[int, ...]) -> Tensor:

@@ -82,14 +82,16 @@ def train(
 
     if torch.cuda.is_available() and config["accelerator"]["kind"] != "cpu":
         engine.denoiser.first_stage.to(local_device())  # which may have a data set to encode
-    sigma_data = engine.measure()
+    engine.measure()
+    if checkpoint is not None:
+        engine.load_state_dict(checkpoint["state_dict"])  # what was measured at the start, before a first stage moved
     log.info(
         "data %s: %s training and %s test samples of shape %s, sigma_data %.4f (measured)",
         engine.data.name,
         f"{len(engine.data.train):,}",
         f"{len(engine.data.test):,}",
         "×".join(map(str, engine.data.shape)),
-        sigma_data,
+        engine.denoiser.sigma_data,
     )
     csv = MetricsCSV(folder.metrics)
     clock = Stopwatch()

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from flowdiff import registry
+from flowdiff.conditioners import Conditioner
+from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
 
 
@@ -52,3 +54,40 @@ def test_one_hot_is_the_class_and_zeros_where_it_is_dropped():
     assert not conditioner.null(2).vector.any()
     with pytest.raises(ConfigurationError, match="conditioner=one_hot needs labelled data"):
         registry.build("conditioner", "one_hot", num_classes=None)
+
+
+class Counted(Conditioner):
+    """Label k is k + 1 tokens that hold k; the null condition one that holds −1."""
+
+    token_dim = 1
+    drop = 0.25
+
+    def condition(self, label):
+        mask = torch.arange(3) <= label[:, None]
+        return Conditioning(tokens=label[:, None, None].expand(-1, 3, 1).float(), mask=mask)
+
+    def null(self, n):
+        return Conditioning(tokens=torch.full((n, 1, 1), -1.0))
+
+
+def test_sequences_are_dropped_as_labels_are():
+    conditioner, labels = Counted().train(), torch.arange(3000) % 3
+    cond = conditioner(labels, torch.Generator().manual_seed(1))
+    kept = cond.tokens[:, 0, 0] == labels
+    assert abs(float(kept.float().mean()) - 0.75) < 0.03  # 3,000 draws: standard error 0.008
+    assert torch.equal(cond.mask.sum(1), torch.where(kept, labels + 1, 1))
+    assert (cond.tokens[~kept, 0, 0] == -1).all()
+    again = conditioner(labels, torch.Generator().manual_seed(1))
+    assert torch.equal(again.tokens, cond.tokens)
+    assert torch.equal(again.mask, cond.mask)
+    assert torch.equal(conditioner.eval()(labels).tokens[:, 0, 0], labels.float())
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("conditioner") if name != "none"])
+def test_a_dropped_label_is_the_null_condition(name):
+    """Every registered conditioner says of dropped labels what null says, whatever they were."""
+    conditioner = registry.build("conditioner", name, num_classes=3, drop=1 - 1e-9).train()
+    labels = torch.tensor([0, 1, 2, 2])
+    cond = conditioner(labels, torch.Generator().manual_seed(0))
+    assert torch.equal(cond.flat(), conditioner.null(4).flat())
+    assert not torch.equal(conditioner.eval()(labels).flat(), cond.flat())

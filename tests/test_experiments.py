@@ -10,10 +10,10 @@ from hydra.core.plugins import Plugins
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from flowdiff import config
+import flowdiff
+from flowdiff import assembly, config
 from flowdiff.data.base import TensorSplit
 from flowdiff.engine import Engine
-from flowdiff.noise import step_generator
 from flowdiff.registry import build
 
 
@@ -61,21 +61,26 @@ def without_files(data):
         data.prepare_data, data.load = lambda: None, lambda: (split, split)
 
 
+def behind_an_autoencoder(composed, folder, monkeypatch):
+    """An untrained one of the same images, in place of the run that a first stage is to be given."""
+    if composed.first_stage.name == "vae":
+        theirs = f"experiment=vae_{composed.dataset.name}"
+        monkeypatch.setattr(assembly, "_load", lambda run: flowdiff.build(theirs).denoiser.requires_grad_(False))
+        composed.first_stage.run, composed.first_stage.cache_dir = theirs, str(folder)
+
+
 @pytest.mark.filterwarnings("ignore:activation=leakyrelu")
 @pytest.mark.parametrize("overrides", SETTINGS, ids=" ".join)
-def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrides):
+def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrides, tmp_path, monkeypatch):
     composed = config.compose([*overrides, "accelerator=cpu"])
+    behind_an_autoencoder(composed, tmp_path, monkeypatch)
     config.check(composed)
     settings = config.resolved(composed)
     torch.manual_seed(0)
     engine = Engine.of(settings)
     without_files(engine.data)
     engine.measure()
-    batch, generator = engine.data.train[:8], step_generator(0, 0)
-    x0 = engine.data.to_model(batch.x, generator, train=True)
-    sigma, noise = engine.sigma_sampler(8, generator), engine.loss.draw_noise(x0, generator)
-    cond = engine.conditioner(batch.label, generator)
-    output = engine.loss(engine.denoiser.denoiser, x0, sigma, noise, cond)
+    output = engine.loss(engine.denoiser.denoiser, *engine.draw(engine.latents.train[:8], 0))
     output.loss.mean().backward()
     trained = [p for p in engine.parameters() if p.grad is not None]
     before = [p.detach().clone() for p in trained]

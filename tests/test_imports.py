@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def room(module: str) -> str | None:
     return parts[1] if parts[0] == "flowdiff" and len(parts) > 1 else None
 
 
+@cache
 def arrows():
     found = set()
     for path in PACKAGE.rglob("*.py"):

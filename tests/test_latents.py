@@ -12,7 +12,7 @@ from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.launch import identity
 
 VAE = [*runs.TINY_DIGITS, "experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2"]
-TINY_VAE = [*VAE, "network.latent_dim=3", "metrics.likelihood=true"]
+TINY_VAE = [*VAE, "network.latent_dim=3", "metrics.likelihood=true", "trainer.log_every_n_steps=1"]
 BEHIND = [*runs.TINY_DIGITS, "flow.n_flows=1", "network.embed_dim=8", "first_stage=vae"]
 
 
@@ -65,24 +65,45 @@ def test_a_model_of_latents_says_what_is_of_latents_and_what_of_images(vae, behi
     assert float(model.sigma_data) == pytest.approx(1, abs=0.1)  # latents of 1,500 images are scaled to it
 
 
-@pytest.mark.slow
-def test_a_pretrained_autoencoder_goes_all_the_way(tmp_path):
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Overrides that put a tiny AutoencoderKL of random weights, read from its folder, before a model of the digits."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pretrained")
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     channels = {"in_channels": 1, "out_channels": 1, "block_out_channels": [4, 8], "latent_channels": 2}
-    AutoencoderKL(**blocks, **channels, norm_num_groups=2, sample_size=8).save_pretrained(tmp_path / "kl")
-    first_stage = ["first_stage=autoencoder_kl", f"first_stage.model={tmp_path / 'kl'}", "first_stage.chunk_size=500"]
-    given = [*runs.TINY_DIGITS, "flow=glow", "flow.n_flows=1", "flow.hidden=4", "flow.levels=1", "whitening=dct"]
-    settings = runs.settings(*given, *first_stage, f"first_stage.cache_dir={tmp_path / 'cache'}")
-    engine = Engine.of(settings)
+    AutoencoderKL(**blocks, **channels, norm_num_groups=2, sample_size=8).save_pretrained(folder / "kl")
+    chunks = ["first_stage.chunk_size=500", f"first_stage.cache_dir={folder / 'cache'}"]
+    return ["first_stage=autoencoder_kl", f"first_stage.model={folder / 'kl'}", *chunks], folder / "cache"
+
+
+FOR_LATENTS = {  # the flows for latents of any size, small
+    "glow": ["flow=glow", "flow.hidden=4", "flow.levels=1"],
+    "tarflow": ["flow=tarflow", "flow.hidden=4", "flow.heads=1", "flow.patch=2", "flow.deep_layers=1"],
+    "kronecker": ["flow=linear_activation", "flow.linear=kronecker"],
+    "reflections": ["flow=linear_activation", "flow.linear=householder", "flow.reflections=4"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", FOR_LATENTS)
+def test_a_pretrained_autoencoder_goes_all_the_way(flow, pretrained):
+    """Read, encode, keep, train a step, sample, decode; what one model has had encoded the next finds."""
+    first_stage, cache = pretrained
+    kept = {path: path.stat().st_mtime_ns for path in cache.glob("*.f32")}
+    small = ["flow.n_flows=1", "network.embed_dim=8", "whitening=dct"]
+    engine = Engine.of(runs.settings(*runs.TINY_DIGITS, *FOR_LATENTS[flow], *small, *first_stage))
+    assert engine.denoiser.first_stage.latent_shape == (2, 4, 4)
     engine.measure()
-    assert len(list((tmp_path / "cache").glob("*.f32"))) == 2
-    batch = engine.latents.train[:8]
-    loss = engine.loss(engine.denoiser.denoiser, *engine.draw(batch, 0)).loss.mean()
-    loss.backward()
-    engine.optimizer.make([p for p in engine.parameters() if p.requires_grad]).step()
+    assert len(list(cache.glob("*.f32"))) == 2
+    assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
+    trained = [p for p in engine.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    engine.loss(engine.denoiser.denoiser, *engine.draw(engine.latents.train[:8], 0)).loss.mean().backward()
+    engine.optimizer.make(trained).step()
+    assert any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
     samples = engine.denoiser.sample(3)
     assert samples.shape == (3, 1, 8, 8)
     assert bool(samples.isfinite().all())

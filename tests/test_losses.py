@@ -9,6 +9,10 @@ from torch import nn
 from flowdiff import registry
 from flowdiff.denoiser import Denoiser
 from flowdiff.errors import NotADensity
+from flowdiff.first_stage.base import AutoencoderStage
+from flowdiff.first_stage.decoder_laws import GaussianLaw
+from flowdiff.first_stage.vae_nets import VAE
+from flowdiff.losses import LearnedPrior
 
 OTHERS = ("needs_classifier", "needs_autoencoder")
 OF_DENOISERS = [n for n in registry.names("loss") if not any(getattr(registry.resolve("loss", n), o) for o in OTHERS)]
@@ -158,3 +162,70 @@ def test_elbo_lets_free_bits_go_unpaid():
     loss, of, _ = elbo_terms(free_bits=between)
     paid = 4 * of(loss).loss.mean() + terms.log_likelihood.mean()
     torch.testing.assert_close(paid, torch.tensor(between + high, dtype=torch.float64))
+
+
+def prior(dim):
+    """A score flow of vectors (dim,), which begins as N(0, 1 + σ²)."""
+    torch.manual_seed(0)
+    activation = registry.build("activation", "softplus")
+    flow = registry.build("flow", "linear_activation", shape=(dim,), embed_dim=8, activation=activation)
+    whitening = registry.build("whitening", "isotropic", shape=(dim,))
+    network = registry.build(
+        "network", "score_flow", flow=flow, whitening=whitening, shape=(dim,), cond_dim=0, embed_dim=8
+    )
+    return Denoiser(network, registry.build("scaling", "score")).train()
+
+
+def joint(autoencoder, own):
+    """The loss of a flow and of the autoencoder that is trained along, and what it is of."""
+    given = {"scale": "none", "chunk_size": 4, "precision": "float32", "cache_dir": "unused"}
+    loss = LearnedPrior(own, AutoencoderStage(autoencoder, train=True, **given), sigma_min=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(6, 4, generator=generator)
+    return loss, (x0, torch.tensor([0.01, 0.1, 0.3, 1.0, 3.0, 10.0]), loss.draw_noise(x0, generator))
+
+
+def test_with_the_true_prior_and_posterior_the_bound_is_the_evidence(monkeypatch):
+    x0 = joint(linear_gaussian.vae(), build("nll"))[1][0]
+    evidence = linear_gaussian.log_prob(x0.double())
+    for name in ("W", "B"):  # with which the encoder computes
+        monkeypatch.setattr(linear_gaussian, name, getattr(linear_gaussian, name).float())
+    loss, (x0, sigma, noise) = joint(linear_gaussian.vae(), build("nll"))
+    denoiser = prior(2)
+    out = loss(denoiser, x0, sigma, noise)
+    # For every sample, whatever its ε; in float32, and σ_min² = 1e-8 beside the prior's variance of 1.
+    torch.testing.assert_close(out.parts["elbo"], -evidence.float() / 4, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.parts["kl"] + out.parts["reconstruction"], -evidence.float(), atol=1e-4, rtol=1e-5)
+    z = loss.first_stage.drawn(x0, noise[:, 0]).z
+    own = build("nll")(denoiser, z, sigma, noise[:, 1]).loss
+    torch.testing.assert_close(out.parts["latent_loss"], own)
+    torch.testing.assert_close(out.loss, out.parts["elbo"] + own)
+
+
+@pytest.mark.parametrize("own", ["denoising", "nll"])
+def test_the_autoencoder_hears_the_bound_alone_and_the_flow_both(own):
+    torch.manual_seed(1)
+    autoencoder = VAE((4,), (2,), nn.Linear(4, 4), nn.Linear(2, 4), GaussianLaw())
+    loss, given = joint(autoencoder, build(own))
+    flow = prior(2)
+    for parameter in flow.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+
+    def gradients(term):
+        for parameter in (*autoencoder.parameters(), *flow.parameters()):
+            parameter.grad = None
+        term(loss(flow, *given)).mean().backward()
+        found = [{name: p.grad for name, p in part.named_parameters()} for part in (autoencoder, flow)]
+        assert all(g is not None and bool(g.any()) for part in found for g in part.values())
+        return found
+
+    (whole, of_flow), (bound, of_flow_by_bound) = gradients(lambda o: o.loss), gradients(lambda o: o.parts["elbo"])
+    for name, gradient in whole.items():
+        torch.testing.assert_close(gradient, bound[name], msg=name)
+    assert any(not torch.allclose(of_flow[name], g) for name, g in of_flow_by_bound.items())
+
+
+def test_a_learned_prior_has_to_be_a_density():
+    loss, given = joint(VAE((4,), (2,), nn.Linear(4, 4), nn.Linear(2, 4), GaussianLaw()), build("denoising"))
+    with pytest.raises(NotADensity, match="only network=score_flow"):
+        loss(Denoiser(Raw(), registry.build("scaling", "edm")), *given)

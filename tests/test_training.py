@@ -91,11 +91,16 @@ def interrupt_at(step, monkeypatch, number=signal.SIGINT):
     monkeypatch.setattr(Engine, "training_step", training_step)
 
 
+@pytest.fixture(scope="module", params=[[], ["trainer.accumulate_grad_batches=2"]], ids=["plain", "accumulated"])
+def undisturbed(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed")
+    train(path, *TINY, *request.param)
+    return path, request.param
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("extra", [[], ["trainer.accumulate_grad_batches=2"]])
-def test_an_interrupted_run_goes_on_exactly(tmp_path, run, monkeypatch, number, extra):
-    whole = tmp_path / "whole"
-    train(whole, *TINY, *extra)
+def test_an_interrupted_run_goes_on_exactly(tmp_path, undisturbed, monkeypatch, number):
+    whole, extra = undisturbed
     halved = tmp_path / "halved"
     with monkeypatch.context() as patch:
         interrupt_at(5, patch, number)

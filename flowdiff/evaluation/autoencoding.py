@@ -27,7 +27,7 @@ from flowdiff.evaluation.encoded import encodes, is_autoencoder
 from flowdiff.evaluation.features import split_batches
 from flowdiff.evaluation.likelihood import Likelihood, dequantised, mean_and_error, per_dimension
 from flowdiff.first_stage.posterior import standard_normal
-from flowdiff.noise import generators, randn_like
+from flowdiff.noise import generators, randn
 
 ACTIVE = 0.01  # variance of a unit's mean over the data
 
@@ -49,22 +49,24 @@ def reconstruct(autoencoder: nn.Module, x: Tensor, batch_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def latent_statistics(autoencoder: nn.Module, data: Any, batch_size: int) -> dict[str, float]:
-    """reconstruction_mse, kl and active_units of the test split, latent_dims beside the last."""
+def latent_statistics(autoencoder: nn.Module, data: Any, batch_size: int) -> tuple[dict[str, float], Tensor]:
+    """reconstruction_mse, kl and active_units of the test split, latent_dims beside the last; its reconstructions."""
     place = device_of(autoencoder)
-    means, kls, errors = [], [], []
+    means, kls, errors, seen = [], [], [], []
     for x, _ in split_batches(data, data.test, batch_size):
         posterior = autoencoder.posterior(x.to(place))
         means.append(posterior.mean.flatten(1).double().cpu())
         kls.append(posterior.kl().flatten(1).sum(1).double().cpu())
-        errors.append((x - reconstruct(autoencoder, x, batch_size)).double().square().flatten(1).mean(1))
+        seen.append(reconstruct(autoencoder, x, batch_size))
+        errors.append((x - seen[-1]).double().square().flatten(1).mean(1))
     mean = torch.cat(means)
-    return {
+    found = {
         "reconstruction_mse": torch.cat(errors).mean().item(),
         "kl": torch.cat(kls).mean().item(),
         "active_units": int((mean.var(0) > ACTIVE).sum()),
         "latent_dims": mean.shape[1],
     }
+    return found, torch.cat(seen)
 
 
 @torch.no_grad()
@@ -93,17 +95,14 @@ def bound(
     autoencoder = autoencoder_of(denoiser)
     place = device_of(autoencoder)
     x = x.to(place)
-    posterior = autoencoder.posterior(x)
-    latent = posterior.sample(randn_like(posterior.mean, sources))
+    noise = randn((len(x), *autoencoder.latent_shape), sources, device=place)
     if is_autoencoder(denoiser):
-        prior = standard_normal(latent)
+        posterior = autoencoder.posterior(x)
+        latent = posterior.sample(noise)
         log_likelihood = autoencoder.law.log_prob(x, autoencoder.decoded(latent))
-    else:
-        z = autoencoder.scaled(latent)
-        levels = z.new_full((len(z),), sigma)
-        prior = denoiser.log_prob(z, levels, cond_of(label.to(place))) + autoencoder.log_volume
-        log_likelihood = autoencoder.log_likelihood(x, latent)
-    return prior + log_likelihood - posterior.log_prob(latent)
+        return log_likelihood + standard_normal(latent) - posterior.log_prob(latent)
+    drawn = autoencoder.drawn(x, noise)
+    return drawn.bound(denoiser.log_prob(drawn.z, x.new_full((len(x),), sigma), cond_of(label.to(place))))
 
 
 def device_of(autoencoder: nn.Module) -> torch.device:

@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
-from flowdiff.evaluation.autoencoding import autoencoder_of, latent_statistics, reconstruct
+from flowdiff.evaluation.autoencoding import autoencoder_of, latent_statistics
 from flowdiff.evaluation.comparisons.base import Metric
 from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.densities import Densities, OdeSettings
@@ -175,9 +175,8 @@ class Metrics:
         autoencoder = autoencoder_of(denoiser)
         if autoencoder is None:
             return {}
-        found = latent_statistics(autoencoder, self.data, self.batch_size)
+        found, seen = latent_statistics(autoencoder, self.data, self.batch_size)
         if self.with_frechet:
-            seen = torch.cat([reconstruct(autoencoder, x, self.batch_size) for x in self.test.x()])
             found |= {f"reconstruction_{name}": value for name, value in self.frechet(seen).items()}
         return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.first_stage.autoencoder import Autoencoder
-from flowdiff.first_stage.base import FrozenAutoencoder, Precision
+from flowdiff.first_stage.base import AutoencoderStage, Precision
 from flowdiff.first_stage.decoder_laws import GaussianLaw
 from flowdiff.first_stage.posterior import Posterior
 from flowdiff.registry import register
@@ -47,12 +47,12 @@ class PretrainedKL(Autoencoder):
 
 @final
 @register("first_stage", "autoencoder_kl")
-class AutoencoderKLFirstStage(FrozenAutoencoder):
+class AutoencoderKLFirstStage(AutoencoderStage):
     """A pretrained AutoencoderKL for images whose sides its levels divide.
 
     model: a local folder or a name on the hub.  scale: model, by its own scaling_factor and shift_factor; or channel,
     global, none.  tiled: large images tile by tile, too (diffusers' enable_tiling: seams may show).  chunk_size,
-    precision, cache_dir: of FrozenAutoencoder.
+    precision, cache_dir: of AutoencoderStage.
     Raises ConfigurationError without a model, and for images of other channels or of sides that do not divide; RunError
     where the model cannot be read or fetched.
     Source: Rombach et al., High-resolution image synthesis with latent diffusion models, 2022.

@@ -8,18 +8,19 @@ from typing import Any, final
 from pydantic import PositiveInt
 
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.first_stage.base import FrozenAutoencoder, Precision, Scale
+from flowdiff.first_stage.base import AutoencoderStage, Precision, Scale
 from flowdiff.registry import register
 
 
 @final
 @register("first_stage", "vae")
-class VAEFirstStage(FrozenAutoencoder):
+class VAEFirstStage(AutoencoderStage):
     """The VAE that a run has trained, with its averaged weights.
 
-    load: a run folder -> its model.  run: the folder.  scale, chunk_size, precision, cache_dir: of FrozenAutoencoder.
-    Raises ConfigurationError without a folder, for a run of another network, and for one of images of another shape;
-    RunError where the folder holds no trained run.
+    load: a run folder -> its model.  run: the folder.  train: whether it is trained on, along with the flow that is its
+    prior (flowdiff/losses.py).  scale, chunk_size, precision, cache_dir: of AutoencoderStage.
+    Raises ConfigurationError without a folder, for a run of another network, for one of images of another shape, and
+    for one to be trained in half precision; RunError where the folder holds no trained run.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class VAEFirstStage(FrozenAutoencoder):
         load: Callable[[str], Any],
         *,
         run: str | None,
+        train: bool,
         scale: Scale,
         chunk_size: PositiveInt,
         precision: Precision,
@@ -37,6 +39,11 @@ class VAEFirstStage(FrozenAutoencoder):
             raise ConfigurationError(
                 "first_stage=vae needs the run that trained it: give first_stage.run=<run folder>, e.g. of "
                 "`python train.py experiment=vae_digits`."
+            )
+        if train and precision != "float32":
+            raise ConfigurationError(
+                f"first_stage.train=true first_stage.precision={precision} does not go together: half precision is too "
+                "coarse for an optimiser's steps; take first_stage.precision=float32."
             )
         try:
             network = load(run).network
@@ -49,7 +56,12 @@ class VAEFirstStage(FrozenAutoencoder):
             )
         check_shape(f"first_stage.run={run}", network.autoencoder.shape, shape)
         super().__init__(
-            network.autoencoder, scale=scale, chunk_size=chunk_size, precision=precision, cache_dir=cache_dir
+            network.autoencoder,
+            train=train,
+            scale=scale,
+            chunk_size=chunk_size,
+            precision=precision,
+            cache_dir=cache_dir,
         )
 
 

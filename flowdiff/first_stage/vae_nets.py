@@ -1,7 +1,7 @@
 """The convolutional variational autoencoder: residual levels, each half as large as the one before.
 
-encoder   x → levels ↓ → (m, v),    q(ℓ|x) = N(m, e^v)
-decoder   ℓ → levels ↑ → a,         p(x|ℓ) by flowdiff/first_stage/decoder_laws.py
+encoder   x → patches → levels ↓ → (m, v),    q(ℓ|x) = N(m, e^v)
+decoder   ℓ → levels ↑ → patches → a,         p(x|ℓ) by flowdiff/first_stage/decoder_laws.py
 
 A latent is a vector, behind a linear map of the whole smallest level, or a map of its size.
 """
@@ -20,8 +20,9 @@ from flowdiff.first_stage.posterior import Posterior
 
 
 class Levels(NamedTuple):
-    """What both nets share: widths from full resolution down, residual blocks per level, groups of every group norm."""
+    """What both nets share: side of a patch, widths from the patches down, residual blocks per level, norm groups."""
 
+    patch: int
     channels: list[int]
     blocks: int
     norm_groups: int
@@ -54,14 +55,17 @@ class VAE(Autoencoder):
 def encoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: Levels) -> nn.Sequential:
     """x (B, C, H, W) → (m, v), (B, 2·latent_shape[0], …)."""
     channels = levels.channels
-    layers: list[nn.Module] = [nn.Conv2d(shape[0], channels[0], 3, padding=1)]
+    layers: list[nn.Module] = [
+        nn.PixelUnshuffle(levels.patch),
+        nn.Conv2d(shape[0] * levels.patch**2, channels[0], 3, padding=1),
+    ]
     for i, width in enumerate(channels):
         if i > 0:
             layers.append(nn.Conv2d(channels[i - 1], width, 3, stride=2, padding=1))
         layers += [ResidualBlock(width, levels) for _ in range(levels.blocks)]
     layers.append(_normalised(channels[-1], levels))
     if len(latent_shape) == 1:
-        smallest = math.prod(smallest_level(shape, channels))
+        smallest = math.prod(smallest_level(shape, levels.patch, channels))
         layers += [nn.Flatten(), nn.Linear(smallest, 2 * latent_shape[0])]
     else:
         layers.append(nn.Conv2d(channels[-1], 2 * latent_shape[0], 3, padding=1))
@@ -73,7 +77,7 @@ def decoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: 
     channels = levels.channels
     layers: list[nn.Module] = []
     if len(latent_shape) == 1:
-        smallest = smallest_level(shape, channels)
+        smallest = smallest_level(shape, levels.patch, channels)
         layers += [nn.Linear(latent_shape[0], math.prod(smallest)), nn.Unflatten(1, smallest)]
     else:
         layers.append(nn.Conv2d(latent_shape[0], channels[-1], 3, padding=1))
@@ -81,12 +85,13 @@ def decoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: 
         layers += [ResidualBlock(width, levels) for _ in range(levels.blocks)]
         if i > 0:
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, channels[i - 1], 3, padding=1)]
-    return nn.Sequential(*layers, _normalised(channels[0], levels), nn.Conv2d(channels[0], shape[0], 3, padding=1))
+    out = nn.Conv2d(channels[0], shape[0] * levels.patch**2, 3, padding=1)
+    return nn.Sequential(*layers, _normalised(channels[0], levels), out, nn.PixelShuffle(levels.patch))
 
 
-def smallest_level(shape: tuple[int, int, int], channels: list[int]) -> tuple[int, int, int]:
+def smallest_level(shape: tuple[int, int, int], patch: int, channels: list[int]) -> tuple[int, int, int]:
     """Width, height and breadth of the last level."""
-    factor = 2 ** (len(channels) - 1)
+    factor = patch * 2 ** (len(channels) - 1)
     return channels[-1], shape[1] // factor, shape[2] // factor
 
 

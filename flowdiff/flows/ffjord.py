@@ -31,6 +31,7 @@ from flowdiff.nn.inject import CrossAttention, Inject, zero_init
 from flowdiff.nn.mlp import ResidualMLP
 from flowdiff.nn.recompute import call
 from flowdiff.nn.residual import NetSettings
+from flowdiff.nn.sdpa import first_order
 from flowdiff.registry import register
 
 State = tuple[Tensor, Tensor]  # z (B, D) and log|det| (B,)
@@ -203,7 +204,8 @@ class Deep(Velocity):
 
     def _slope(self, z: Tensor, cond: Conditioning, time: Tensor, v: Tensor) -> State:
         differentiable = torch.is_grad_enabled()
-        with torch.enable_grad():  # the trace is a derivative of g also where autograd is off
+        # The trace is a derivative of g, also where autograd is off, and log p is then differentiated once more.
+        with torch.enable_grad(), first_order(False):
             z = z.repeat(len(v), 1)  # (K·B, D)
             if not differentiable:
                 z = z.detach().requires_grad_()

@@ -20,7 +20,7 @@ from flowdiff.activations import Activation
 from flowdiff.conditioning import Conditioning
 from flowdiff.flows.base import Flow
 from flowdiff.flows.coupling import Affine, Coupling
-from flowdiff.flows.linear_activation import PLU
+from flowdiff.flows.linear_maps import PLU
 from flowdiff.flows.multiscale import MultiScale, Shape, conv_nets, image_levels
 from flowdiff.nn.inject import Inject, zero_init
 from flowdiff.nn.residual import NetSettings

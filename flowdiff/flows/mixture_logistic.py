@@ -52,6 +52,7 @@ class MixtureLogistic(CouplingFlow):
     Source: Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", 2019.
     """
 
+    forward_differentiable = False  # torch's logsumexp is not, and then backward
     inverse_by = "Newton's method inside a bracket"
 
     def __init__(

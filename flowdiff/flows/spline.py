@@ -46,6 +46,7 @@ class Spline(CouplingFlow):
     """
 
     smooth = False  # not C²
+    forward_differentiable = False  # torch's softmax is not, and then backward
 
     def __init__(
         self,

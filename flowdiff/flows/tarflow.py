@@ -22,6 +22,7 @@ from flowdiff.activations import Activation
 from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
 from flowdiff.flows.base import Flow
+from flowdiff.nn.embeddings import condition_tokens
 from flowdiff.nn.inject import Inject
 from flowdiff.nn.sdpa import may_fuse
 from flowdiff.nn.transformer import Context, PastTransformer
@@ -42,8 +43,8 @@ class TarFlow(Flow):
     nats; a block's share is c = scale_bound/K. Nothing is scaled by more than e^scale_bound, and the gradient of a
     score loss by its fourth power: at 16 the squares that clipping adds up overflow float32, which first stops the
     training and then gives NaN; at 8 they do not. Pixels of 8 bits with the noise of σ = 0.002 need 5.6.
-    inject: e steers every normalisation (AdaLN) in all three. `film`: condition tokens add their mean to e. `concat`:
-    e and the condition tokens also stand before the sequence, every token sees them. `cross_attention`: an attention
+    inject: e steers every normalisation (AdaLN) in all three, and is all that `film` reads. `concat`: e and the
+    condition tokens also stand before the sequence, every token sees them. `cross_attention`: an attention
     of its own reads them in every layer.
     inverse: `cache` walks the tokens and keeps their keys and values; `jacobi` computes all tokens from the last
     sweep's until no number of a sample moves by more than tolerance·(1 + |x|), or T sweeps have made it exact; `auto`
@@ -187,30 +188,19 @@ class Condition(nn.Module):
     def __init__(self, embed_dim: int, token_dim: int, width: int, inject: Inject):
         super().__init__()
         self.token_dim = token_dim
-        target = embed_dim if inject == "film" else width
-        self.vector = None if inject == "film" else nn.Linear(embed_dim, width)
-        self.tokens = nn.Linear(token_dim, target) if token_dim else None
+        reads = inject != "film"
+        self.vector = nn.Linear(embed_dim, width) if reads else None
+        self.tokens = nn.Linear(token_dim, width) if reads and token_dim else None
 
     def forward(self, cond: Conditioning) -> tuple[Tensor, Context | None]:
-        e, tokens, mask = cond.vector, cond.tokens, cond.mask
-        if tokens is not None:
-            if tokens.shape[-1] != self.token_dim:
-                raise ValueError(
-                    f"the condition's tokens have width {tokens.shape[-1]} but the flow was built for token_dim="
-                    f"{self.token_dim} (0 is none): pass the Conditioning of the conditioner that it was built with."
-                )
-            tokens = self.tokens(tokens)  # (B, L, ·)
-            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+        e, tokens = cond.vector, condition_tokens(cond, self.token_dim)
         if self.vector is None:
-            if tokens is not None:
-                count = mask.sum(1, keepdim=True).clamp(min=1)  # an empty condition adds nothing
-                e = e + (tokens * mask[..., None]).sum(1) / count
             return e, None
         own = self.vector(e)[:, None]
         seen = torch.ones(len(e), 1, dtype=torch.bool, device=e.device)
         if tokens is None:
             return e, Context(own, seen)
-        return e, Context(torch.cat([own, tokens], 1), torch.cat([seen, mask], 1))
+        return e, Context(torch.cat([own, self.tokens(tokens)], 1), torch.cat([seen, cond.counts()], 1))
 
 
 class Patches:

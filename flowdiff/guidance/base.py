@@ -85,7 +85,7 @@ class Guide(Guidance):
             return self.denoiser(x, sigma, cond)
         D = torch.empty_like(x)  # a batch may be at several levels
         for rows, denoise in ((inside, self._guided), (~inside, self.denoiser)):
-            D[rows] = denoise(x[rows], sigma[rows], None if cond is None else _rows(cond, rows)).to(D)
+            D[rows] = denoise(x[rows], sigma[rows], None if cond is None else cond[rows]).to(D)
         return D
 
     def _guided(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
@@ -95,8 +95,5 @@ class Guide(Guidance):
 
 def class_of(cond: Conditioning, classes: Conditioning) -> Tensor:
     """Which class each sample's condition is that of, (B,): the nearest among the conditions of all classes."""
-    return torch.cdist(cond.vector.float(), classes.vector.float()).argmin(1)
-
-
-def _rows(cond: Conditioning, rows: Tensor) -> Conditioning:
-    return Conditioning(*(None if part is None else part[rows] for part in (cond.vector, cond.tokens, cond.mask)))
+    rows, n = Conditioning.cat([cond, classes]).flat().float(), len(cond.flat())
+    return torch.cdist(rows[:n], rows[n:]).argmin(1)

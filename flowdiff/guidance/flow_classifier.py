@@ -29,6 +29,7 @@ class FlowClassifier(Guide):
 
     The classes are equally likely beforehand. Density and D of every class come from one evaluation each, C in a step.
     denoiser: of a density, with `log_prob_and_denoised`.  classes: () -> the Conditioning of all C classes.
+    num_classes: C.
     Raises ConfigurationError for a model that is no density or knows no classes.
     """
 
@@ -38,6 +39,7 @@ class FlowClassifier(Guide):
         self,
         denoiser: Denoise,
         classes: Callable[[], Conditioning] | None,
+        num_classes: int | None,
         *,
         scale: NonNegativeFloat,
         interval: Interval,
@@ -51,13 +53,12 @@ class FlowClassifier(Guide):
                 "network=score_flow and conditioner=class, or another guidance."
             )
         self.classes = classes
+        self.num_classes = num_classes
 
     def pair(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Pair:
         n, classes = len(x), self.classes()
-        found = [
-            self.denoiser.log_prob_and_denoised(x, sigma, Conditioning(vector.expand(n, -1)))
-            for vector in classes.vector
-        ]
+        every = torch.arange(self.num_classes, device=x.device)
+        found = [self.denoiser.log_prob_and_denoised(x, sigma, classes[k.expand(n)]) for k in every]
         log_prob, D = (torch.stack(parts, 1) for parts in zip(*found, strict=True))  # (B, C), (B, C, …)
         posterior = append_dims(log_prob.softmax(1), D.ndim)
         own = class_of(cond, classes)

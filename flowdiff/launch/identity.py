@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from flowdiff.errors import RunError
+from flowdiff.launch.run_folder import RunFolder
+
 # What a run may change and still be the same run: where things lie, what is logged, what it runs on.
 NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger")
 NOT_IDENTITY_KEYS = {
@@ -27,8 +30,18 @@ def run_id(config: Mapping[str, Any]) -> str:
             continue
         if key in NOT_IDENTITY_KEYS and isinstance(value, Mapping):
             value = {k: v for k, v in value.items() if k not in NOT_IDENTITY_KEYS[key]}
+        if isinstance(value, Mapping) and value.get("run"):
+            value = {**value, "run": _identity_of(value["run"])}
         kept[key] = value
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _identity_of(run: str) -> str:
+    """The identity of another run that this one stands on, wherever its folder lies; its path where there is none."""
+    try:
+        return run_id(RunFolder.open(run).config())
+    except RunError:
+        return run
 
 
 def run_name(overrides: Iterable[str], sweep: str | None = None) -> str:

@@ -19,7 +19,8 @@ from flowdiff.registry import register
 class MLP(nn.Module):
     """Residual MLP with FiLM on the embedding of (c_noise, c), for samples of any shape; F = 0 at the start.
 
-    x (B, *shape), c_noise (B,) of any scaling, cond.vector (B, cond_dim) or none if cond_dim = 0 → F like x.
+    x (B, *shape), c_noise (B,) of any scaling, cond.vector (B, cond_dim) or none if cond_dim = 0, and
+    of cond.tokens (B, L, token_dim), if there are any, their mean → F like x.
     width, depth: of the residual blocks; embed_dim: width of the embedding.
     Source: He et al., "Identity Mappings in Deep Residual Networks", 2016 (the residual form).
     """
@@ -29,6 +30,7 @@ class MLP(nn.Module):
         shape: tuple[int, ...],
         cond_dim: int,
         activation: Activation,
+        token_dim: int = 0,
         *,
         width: PositiveInt,
         depth: PositiveInt,
@@ -36,7 +38,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         dim = math.prod(shape)
-        self.embedding = ConditionEmbedding(embed_dim, cond_dim)
+        self.embedding = ConditionEmbedding(embed_dim, cond_dim, token_dim)
         self.net = ResidualMLP(dim, dim, NetSettings(width, depth, embed_dim, activation, "film"))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:

@@ -30,7 +30,8 @@ from flowdiff.shapes import sum_except_batch
 class ScoreFlow(nn.Module):
     """The conditional flow p_θ(x | σ, c) as a network whose output is the score ∇ₓ log p_σ(x | c).
 
-    x (B, *shape) noised data, sigma (B,) > 0 in data units, cond with vector (B, cond_dim) or None when cond_dim = 0.
+    x (B, *shape) noised data, sigma (B,) > 0 in data units, cond with vector (B, cond_dim) or None when cond_dim = 0,
+    and with tokens (B, L, token_dim) or None: of these every flow hears the mean, inject=cross_attention each.
     gradient: how a loss of the score is differentiated in the parameters (flowdiff/networks/directional.py).
     It gives a score, so it goes with scaling=score only.
     """
@@ -42,6 +43,7 @@ class ScoreFlow(nn.Module):
         shape: tuple[int, ...],
         cond_dim: int,
         gradient: Gradient = "double_backward",
+        token_dim: int = 0,
         *,
         embed_dim: PositiveInt,
     ):
@@ -50,7 +52,7 @@ class ScoreFlow(nn.Module):
         self.gradient = gradient
         self.whitening = whitening
         self.flow = flow
-        self.embedding = ConditionEmbedding(embed_dim, cond_dim)
+        self.embedding = ConditionEmbedding(embed_dim, cond_dim, token_dim)
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""

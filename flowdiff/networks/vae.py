@@ -25,10 +25,11 @@ from flowdiff.shapes import append_dims
 class ConvVAE(nn.Module):
     """Convolutional VAE of images (C, H, W) ∈ [−1, 1], with a latent vector or a latent map; trained by loss=elbo.
 
-    channels: widths of the levels, from full resolution down, each level after the first halving H and W;
-    layers_per_block: residual blocks of a level; norm_groups: groups of every group norm, a divisor of all channels;
-    latent_dim: numbers of a latent vector, or latent_channels: of a latent map, as large as the last level; the other
-    is null; reconstruction: the law of the image given its latent (flowdiff/first_stage/decoder_laws.py).
+    patch: side of the patches that are one position of the first level; channels: widths of the levels, each after the
+    first halving H and W; layers_per_block: residual blocks of a level; norm_groups: groups of every group norm, a
+    divisor of all channels; latent_dim: numbers of a latent vector, or latent_channels: of a latent map, as large as
+    the last level; the other is null; reconstruction: the law of the image given its latent
+    (flowdiff/first_stage/decoder_laws.py).
     Raises ConfigurationError for vectors, sizes that the levels do not divide, a latent with more numbers than the
     image, and settings that do not fit.
     Source: Kingma & Welling, Auto-encoding variational Bayes, 2014.
@@ -39,6 +40,7 @@ class ConvVAE(nn.Module):
         shape: tuple[int, ...],
         activation: Activation,
         *,
+        patch: PositiveInt,
         channels: Annotated[list[PositiveInt], Field(min_length=1)],
         layers_per_block: PositiveInt,
         norm_groups: PositiveInt,
@@ -47,20 +49,20 @@ class ConvVAE(nn.Module):
         reconstruction: Reconstruction,
     ):
         super().__init__()
-        _check_sizes(shape, channels, norm_groups)
+        _check_sizes(shape, patch, channels, norm_groups)
         if (latent_dim is None) == (latent_channels is None):
             raise ConfigurationError(
                 f"network.latent_dim={latent_dim} network.latent_channels={latent_channels} is not one latent: give "
                 "latent_dim for a vector or latent_channels for a map, and null for the other."
             )
-        _, height, width = smallest_level(shape, channels)
+        _, height, width = smallest_level(shape, patch, channels)
         latent_shape = (latent_channels, height, width) if latent_dim is None else (latent_dim,)
         if math.prod(latent_shape) > math.prod(shape):
             raise ConfigurationError(
                 f"a latent of {math.prod(latent_shape)} numbers is larger than an image of {math.prod(shape)}: give "
                 "network.latent_dim or latent_channels a smaller number, or network.channels another level."
             )
-        levels = Levels(list(channels), layers_per_block, norm_groups, activation)
+        levels = Levels(patch, list(channels), layers_per_block, norm_groups, activation)
         self.autoencoder = VAE(
             shape,
             latent_shape,
@@ -83,17 +85,17 @@ class ConvVAE(nn.Module):
         return self.autoencoder.decode(randn((n, *self.autoencoder.latent_shape), generator, device=device))
 
 
-def _check_sizes(shape: tuple[int, ...], channels: list[int], norm_groups: int) -> None:
+def _check_sizes(shape: tuple[int, ...], patch: int, channels: list[int], norm_groups: int) -> None:
     if len(shape) != 3:
         raise ConfigurationError(
             f"network=vae was given samples of shape {tuple(shape)}, which are not images (C, H, W): take a dataset of "
             "images."
         )
-    multiple = 2 ** (len(channels) - 1)
+    multiple = patch * 2 ** (len(channels) - 1)
     if shape[1] % multiple or shape[2] % multiple:
         raise ConfigurationError(
-            f"network=vae with {len(channels)} levels takes images whose sides are multiples of {multiple}, not "
-            f"{shape[1]}×{shape[2]}: give network.channels fewer entries or resize the images."
+            f"network=vae with network.patch={patch} and {len(channels)} levels takes images whose sides are multiples "
+            f"of {multiple}, not {shape[1]}×{shape[2]}: give network.channels fewer entries or resize the images."
         )
     if any(width % norm_groups for width in channels):
         raise ConfigurationError(

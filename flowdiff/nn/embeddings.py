@@ -43,25 +43,35 @@ class NoiseEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Noise level and condition in one vector, e = SiLU(W·SiLU(noise(c_noise) + V·c.vector)).
+    """Noise level and condition in one vector, e = SiLU(W·SiLU(noise(c_noise) + V·c.vector + U·mean(c.tokens))).
 
-    c_noise (B,), cond with vector (B, cond_dim) → Conditioning with vector (B, embed_dim), tokens and mask as
-    they were. The layer W after the sum lets σ and c interact, so its readers need no more than a linear map.
-    With cond_dim = 0 there is no vector to read and cond may be None. Raises ValueError if cond does not fit.
+    c_noise (B,), cond with vector (B, cond_dim) and tokens (B, L, token_dim) → Conditioning with vector (B, embed_dim),
+    tokens and mask as they were. The layer W after the sum lets σ and c interact, so its readers need no more than a
+    linear map. The mean is that of the tokens that count, 0 if none does: what reads no tokens hears of them by it.
+    Where cond_dim or token_dim is 0, cond has no such part; it may be None without a vector. Raises ValueError if cond
+    does not fit.
+    Source of the mean beside an attention over all tokens: Saharia et al., "Photorealistic Text-to-Image Diffusion
+    Models with Deep Language Understanding", 2022.
     """
 
-    def __init__(self, embed_dim: int, cond_dim: int):
+    def __init__(self, embed_dim: int, cond_dim: int, token_dim: int = 0):
         super().__init__()
         self.cond_dim = cond_dim
+        self.token_dim = token_dim
         self.noise = NoiseEmbedding(embed_dim)
         self.condition = unit_linear(cond_dim, embed_dim, bias=False) if cond_dim > 0 else None
         self.mix = unit_linear(embed_dim, embed_dim)
+        self.tokens = unit_linear(token_dim, embed_dim, bias=False) if token_dim > 0 else None
 
     def forward(self, c_noise: Tensor, cond: Conditioning | None = None) -> Conditioning:
-        vector = condition_vector(cond, self.cond_dim)
+        vector, tokens = condition_vector(cond, self.cond_dim), condition_tokens(cond, self.token_dim)
         e = self.noise(c_noise)
         if vector is not None:
             e = e + self.condition(vector)
+        if tokens is not None:
+            counts = cond.counts()
+            total = tokens.masked_fill(~counts[..., None], 0).sum(1)  # (B, token_dim)
+            e = e + self.tokens(total / counts.sum(1, keepdim=True).clamp(min=1))
         e = F.silu(self.mix(F.silu(e)))  # (B, embed_dim)
         return Conditioning(e) if cond is None else cond.with_vector(e)
 
@@ -89,3 +99,23 @@ def condition_vector(cond: Conditioning | None, cond_dim: int) -> Tensor | None:
             f"cond_dim={cond_dim}: pass the Conditioning of the conditioner that the model was built with."
         )
     return vector
+
+
+def condition_tokens(cond: Conditioning | None, token_dim: int) -> Tensor | None:
+    """cond.tokens (B, L, token_dim) or None if there are none; ValueError if they, or their mask, do not fit."""
+    tokens = None if cond is None else cond.tokens
+    if tokens is None:
+        return None
+    if tokens.ndim != 3 or tokens.shape[2] != token_dim:
+        raise ValueError(
+            f"the condition's tokens of shape {tuple(tokens.shape)} and width {tokens.shape[-1]} do not fit the model, "
+            f"which was built for (B, L, token_dim) with token_dim={token_dim} (0 is none): pass the Conditioning of "
+            "the conditioner that the model was built with."
+        )
+    mask = cond.mask
+    if mask is not None and (mask.dtype is not torch.bool or mask.shape != tokens.shape[:2]):
+        raise ValueError(
+            f"the condition's mask is {mask.dtype} of shape {tuple(mask.shape)} and its tokens have shape "
+            f"{tuple(tokens.shape)}: give a mask (B, L) of bool, True where a token counts."
+        )
+    return tokens

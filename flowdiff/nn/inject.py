@@ -4,7 +4,8 @@
     concat            h₀ = W·[x, e]                 once, at the net's input
     cross_attention   h ← h + softmax(Q(h)·K(m)ᵀ/√d)·V(m)   in every block, m = (e, token₁, …, token_L)
 
-e = cond.vector is the embedding of (¼ ln σ, c); the tokens are the condition's own (words, patches), if it has any.
+e = cond.vector is the embedding of (¼ ln σ, c), the mean of the condition's tokens in it; the tokens are the
+condition's own (words, patches), if it has any.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
 from flowdiff.nn.attention import attend
+from flowdiff.nn.embeddings import condition_tokens
 from flowdiff.shapes import append_dims
 
 Inject = Literal["film", "concat", "cross_attention"]
@@ -67,14 +69,9 @@ class CrossAttention(nn.Module):
         e = self.from_vector(cond.vector)[:, None]  # (B, 1, 2·inner)
         memory = [torch.zeros_like(e), e]
         mask = None
-        if cond.tokens is not None:
-            given = cond.tokens.shape[-1]
-            if given != self.token_dim:
-                raise ValueError(
-                    f"the condition's tokens have width {given} but the flow was built for token_dim={self.token_dim} "
-                    "(0 is none): pass the Conditioning of the conditioner that the flow was built with."
-                )
-            memory.append(self.from_tokens(cond.tokens))
+        tokens = condition_tokens(cond, self.token_dim)
+        if tokens is not None:
+            memory.append(self.from_tokens(tokens))
             if cond.mask is not None:
                 always = cond.mask.new_ones(len(e), 2)
                 mask = torch.cat([always, cond.mask], dim=1)  # (B, 2 + L)

@@ -67,4 +67,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     logits = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, T, S)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
-    return torch.softmax(logits, dim=-1) @ v
+    return _softmax(logits) @ v
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """e^l / Σ e^l over the last axis; torch's own cannot be differentiated forward and then backward."""
+    if forward_ad.unpack_dual(logits).tangent is None:
+        return torch.softmax(logits, dim=-1)
+    weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
+    return weights / weights.sum(-1, keepdim=True)

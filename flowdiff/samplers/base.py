@@ -42,13 +42,7 @@ class Denoise(NamedTuple):
     def __call__(self, x: Tensor, sigma: float | Tensor, rows: Tensor | None = None) -> Tensor:
         """D (b, …) of x (b, …) at one level or at levels (b,); rows (b,): which of the batch these are, all if None."""
         levels = sigma if isinstance(sigma, Tensor) else x.new_full((len(x),), sigma)
-        return self.denoiser(x, levels, self.cond if rows is None else self._cond_of(rows))
-
-    def _cond_of(self, rows: Tensor) -> Conditioning | None:
-        if self.cond is None:
-            return None
-        parts = self.cond.vector, self.cond.tokens, self.cond.mask
-        return Conditioning(*(None if part is None else part[rows] for part in parts))
+        return self.denoiser(x, levels, self.cond if rows is None or self.cond is None else self.cond[rows])
 
 
 class Visit(NamedTuple):

@@ -191,8 +191,8 @@ def test_hopeless_trials_are_ended_early_and_the_best_is_a_command_to_copy(ran):
 @pytest.mark.timeout(900)
 def test_a_search_that_is_killed_ends_as_an_undisturbed_one(tmp_path):
     shared = [*OPTUNA, *(o for o in FIXED if not o.startswith(("trainer.max_steps", "metrics.every_n_steps")))]
-    shared += ["trainer.max_steps=80", "metrics.every_n_steps=20", "optimizer.lr=tag(log,interval(1e-4,1e-2))"]
-    shared += ["hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2", "hydra.sweeper.pruner=none"]
+    shared += ["trainer.max_steps=80", "metrics.every_n_steps=40", "optimizer.lr=tag(log,interval(1e-4,1e-2))"]
+    shared += ["hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "hydra.sweeper.pruner=none"]
     undisturbed, disturbed = tmp_path / "a" / "s", tmp_path / "b" / "s"
     done = script("train", *shared, f"hydra.sweep.dir={undisturbed}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -204,5 +204,5 @@ def test_a_search_that_is_killed_ends_as_an_undisturbed_one(tmp_path):
         for folder in (disturbed, undisturbed)
     )
     assert ours == theirs
-    assert len(ours) == 4
-    assert len(run_folders(disturbed)) == len(run_folders(undisturbed)) == 4
+    assert len(ours) == 3
+    assert len(run_folders(disturbed)) == len(run_folders(undisturbed)) == 3

@@ -1,4 +1,4 @@
-"""Encoded once: what is kept is what encoding anew would give, and is made anew where anything it is made of differs."""
+"""Encoded once: what is kept is what encoding would give, and is made anew where anything it is made of differs."""
 
 import pickle
 
@@ -10,7 +10,7 @@ from flowdiff.data.base import DataModule, TensorSplit
 from flowdiff.data.latents import LatentData, as_seen_by
 from flowdiff.data.pixels import Pixels
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.first_stage.base import FrozenAutoencoder
+from flowdiff.first_stage.base import AutoencoderStage
 
 
 class Images(DataModule):
@@ -38,7 +38,7 @@ def stage(folder, seed=0, **settings):
         "network", "vae", shape=(1, 8, 8), activation=activation, channels=[4, 8], norm_groups=2, latent_dim=5
     )
     given = {"scale": "none", "chunk_size": 16, "precision": "float32", "cache_dir": str(folder), **settings}
-    return FrozenAutoencoder(network.autoencoder, **given)
+    return AutoencoderStage(network.autoencoder, **given)
 
 
 def encoded(first_stage, data=None):
@@ -99,7 +99,7 @@ def test_mirrored_images_have_latents_of_their_own(tmp_path):
 def count(first_stage, monkeypatch, stop_after=None):
     """The images that go through it from now on; interrupts before more than `stop_after` chunks have."""
     seen = []
-    through = FrozenAutoencoder.posterior
+    through = AutoencoderStage.posterior
 
     def posterior(self, x):
         if stop_after is not None and len(seen) == stop_after:
@@ -107,7 +107,7 @@ def count(first_stage, monkeypatch, stop_after=None):
         seen.append(len(x))
         return through(self, x)
 
-    monkeypatch.setattr(FrozenAutoencoder, "posterior", posterior)
+    monkeypatch.setattr(AutoencoderStage, "posterior", posterior)
     return seen
 
 
@@ -174,3 +174,28 @@ def test_latents_are_no_pictures(tmp_path):
     assert data.quantize(z) is z
     with pytest.raises(ConfigurationError, match="decode them first"):
         data.to_uint8(z)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_fresh_latents_begin_as_those_that_are_kept(tmp_path, flip):
+    kept = encoded(stage(tmp_path), Images(flip=flip))
+    data = Images(flip=flip)
+    fresh = as_seen_by(stage(tmp_path / "nothing", train=True), data)
+    fresh.prepare_data()
+    fresh.setup()
+    one, other = (d.to_model(d.train[:20].x, torch.Generator().manual_seed(3)) for d in (kept, fresh))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for moments in zip(*(map(torch.cat, zip(*d.posteriors(16), strict=True)) for d in (kept, fresh)), strict=True):
+        one, other = (m.sort(0).values for m in moments)  # mirrored images stand elsewhere
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_fresh_latents_are_dequantised_for_training(tmp_path):
+    fresh = as_seen_by(stage(tmp_path, train=True), Images())
+    fresh.setup()
+    raw = fresh.train[:20].x
+    z = fresh.to_model(raw, torch.Generator().manual_seed(0), train=True)
+    generator = torch.Generator().manual_seed(0)
+    x = fresh.data.to_model(raw, generator, train=True)
+    assert torch.equal(z, fresh.first_stage.encode(x, generator))

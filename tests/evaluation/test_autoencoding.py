@@ -8,7 +8,7 @@ from torch import nn
 from flowdiff.evaluation.autoencoding import image_bound, latent_statistics
 from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.encoded import as_seen_by
-from flowdiff.first_stage.base import FrozenAutoencoder
+from flowdiff.first_stage.base import AutoencoderStage
 from flowdiff.first_stage.posterior import standard_normal
 
 N = 300
@@ -47,7 +47,7 @@ class Behind(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first_stage = FrozenAutoencoder(
+        self.first_stage = AutoencoderStage(
             linear_gaussian.vae(), scale="none", chunk_size=7, precision="float32", cache_dir="unused"
         )
         self.first_stage.shift.copy_(torch.tensor([0.3, -1.0]))
@@ -85,13 +85,14 @@ def test_the_test_loss_of_an_autoencoder_is_its_bound(samples):
 
 def test_statistics_of_latents(samples):
     vae = Alone().autoencoder
-    found = latent_statistics(vae, samples, 100)
+    found, seen = latent_statistics(vae, samples, 100)
     x = samples.test.x
     q = vae.posterior(x)
     assert found["latent_dims"] == 2
     assert found["active_units"] == 2
     assert found["kl"] == pytest.approx(q.kl().sum(1).mean().item(), rel=1e-5)
     error = x - vae.decode(q.mean)
+    torch.testing.assert_close(seen, vae.decode(q.mean), atol=1e-6, rtol=1e-6)  # batches of 100
     assert found["reconstruction_mse"] == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
@@ -99,7 +100,7 @@ def test_a_unit_that_says_nothing_is_not_active(samples):
     vae = Alone().autoencoder
     told = vae.encoder
     vae.encoder = nn.Sequential(told, Silent())
-    assert latent_statistics(vae, samples, 100)["active_units"] == 1
+    assert latent_statistics(vae, samples, 100)[0]["active_units"] == 1
 
 
 class Silent(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flowdiff import registry
-from flowdiff.first_stage.base import FrozenAutoencoder
+from flowdiff.first_stage.base import AutoencoderStage
 from flowdiff.first_stage.posterior import Posterior
 
 X = torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -36,7 +36,7 @@ def vae(**settings):
 
 def stage(autoencoder=None, **settings):
     given = {"scale": "channel", "chunk_size": 4, "precision": "float32", "cache_dir": "unused", **settings}
-    return FrozenAutoencoder(autoencoder or vae(), **given)
+    return AutoencoderStage(autoencoder or vae(), **given)
 
 
 def test_identity_changes_nothing():
@@ -123,3 +123,31 @@ def test_the_likelihood_is_the_law_around_the_decoded_latent():
     x, latent = torch.randn(3, 4), torch.randn(3, 2)
     expected = autoencoder.law.log_prob(x, autoencoder.decoded(latent))
     torch.testing.assert_close(frozen.log_likelihood(x, latent), expected)
+
+
+def test_what_is_drawn_is_z_and_its_own_density():
+    maps = stage(vae(latent_dim=None, latent_channels=2))
+    maps.shift.copy_(torch.tensor([1.0, -2.0]))
+    maps.scale.copy_(torch.tensor([0.5, 3.0]))
+    noise = torch.randn(11, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    found = maps.drawn(X, noise)
+    mean, log_variance = maps.posterior(X)
+    scale = maps.scale.view(2, 1, 1)
+    of_z = torch.distributions.Normal(maps.scaled(mean), scale * (0.5 * log_variance).exp())
+    torch.testing.assert_close(found.log_posterior, of_z.log_prob(found.z).flatten(1).sum(1), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.log_likelihood, maps.log_likelihood(X, maps.latent(found.z)), rtol=1e-5, atol=1e-3)
+    assert not found.z.requires_grad
+
+
+def test_a_trained_autoencoder_is_a_part_like_any_other():
+    trained = stage(train=True)
+    of_autoencoder = {f"held.module.{name}" for name in trained.autoencoder.state_dict()}
+    assert set(trained.state_dict()) == of_autoencoder | {"shift", "scale", "law.log_scale"}
+    assert len(list(trained.parameters())) == len(of_autoencoder)  # the law's scale counts once
+    assert all(p.requires_grad for p in trained.parameters())
+    twin = copy.deepcopy(trained)
+    assert twin.autoencoder is not trained.autoencoder
+    assert twin.law is twin.autoencoder.law
+    assert trained.drawn(X, torch.zeros(11, 5)).z.requires_grad
+    for made in (trained.encode(X), trained.decode(torch.zeros(1, 5)), trained.reconstruct(X)):
+        assert not made.requires_grad

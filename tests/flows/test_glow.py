@@ -13,7 +13,7 @@ from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
 from flowdiff.flows.base import Flow
 from flowdiff.flows.glow import ActNorm, PerPixel
-from flowdiff.flows.linear_activation import PLU
+from flowdiff.flows.linear_maps import PLU
 
 EMBED = 4
 

@@ -4,6 +4,7 @@ import pytest
 
 from flowdiff import config
 from flowdiff.launch import identity
+from flowdiff.launch.run_folder import RunFolder
 
 
 def run_id(*overrides):
@@ -31,6 +32,16 @@ def test_paths_logging_and_hardware_are_not_identity(override):
 )
 def test_what_decides_the_numbers_is_identity(override):
     assert run_id(override) != run_id()
+
+
+def test_a_run_that_stands_on_another_is_the_same_wherever_that_lies(tmp_path):
+    def behind(name, *overrides):
+        folder = RunFolder(tmp_path / name)
+        folder.write_config(config.resolved(config.compose(["experiment=vae_digits", *overrides])))
+        return run_id("first_stage=vae", f"first_stage.run={folder.path}")
+
+    assert behind("here") == behind("there") != behind("other", "seed=1")
+    assert run_id("first_stage=vae", f"first_stage.run={tmp_path}") != behind("here")  # no run folder: the path counts
 
 
 def test_a_default_said_aloud_is_the_same_run():

@@ -3,14 +3,14 @@
 import io
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import runs
+from cli_process import TESTS, Started
 from rich.console import Console
 from sweep_workers import config, job
 
@@ -174,24 +174,17 @@ def test_stopping_leaves_no_process_and_the_rest_for_later(tmp_path, number):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def started_elsewhere(path: Path, **options) -> tuple[subprocess.Popen, list[Job]]:
+def started_elsewhere(cwd: Path, output: BinaryIO) -> tuple[Started, list[Job]]:
     """A process that sweeps two jobs, once both run, and the jobs."""
-    code = f"""
-from pathlib import Path
-from sweep_workers import job
-from flowdiff.launch.local import LocalPool, Worker
-jobs = [job(Path({str(path)!r}) / str(i), "slow", i) for i in range(2)]
-LocalPool(Worker("sweep_workers", "work", ("torch",)), 2).run(jobs, "failed", False)
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, **options)
-    jobs = [job(path / str(i), "slow", i) for i in range(2)]
+    process = Started(TESTS / "pool_process.py", ["2"], cwd, output, output)
+    jobs = [job(cwd / "s" / str(i), "slow", i) for i in range(2)]
     wait_until(lambda: all((j.path / "pid").exists() for j in jobs))
     return process, jobs
 
 
 def test_runs_die_with_the_sweep_that_is_killed(tmp_path):
-    process, jobs = started_elsewhere(tmp_path / "s", stdout=subprocess.DEVNULL)
+    with open(os.devnull, "wb") as nowhere:
+        process, jobs = started_elsewhere(tmp_path, nowhere)
     assert all(lock.owner(j.path) for j in jobs)
     process.kill()
     process.wait()
@@ -202,20 +195,20 @@ def test_runs_die_with_the_sweep_that_is_killed(tmp_path):
 
 def test_a_sweep_outlives_its_terminal(tmp_path):
     ours, terminal = os.openpty()
-    process, jobs = started_elsewhere(tmp_path / "s", stdout=terminal, stderr=terminal)
-    os.close(terminal)
+    with os.fdopen(terminal, "wb", buffering=0) as output:
+        process, jobs = started_elsewhere(tmp_path, output)
     assert b"seed" in os.read(ours, 10_000)
     os.close(ours)  # from here on writing to the terminal is an error
-    process.send_signal(signal.SIGHUP)
+    os.kill(process.pid, signal.SIGHUP)
     (tmp_path / "s" / "go").touch()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(60) == 0
     assert all(j.folder.is_complete for j in jobs)
 
 
 def real_jobs(path: Path) -> list[Job]:
     jobs = []
     for seed in (1, 2):
-        overrides = [*runs.TINY, "trainer.max_steps=150", "metrics.every_n_steps=25", f"seed={seed}"]
+        overrides = [*runs.TINY, "trainer.max_steps=120", "metrics.every_n_steps=60", f"seed={seed}"]
         jobs.append(Job(runs.settings(*overrides), path / f"seed-{seed}", (f"seed={seed}",), path.name))
     return jobs
 
@@ -250,7 +243,7 @@ def test_an_interrupted_sweep_of_real_runs_ends_as_an_undisturbed_one(tmp_path):
 @pytest.mark.slow
 def test_a_distributed_run_stops_and_goes_on_within_a_sweep(tmp_path):
     overrides = [*(o for o in runs.TINY if not o.startswith("accelerator")), "accelerator=ddp", "accelerator.kind=cpu"]
-    overrides += ["accelerator.devices=2", "trainer.max_steps=100", "metrics.every_n_steps=10"]
+    overrides += ["accelerator.devices=2", "trainer.max_steps=100", "metrics.every_n_steps=50"]
     given = Job(runs.settings(*overrides), tmp_path / "s" / "run", ("seed=0",), "s")
     stop = threading.Thread(
         target=lambda: (wait_until(lambda: given.folder.progress()[0] > 12), os.kill(os.getpid(), signal.SIGINT))

@@ -1,12 +1,11 @@
 """A study in a file: what it asks for, what it learns from run folders, and what the process of a run sees of it."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
 
 import pytest
-from cli_process import ROOT
+from cli_process import python
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from flowdiff.errors import ConfigurationError, RunError
@@ -69,19 +68,13 @@ def test_without_optuna_a_sentence_names_the_extra(monkeypatch):
 
 
 def test_optuna_is_imported_by_searches_only(tmp_path):
-    probe = (
+    probe = tmp_path / "probe.py"
+    probe.write_text(
         "import sys, hydra_plugins.flowdiff, flowdiff.cli.search\n"
         "from flowdiff.launch.pruning import pruning\nfrom flowdiff.launch.run_folder import RunFolder\n"
         "assert pruning(RunFolder('run'), '12345678') == []\nprint('optuna' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", probe],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(probe, cwd=tmp_path)  # by an interpreter that has imported all of training and sampling, too
     assert done.stdout == "False\n", done.stderr
 
 

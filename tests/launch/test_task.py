@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cli_process import TESTS, Started
 from sweep_workers import job
 
 from flowdiff.launch import task as task_module
@@ -122,20 +121,12 @@ def test_a_time_limit_is_told_from_a_preemption(used, limit, late):
 )
 def test_the_runs_of_a_task_begin_when_it_is_recorded(tmp_path, behaviours, status, complete):
     task = sweep_of(tmp_path, *behaviours)
-    code = f"""
-from pathlib import Path
-from sweep_workers import job
-from flowdiff.launch.local import Worker
-from flowdiff.launch.task import Limits, Task
-jobs = tuple(job(Path({str(tmp_path)!r}) / "s" / f"{{b}}-{{i}}", b, seed=i) for i, b in enumerate({behaviours!r}))
-Task(jobs, Worker("sweep_workers", "work", ("torch",)), Limits(60, 2, 1))()
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
+    with open(os.devnull, "wb") as nowhere:
+        process = Started(TESTS / "task_process.py", list(behaviours), tmp_path, nowhere, nowhere, **array)
     assert not any((given.path / "config.yaml").exists() for given in task.jobs)
     record(tmp_path / "s", Submission("7", "2030-01-01T00:00:00", [], None, [[j.path.name for j in task.jobs]]))
-    assert process.wait(timeout=120) == status
+    assert process.wait(120) == status
     assert [given.folder.is_complete for given in task.jobs] == complete
     if behaviours[0] == "killed":
         assert task.jobs[0].folder.failure() is None  # it is started again

@@ -11,6 +11,7 @@ from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
 
 SMALL = {"channels": [8, 8], "attention": [False, True], "norm_groups": 4}
+TOKENS = 3
 
 
 def make(shape, cond_dim=0, **settings):
@@ -52,10 +53,12 @@ def test_noise_levels_are_told_apart(kind):
     assert (moved < 2).all()
 
 
-def test_every_parameter_learns():
-    net = perturb(make((1, 8, 8), 5, **SMALL))
+@pytest.mark.parametrize("token_dim", [0, TOKENS])
+def test_every_parameter_learns(token_dim):
+    net = perturb(make((1, 8, 8), 5, token_dim=token_dim, **SMALL))
     x = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(1))
-    net(x, torch.linspace(-1, 1, 4), Conditioning(torch.eye(4, 5))).square().sum().backward()
+    cond = Conditioning(torch.eye(4, 5), torch.ones(4, 2, TOKENS) if token_dim else None)
+    net(x, torch.linspace(-1, 1, 4), cond).square().sum().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
     assert net.condition.weight.grad.abs().max() > 0
 
@@ -79,6 +82,7 @@ def test_deepest_that_works_and_one_more_that_does_not(shape, levels):
         ((1, 8, 8), {"channels": []}, "network.channels"),
         ((1, 8, 8), {"dropout": 1.0}, "network.dropout"),
         ((1, 8, 8), {"norm_groups": 0}, "network.norm_groups"),
+        ((1, 8, 8), {"token_dim": 3, "attention": [False, False]}, "leaves no level to read the condition's tokens"),
     ],
 )
 def test_what_does_not_fit_is_refused(shape, settings, message):
@@ -99,3 +103,52 @@ def test_default_size():
     """On 8×8 digits with ten classes: about the 0.3 M parameters of the measured prototype."""
     parameters = sum(p.numel() for p in make((1, 8, 8), 64).parameters())
     assert 0.25e6 < parameters < 0.35e6
+
+
+def words(cond_dim: int, n: int = 3) -> Conditioning:
+    """n sequences of four tokens, of which the first 0, 1, 2 … count."""
+    generator = torch.Generator().manual_seed(3)
+    vector = torch.randn(n, cond_dim, generator=generator) if cond_dim else None
+    tokens = torch.randn(n, 4, TOKENS, generator=generator)
+    return Conditioning(vector, tokens, torch.arange(4) < torch.arange(n)[:, None])
+
+
+@pytest.mark.parametrize("settings", [SMALL, {**SMALL, "attention": [True, False]}], ids=["deep", "shallow"])
+@pytest.mark.parametrize("cond_dim", [0, 5])
+@torch.no_grad()
+def test_tokens_that_count_steer_and_the_others_do_not(settings, cond_dim):
+    net = make((1, 8, 8), cond_dim, token_dim=TOKENS, **settings).eval()
+    x, c_noise, cond = torch.randn(3, 1, 8, 8), torch.linspace(-1, 1, 3), words(cond_dim)
+    assert torch.equal(net(x, c_noise, cond), torch.zeros_like(x))
+    perturb(net)
+    F = net(x, c_noise, cond)
+    seen = net(x, c_noise, Conditioning(cond.vector, -cond.tokens, cond.mask))
+    assert ((seen - F).flatten(1).abs().amax(1) > 0.01).tolist() == [False, True, True]
+    close = {"rtol": 1e-4, "atol": 1e-4}  # float32 through convolutions of another batch, softmaxes of another order
+    for junk in (1e6, torch.nan):
+        hidden = torch.where(cond.mask[..., None], cond.tokens, junk)
+        torch.testing.assert_close(net(x, c_noise, Conditioning(cond.vector, hidden, cond.mask)), F, rtol=0, atol=0)
+    order = torch.tensor([2, 0, 3, 1])
+    permuted = Conditioning(cond.vector, cond.tokens[:, order], cond.mask[:, order])
+    torch.testing.assert_close(net(x, c_noise, permuted), F, **close)
+    short = Conditioning(cond.vector, cond.tokens[:, :2], cond.mask[:, :2])
+    torch.testing.assert_close(net(x, c_noise, short), F, **close)
+    without = net(x, c_noise, None if cond.vector is None else Conditioning(cond.vector))
+    torch.testing.assert_close(without[:1], F[:1], **close)
+    all_count, unmasked = (Conditioning(cond.vector, cond.tokens, m) for m in (torch.ones_like(cond.mask), None))
+    assert torch.equal(net(x, c_noise, all_count), net(x, c_noise, unmasked))
+
+
+@pytest.mark.parametrize(
+    ("token_dim", "cond", "message"),
+    [
+        (0, words(0), r"width 3 .*token_dim=0"),
+        (2, words(0), r"width 3 .*token_dim=2"),
+        (3, Conditioning(None, torch.zeros(3, 4, 3), torch.ones(3, 4)), r"mask is torch.float32 .*\(B, L\) of bool"),
+        (3, Conditioning(None, torch.zeros(3, 4, 3), torch.ones(3, 5, dtype=torch.bool)), r"shape \(3, 5\)"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(token_dim, cond, message):
+    net = make((1, 8, 8), token_dim=token_dim, **SMALL)
+    with pytest.raises(ValueError, match=message):
+        net(torch.zeros(3, 1, 8, 8), torch.zeros(3), cond)

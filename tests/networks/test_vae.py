@@ -30,6 +30,8 @@ def images(shape=(1, 8, 12)):
         ({"latent_dim": None, "latent_channels": 2}, (2, 4, 6)),
         ({"channels": [4], "latent_dim": None, "latent_channels": 1}, (1, 8, 12)),
         ({"channels": [4, 8, 8], "layers_per_block": 2}, (5,)),
+        ({"patch": 2, "latent_dim": None, "latent_channels": 3}, (3, 2, 3)),
+        ({"patch": 4, "channels": [4]}, (5,)),
     ],
 )
 def test_shapes(settings, latent):
@@ -83,6 +85,7 @@ def test_latent_noise_is_the_first_numbers():
     [
         ({"shape": (2,)}, "which are not images (C, H, W)"),
         ({"shape": (1, 6, 9)}, "takes images whose sides are multiples of 2, not 6×9"),
+        ({"patch": 3}, "network.patch=3 and 2 levels takes images whose sides are multiples of 6, not 8×12"),
         ({"norm_groups": 3}, "network.channels=[4, 8] cannot be split into network.norm_groups=3 groups"),
         ({"latent_channels": 2}, "is not one latent: give latent_dim for a vector or latent_channels for a map"),
         ({"latent_dim": None}, "is not one latent"),

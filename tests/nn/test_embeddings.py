@@ -55,12 +55,29 @@ def test_noise_and_condition_interact():
 
 def test_tokens_pass_through():
     tokens, mask = torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
-    out = ConditionEmbedding(8, 4)(torch.zeros(2), Conditioning(torch.randn(2, 4), tokens, mask))
+    out = ConditionEmbedding(8, 4, 3)(torch.zeros(2), Conditioning(torch.randn(2, 4), tokens, mask))
     assert out.tokens is tokens
     assert out.mask is mask
-    out = ConditionEmbedding(8, 0)(torch.zeros(2), Conditioning(None, tokens, mask))
+    out = ConditionEmbedding(8, 0, 3)(torch.zeros(2), Conditioning(None, tokens, mask))
     assert out.vector.shape == (2, 8)
     assert out.tokens is tokens
+
+
+def test_the_mean_of_the_tokens_that_count_is_in_the_vector():
+    torch.manual_seed(0)
+    embedding, tokens = ConditionEmbedding(8, 0, 3), torch.randn(3, 4, 3)
+    mask = torch.arange(4) < torch.tensor([0, 2, 4])[:, None]
+
+    def e(tokens=None, mask=None):
+        return embedding(torch.zeros(3), None if tokens is None else Conditioning(None, tokens, mask)).vector
+
+    mean = torch.stack([torch.zeros(3), tokens[1, :2].mean(0), tokens[2].mean(0)])
+    torch.testing.assert_close(e(tokens, mask), e(mean[:, None]))
+    torch.testing.assert_close(e(tokens.masked_fill(~mask[..., None], torch.nan), mask), e(tokens, mask))
+    assert torch.equal(e(tokens, mask)[0], e()[0])
+    assert ((e(-tokens, mask) - e(tokens, mask)).norm(dim=1) > 0.1).tolist() == [False, True, True]
+    with pytest.raises(ValueError, match=r"width 3 .*token_dim=0"):
+        ConditionEmbedding(8, 0)(torch.zeros(3), Conditioning(None, tokens, mask))
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Paced:
             time.sleep(1)
         return self.edm(n, generator, device)
 '''
-EVERY = 5  # steps between two checkpoints
+EVERY = 10  # steps between two checkpoints
 STEPS = 60  # seconds, until we let them go
 LONG = 120  # of the run that needs more than its time limit
 TINY = [o for o in runs.TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
@@ -57,6 +57,7 @@ def submitted(cluster, tmp_path_factory):
     (cwd / "paced.py").write_text(PLUGIN)
     steps = f"trainer.max_steps={STEPS}"
     two = "hydra.launcher.array_parallelism=2"
+    later = "+hydra.launcher.additional_parameters.hold=true"  # what nothing happens to
     wandb = ["logger=wandb", "logger.mode=offline"]
     ddp = ["accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2"]
     settings = {
@@ -64,8 +65,8 @@ def submitted(cluster, tmp_path_factory):
         "array": ["seed=1,2,3,4,5,6", steps, two],
         "ranks": ["seed=0", steps, *ddp],
         "nowhere": ["seed=1,2", steps, "hydra.launcher.partition=moon"],
-        "again": ["seed=1,2,3,4,5,6,10", steps, two, "hydra.sweep.dir=multirun/array"],
-        "packed": ["seed=7,8,9", "trainer.max_steps=4", "hydra.launcher.runs_per_task=2"],
+        "again": ["seed=1,2,3,4,5,6,10", steps, two, later, "hydra.sweep.dir=multirun/array"],
+        "packed": ["seed=7,8,9", "trainer.max_steps=4", "hydra.launcher.runs_per_task=2", later],
     }
     commands = {}
     for name, given in settings.items():
@@ -85,7 +86,7 @@ def ended(submitted):
         deadline = time.monotonic() + 400
         while not condition():
             assert time.monotonic() < deadline, slurm("squeue", "--array")
-            time.sleep(0.5)
+            time.sleep(1)
             for name, states in seen.items():
                 states |= {(status.state, status.note) for status in statuses(cwd / "multirun" / name)}
 
@@ -114,6 +115,8 @@ def ended(submitted):
     done = steps_of(long, slow)
     until(lambda: starts_again(array, third) and steps_of(long, slow) > done)
     slurm("scontrol", "requeue", job_of(long, slow))
+    for held in (submissions(array)[1], *submissions(cwd / "multirun" / "packed")):
+        slurm("scontrol", "release", held.job_id)
     (cwd / "go").touch()
     for name in seen:
         until(

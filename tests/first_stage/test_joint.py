@@ -1,0 +1,146 @@
+"""A flow and the autoencoder of its latents trained together: begun as apart, saved, averaged, resumed, loaded."""
+
+import copy
+import os
+import signal
+from functools import cache
+
+import pytest
+import runs
+import torch
+
+import flowdiff
+from flowdiff import api, assembly, config
+from flowdiff.engine import Engine
+from flowdiff.errors import ConfigurationError
+from flowdiff.evaluation.autoencoding import image_bound
+from flowdiff.launch import identity
+from flowdiff.launch.job import Interrupted
+from flowdiff.launch.run_folder import RunFolder
+from flowdiff.registry import build
+
+TINY_VAE = ["experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2", "network.latent_dim=3"]
+FLOW = [*runs.TINY_DIGITS, "flow.n_flows=1", "network.embed_dim=8", "metrics.likelihood=true"]
+ONLY = ["metrics.classify=false", "metrics.outliers=false", "metrics.interpolate=false", "metrics.sigmas_per_sample=1"]
+BEHIND = [*FLOW, *ONLY, "first_stage=vae", "first_stage.run=a_vae"]
+JOINT = [*BEHIND, "first_stage.train=true", "trainer.log_every_n_steps=1"]
+CURVES = {"train_latent_loss", "train_elbo", "train_reconstruction", "train_kl", "val_loss"}
+
+
+@cache
+def untrained():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return flowdiff.build(*TINY_VAE).denoiser.eval().requires_grad_(False)
+
+
+def vae_of(run):
+    """The run that another stands on, as it is loaded: a new one of the same weights every time."""
+    return copy.deepcopy(untrained())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_vae():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "_load", vae_of)
+        yield
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    """A run, and what came out."""
+    folder = tmp_path_factory.mktemp("joint")
+    return RunFolder(folder), runs.train(folder, *JOINT)
+
+
+def begun(*overrides):
+    torch.manual_seed(0)
+    engine = Engine.of(runs.settings(*overrides))
+    engine.measure()
+    return engine
+
+
+def bound(denoiser, data):
+    sigma = build("schedule", denoiser.settings["schedule"]).sigma_min
+    return image_bound(denoiser, data, sigma, denoiser.cond_of, seed=0, batch_size=250).mean
+
+
+def test_it_begins_where_the_frozen_one_is(tmp_path):
+    frozen = begun(*BEHIND, f"first_stage.cache_dir={tmp_path}")
+    joint = begun(*JOINT, f"first_stage.cache_dir={tmp_path / 'nothing'}")
+    for name, value in frozen.denoiser.state_dict().items():
+        torch.testing.assert_close(joint.denoiser.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    expected = bound(frozen.denoiser, frozen.data)
+    assert bound(joint.denoiser, joint.data) == pytest.approx(expected, rel=1e-6)
+    more = sum(p.numel() for p in joint.denoiser.first_stage.autoencoder.parameters())
+    assert joint.num_parameters == frozen.num_parameters + more
+    assert not (tmp_path / "nothing").exists()  # what moves is not kept
+
+
+def test_what_is_trained_is_saved_averaged_and_counted(joint):
+    folder, result = joint
+    saved = torch.load(folder.checkpoint, weights_only=True)
+    start = vae_of("a_vae").network.autoencoder.state_dict()
+    for name, before in start.items():
+        average, last = (
+            saved[of][f"denoiser.first_stage.held.module.{name}"] for of in ("state_dict", "current_model_state")
+        )
+        assert not torch.equal(average, before), name
+        assert not torch.equal(average, last), name
+    header = folder.metrics.read_text().splitlines()[0].split(",")
+    assert set(header) >= CURVES
+    assert result["parameters"] > sum(value.numel() for value in start.values())
+
+
+def test_the_loaded_model_is_the_trained_one(joint):
+    folder, result = joint
+    parts = api.load_parts(folder.path)
+    start = vae_of("a_vae").network.autoencoder.state_dict()
+    found = parts.denoiser.first_stage.autoencoder.state_dict()
+    assert not any(torch.equal(found[name], value) for name, value in start.items())
+    parts.data.setup()
+    assert bound(parts.denoiser, parts.data) == pytest.approx(result["metrics"]["bpd_bound"], rel=1e-6)
+    assert parts.denoiser.sample(3, start="flow").shape == (3, 1, 8, 8)
+
+
+def test_an_interrupted_run_goes_on_exactly(joint, tmp_path, monkeypatch):
+    original = Engine.training_step
+
+    def stopped(self, batch, batch_idx):
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "training_step", stopped)
+        with pytest.raises(Interrupted):
+            runs.train(tmp_path / "run", *JOINT)
+    result = runs.train(tmp_path / "run", *JOINT)
+    whole, halved = (torch.load(f.checkpoint, weights_only=True) for f in (joint[0], RunFolder(tmp_path / "run")))
+    for kind in ("state_dict", "current_model_state"):
+        for name, value in whole[kind].items():
+            assert torch.equal(value, halved[kind][name]), name
+    assert result["metrics"]["bpd_bound"] == joint[1]["metrics"]["bpd_bound"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["network=unet", "scaling=edm"], "network=unet has none: take network=score_flow or first_stage.train=false"),
+        (["first_stage.precision=bfloat16"], "first_stage.precision=bfloat16 does not go together"),
+    ],
+)
+def test_what_cannot_be_trained_together_is_a_sentence(overrides, sentence):
+    with pytest.raises(ConfigurationError) as error:
+        Engine.of(runs.settings("first_stage=vae", "first_stage.run=a_vae", "first_stage.train=true", *overrides))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pretrained_autoencoder_is_not_trained():
+    with pytest.raises(ConfigurationError, match=r"first_stage\.train is not a setting of first_stage"):
+        config.compose(["first_stage=autoencoder_kl", "first_stage.train=true"])
+
+
+def test_it_is_another_run_than_the_frozen_one():
+    assert identity.run_id(runs.settings(*BEHIND)) != identity.run_id(runs.settings(*JOINT))
