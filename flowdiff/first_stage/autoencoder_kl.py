@@ -87,7 +87,10 @@ def _pretrained(model: str, precision: Precision, tiled: bool) -> AutoencoderKL:
 
     inner = {"subfolder": "vae"} if (Path(model) / "vae" / "config.json").is_file() else {}  # of a whole pipeline
     try:
-        vae = AutoencoderKL.from_pretrained(model, torch_dtype=getattr(torch, precision), **inner)
+        # low_cpu_mem_usage would need accelerate, and say so where that is missing
+        vae = AutoencoderKL.from_pretrained(
+            model, torch_dtype=getattr(torch, precision), low_cpu_mem_usage=False, **inner
+        )
     except Exception as error:  # whatever the hub, the network or the file system has to say
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(
