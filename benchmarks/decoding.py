@@ -2,8 +2,8 @@
 
     python benchmarks/decoding.py [--side 128]
 
-An untrained AutoencoderKL of Stable Diffusion's layout, a quarter as wide, decodes n latents to images of side×side. MiB
-are the peak of the CPU allocator less the images themselves, which grow with n whatever one does.
+An untrained AutoencoderKL of Stable Diffusion's layout, a quarter as wide, decodes n latents to images of side×side.
+MiB are the peak of the CPU allocator less the images themselves, which grow with n whatever one does.
 """
 
 from __future__ import annotations
