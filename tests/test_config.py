@@ -63,19 +63,25 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder")
+NEEDS_A_MODEL = {("first_stage", "vae"), ("first_stage", "autoencoder_kl")}  # from outside: tests/test_latents.py
 OPTIONS = [(group, name) for group in registry.ROOMS for name in config.options(group)]
+TRAINED_BY_THEIR_OWN = {
+    "classifier": ["loss=cross_entropy", "conditioner=one_hot"],
+    "vae": ["loss=elbo", "conditioner=none"],
+}
 
 
 @pytest.mark.filterwarnings("ignore:activation=leakyrelu")
-@pytest.mark.parametrize(("group", "name"), OPTIONS)
+@pytest.mark.parametrize(("group", "name"), [option for option in OPTIONS if option not in NEEDS_A_MODEL])
 def test_every_option_composes_checks_and_builds(group, name):
     overrides = [f"{group}={name}"]
     if group == "scaling" and name != "score":
         overrides.append("network=mlp")
     if group == "dataset":
         overrides.append("flow=realnvp")  # a rotation of CIFAR-10's 3,072 dimensions takes ten seconds here
-    if name in ("classifier", "cross_entropy") and group != "guidance":
-        overrides += ["network=classifier", "loss=cross_entropy", "conditioner=one_hot"]
+    for network, own in TRAINED_BY_THEIR_OWN.items():
+        if f"{group}={name}" in (f"network={network}", own[0]):
+            overrides += [f"network={network}", *own]
     if name in UNLABELLED:
         overrides += ["conditioner=none", "metrics.frechet=false"]
     composed = config.compose(overrides)
@@ -90,8 +96,8 @@ def test_every_option_composes_checks_and_builds(group, name):
 @pytest.mark.parametrize("network", config.options("network"))
 @pytest.mark.parametrize("scaling", config.options("scaling"))
 def test_raw_networks_take_every_scaling_and_those_that_give_a_score_only_score(network, scaling):
-    composed = config.compose([f"network={network}", f"scaling={scaling}"])
-    if network in ("score_flow", "classifier") and scaling != "score":
+    composed = config.compose([f"network={network}", f"scaling={scaling}", *TRAINED_BY_THEIR_OWN.get(network, [])])
+    if network in ("score_flow", *TRAINED_BY_THEIR_OWN) and scaling != "score":
         with pytest.raises(ConfigurationError, match="makes no sense"):
             config.check(composed)
     else:
