@@ -151,6 +151,7 @@ def pareto(table: Table, cost: str, metrics: Sequence[str]) -> Figure:
     """Each metric against a cost, coloured by setting, with the Pareto front (less cost, better metric)."""
     rows = [row for row in table.rows if cost in row.metrics]
     names, _ = series(rows, table.questions())
+    names = [name or "others" for name in names]  # those that have nothing of what tells the rest apart
     legend = list(dict.fromkeys(names))
     figure, panels = _panels(len(metrics))
     handles = {}

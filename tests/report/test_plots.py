@@ -6,7 +6,7 @@ from PIL import Image
 from report.fake_runs import write_run
 
 from flowdiff.report.collect import collect
-from flowdiff.report.plots import COLOURS, by_parameter, pareto_front, plots, png, series, training_curves
+from flowdiff.report.plots import COLOURS, by_parameter, pareto, pareto_front, plots, png, series, training_curves
 from flowdiff.report.table import run_table, sampling_table
 
 
@@ -114,6 +114,14 @@ def test_what_follows_from_the_parameter_makes_no_series_and_what_has_no_name_no
     figure = by_parameter(run_table(collect([tmp_path])), "loss.name", ["fd_cnn"])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["drop=0.1", "drop=0.2"]
     assert [len(container.lines[0].get_xdata()) for container in figure.axes[0].containers] == [1, 1, 2]
+
+
+def test_every_point_of_a_front_has_an_entry(tmp_path):
+    for name, parameters in (("realnvp", 10), ("glow", 20), ("", 30)):  # a network that is no flow has none
+        write_run(tmp_path / f"run-{name}", rows=1, flow={"name": name}, result={"parameters": parameters})
+    table = run_table(collect([tmp_path]))
+    (legend,) = pareto(table, "parameters", ["fd_cnn"]).legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == ["flow=glow", "flow=realnvp", "others"]
 
 
 @pytest.mark.parametrize(
