@@ -1,4 +1,6 @@
-"""Broadcasting a per-sample number over a sample, and summing a sample to a number."""
+"""Broadcasting a per-sample number over a sample, summing a sample to a number, and a shape in words."""
+
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -16,3 +18,8 @@ def sum_except_batch(x: Tensor) -> Tensor:
 def mean_except_batch(x: Tensor) -> Tensor:
     """Average x (B, …) over all but the first dimension: (B,)."""
     return x.flatten(1).mean(1)
+
+
+def times(shape: Iterable[int]) -> str:
+    """A shape as sentences have it: "3×32×32"."""
+    return "×".join(map(str, shape))

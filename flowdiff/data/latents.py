@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.base import DataModule, Split
-from flowdiff.data.pixels import Pixels
+from flowdiff.data.pixels import Pixels, centred
 from flowdiff.digests import digest, fingerprint
 from flowdiff.errors import ConfigurationError, DataError
 from flowdiff.first_stage.base import AutoencoderStage, FirstStage
@@ -68,7 +68,7 @@ class OfLatents(DataModule, ABC):
         """Those of the training split as they are, views and all, in order."""
 
     def _views(self, x_raw: Tensor) -> list[Tensor]:
-        x = _midpoints(self.data.values, x_raw)
+        x = centred(self.data.values, x_raw)
         return [x, x.flip(-1)][: self.num_views]
 
 
@@ -188,7 +188,7 @@ class Images(LatentValues):
     pixels: Pixels
 
     def to_model(self, x: Tensor, generator: torch.Generator | None = None, train: bool = False) -> Tensor:
-        image = self.pixels.to_model(x, generator, train) if train else _midpoints(self.pixels, x)
+        image = self.pixels.to_model(x, generator, train) if train else centred(self.pixels, x)
         return self.first_stage.encode(image, generator)
 
 
@@ -214,12 +214,6 @@ class LatentSplit(Split):
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "moments"}
-
-
-def _midpoints(pixels: Pixels, x_raw: Tensor) -> Tensor:
-    """Raw images in model space, every pixel at the midpoint of its grey level."""
-    unused = torch.Generator(x_raw.device)  # the noise that `to_model` may add is removed again by `quantize`
-    return pixels.quantize(pixels.to_model(x_raw, generator=unused))
 
 
 def _make(folder: Path) -> None:

@@ -12,6 +12,7 @@ models", 2016).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,3 +80,12 @@ class Vectors:
     def to_uint8(self, x: Tensor) -> Tensor:
         """Refused with ConfigurationError: vectors have no pixels."""
         raise ConfigurationError("these data are vectors, which have no pixels to save as uint8: draw them as points.")
+
+
+def centred(values: Any, x_raw: Tensor) -> Tensor:
+    """Raw samples in model space without dequantisation noise: x = 2 (k + ½) / levels − 1; vectors as they are.
+
+    values: Pixels, Vectors, or a data set of them.
+    """
+    unused = torch.Generator(x_raw.device)  # the noise that `to_model` may add is removed again by `quantize`
+    return values.quantize(values.to_model(x_raw, generator=unused))

@@ -202,7 +202,14 @@ class ConditionedDenoiser(nn.Module):
         def load(run: str) -> ConditionedDenoiser:
             from flowdiff import api  # upwards: reading a run takes all that makes one
 
-            return api.load(run, self.sigma_data.device)
+            guide = api.load(run, self.sigma_data.device)
+            ours, theirs = self.first_stage, guide.first_stage
+            if ours.latent_shape == theirs.latent_shape and not ours.shares_space(theirs):
+                raise ConfigurationError(
+                    f"guidance.run={run} lives in the latents of another autoencoder than the model to be guided: give "
+                    "a run behind the same one."
+                )
+            return guide
 
         every = None if self.num_classes is None else torch.arange(self.num_classes)
         return build(

@@ -20,9 +20,10 @@ from flowdiff.assembly import assemble
 from flowdiff.conditioning import Conditioning
 from flowdiff.data.base import Batch, DataModule
 from flowdiff.data.latents import as_seen_by
+from flowdiff.data.pixels import centred
 from flowdiff.divergence import Found, Sentinel, is_fused, locate, take
 from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
-from flowdiff.evaluation.features import centred, evenly
+from flowdiff.evaluation.features import evenly
 from flowdiff.losses import Loss
 from flowdiff.model import ConditionedDenoiser
 from flowdiff.noise import randn_like, step_generator

@@ -41,6 +41,7 @@ from flowdiff.loggers import Tracker
 from flowdiff.metrics_csv import MetricsCSV
 from flowdiff.progress import counting
 from flowdiff.registry import build
+from flowdiff.shapes import times
 from flowdiff.training_bar import TrainingBar
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def train(
         engine.data.name,
         f"{len(engine.data.train):,}",
         f"{len(engine.data.test):,}",
-        "×".join(map(str, engine.data.shape)),
+        times(engine.data.shape),
         engine.denoiser.sigma_data,
     )
     csv = MetricsCSV(folder.metrics)

@@ -153,3 +153,15 @@ def test_an_autoencoder_is_sampled_from_its_prior(vae):
     assert [status for status, _ in results] == [0, 2]
     assert (folder / "drawn" / "samples.png").is_file()
     assert "start=flow makes no sense for an autoencoder" in results[1][1]
+
+
+@pytest.mark.slow
+def test_a_guide_lives_in_the_same_latents(behind, monkeypatch):
+    model, guide = flowdiff.load(behind[0]), flowdiff.load(behind[0])
+    monkeypatch.setattr("flowdiff.api.load", lambda run, device: guide)
+    settings = config.defaults("guidance", "autoguidance") | {"run": "weaker"}
+    assert model.guided(settings)
+    with torch.no_grad():
+        next(guide.first_stage.autoencoder.parameters()).add_(1)
+    with pytest.raises(ConfigurationError, match="weaker lives in the latents of another autoencoder"):
+        model.guided(settings)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flowdiff.errors import ConfigurationError, RunError
+from flowdiff.shapes import times
 
 
 def other_run(
@@ -28,8 +29,8 @@ def other_run(
     theirs = tuple(guide.first_stage.latent_shape)
     if theirs != tuple(shape):
         raise ConfigurationError(
-            f"guidance.run={run} is a model of samples of shape {_times(theirs)}, and those to be guided are "
-            f"{_times(shape)}: give a run of the same data."
+            f"guidance.run={run} is a model of samples of shape {times(theirs)}, and those to be guided are "
+            f"{times(shape)}: give a run of the same data."
         )
     if guide.num_classes not in (None, num_classes):
         raise ConfigurationError(
@@ -37,7 +38,3 @@ def other_run(
             f"{num_classes or 'none'}: give a run of the same classes."
         )
     return guide
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.conditioning import Conditioning
+from flowdiff.data.pixels import centred
 from flowdiff.evaluation import ranks
 from flowdiff.evaluation.encoded import Encoded
-from flowdiff.evaluation.features import centred
 from flowdiff.noise import generators
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowdiff.data.pixels import centred
 from flowdiff.digests import digest, fingerprint
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.cache import cached
@@ -170,12 +171,6 @@ def split_batches(data: Any, split: Any, batch_size: int, most: int | None = Non
 def evenly(n: int, most: int | None) -> Tensor:
     """Positions 0 … n−1, or where these are more than `most`, that many of them, evenly spaced."""
     return torch.linspace(0, n - 1, n if most is None else min(n, most), dtype=torch.float64).round().long()
-
-
-def centred(data: Any, x_raw: Tensor) -> Tensor:
-    """Raw data in model space without dequantisation noise: x = 2 (k + ½) / levels − 1; vectors as they are."""
-    unused = torch.Generator(x_raw.device)  # the noise that `to_model` may add is removed again by `quantize`
-    return data.quantize(data.to_model(x_raw, generator=unused))
 
 
 def _initialised(data: Any) -> SmallCNN:

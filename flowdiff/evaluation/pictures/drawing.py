@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowdiff.data.pixels import centred
 from flowdiff.evaluation import pictures
 from flowdiff.evaluation.autoencoding import autoencoder_of, device_of, reconstruct
 from flowdiff.evaluation.encoded import as_seen_by
-from flowdiff.evaluation.features import centred, evenly
+from flowdiff.evaluation.features import evenly
 from flowdiff.evaluation.interpolation import POINTS, interpolate
 
 PICTURE_SEED = 1  # the pictures' samples: the same at every step, so that the eye compares models, not noise

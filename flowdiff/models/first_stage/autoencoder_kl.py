@@ -20,6 +20,7 @@ from flowdiff.first_stage.base import AutoencoderStage, Precision
 from flowdiff.first_stage.decoder_laws import GaussianLaw
 from flowdiff.first_stage.posterior import Posterior
 from flowdiff.registry import register
+from flowdiff.shapes import times
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -105,7 +106,7 @@ def _latent_shape(config: Any, model: str, shape: tuple[int, ...]) -> tuple[int,
     if len(shape) != 3 or shape[0] != channels:
         raise ConfigurationError(
             f"first_stage.model={model} encodes images of {channels} channels, and samples of the dataset are "
-            f"{'×'.join(map(str, shape))}: take a dataset of {channels} channels or another autoencoder."
+            f"{times(shape)}: take a dataset of {channels} channels or another autoencoder."
         )
     if shape[1] % factor or shape[2] % factor:
         raise ConfigurationError(

@@ -45,6 +45,10 @@ class FirstStage(nn.Module, ABC):
     def decode(self, z: Tensor) -> Tensor:
         """Data (B, *shape) for z (B, *latent_shape), on z's device. Carries no graph."""
 
+    @abstractmethod
+    def shares_space(self, other: FirstStage) -> bool:
+        """Whether one z means the same to another first stage."""
+
 
 class DrawnLatent(NamedTuple):
     """z (B, *latent_shape) of ℓ ~ q(ℓ|x), log p(x|ℓ) and log q(z|x) in nats (B,)."""
@@ -104,6 +108,12 @@ class AutoencoderStage(FirstStage):
         """Hash of what decides the latents of an image: the weights, in their precision."""
         weights = self.autoencoder.state_dict()
         return digest(weight_hash({name: w for name, w in weights.items() if not name.startswith("law.")}))
+
+    def shares_space(self, other: FirstStage) -> bool:
+        if not isinstance(other, AutoencoderStage) or self.key() != other.key():
+            return False
+        pairs = (self.shift, other.shift), (self.scale, other.scale)
+        return all(torch.allclose(mine.cpu(), theirs.cpu()) for mine, theirs in pairs)
 
     def posterior(self, x: Tensor) -> Posterior:
         """q(ℓ|x) of x (B, *shape), on x's device; differentiable where it is trained."""

@@ -24,3 +24,6 @@ class IdentityFirstStage(FirstStage):
 
     def decode(self, z: Tensor) -> Tensor:
         return z
+
+    def shares_space(self, other: FirstStage) -> bool:
+        return other.is_identity

@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.first_stage.base import AutoencoderStage, Precision, Scale
 from flowdiff.registry import register
+from flowdiff.shapes import times
 
 
 @final
@@ -69,10 +70,6 @@ def check_shape(which: str, theirs: tuple[int, ...], shape: tuple[int, ...]) -> 
     """Raise ConfigurationError for an autoencoder, told of as `which`, of other images than those of `shape`."""
     if tuple(theirs) != tuple(shape):
         raise ConfigurationError(
-            f"{which} is an autoencoder of images of shape {_times(theirs)}, and those of the dataset are "
-            f"{_times(shape)}: give one of the same shape."
+            f"{which} is an autoencoder of images of shape {times(theirs)}, and those of the dataset are "
+            f"{times(shape)}: give one of the same shape."
         )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

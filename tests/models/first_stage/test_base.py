@@ -151,3 +151,18 @@ def test_a_trained_autoencoder_is_a_part_like_any_other():
     assert trained.drawn(X, torch.zeros(11, 5)).z.requires_grad
     for made in (trained.encode(X), trained.decode(torch.zeros(1, 5)), trained.reconstruct(X)):
         assert not made.requires_grad
+
+
+def test_a_space_is_its_autoencoder_and_its_scale():
+    one, other = stage(vae()), stage(vae())
+    identity = registry.build("first_stage", "identity", shape=(1, 8, 8))
+    assert one.shares_space(other)
+    assert identity.shares_space(identity)
+    assert not one.shares_space(identity)
+    assert not identity.shares_space(one)
+    other.scale.mul_(1.01)
+    assert not one.shares_space(other)
+    moved = vae()
+    with torch.no_grad():
+        next(moved.parameters()).add_(1)
+    assert not one.shares_space(stage(moved))
