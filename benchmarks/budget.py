@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowdiff import config
-from flowdiff.engine import Engine
+from flowdiff.training.engine import Engine
 
 STEPS, WARMUP = 20, 3
 

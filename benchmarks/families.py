@@ -25,7 +25,7 @@ import flowdiff
 from flowdiff import registry
 from flowdiff.config import defaults
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flow
+from flowdiff.models.flows.base import Flow
 
 EMBED = 16
 GAIN = 0.3

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from train_step import interleaved, peak_memory
 
 import flowdiff
-from flowdiff.engine import Engine
+from flowdiff.training.engine import Engine
 
 SLOWER = 1.0  # theirs / ours, at least
 COSTS = {  # at most

@@ -25,7 +25,7 @@ from rich.table import Table
 from scipy.linalg import sqrtm
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from flowdiff.evaluation.frechet import FeatureStatistics, frechet_distance
+from flowdiff.evaluation.features.statistics import FeatureStatistics, frechet_distance
 
 
 def ours(a: FeatureStatistics, b: FeatureStatistics) -> float:

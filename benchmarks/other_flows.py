@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import build
 
 DIM, CONTEXT, HIDDEN = 64, 16, 128

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "report"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from browser import CHROMIUM, DRIVER, chromium  # noqa: E402
 from fake_runs import write_run  # noqa: E402

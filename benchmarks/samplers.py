@@ -26,16 +26,17 @@ from rich.progress import track
 from torch import Tensor
 
 import flowdiff
-from flowdiff import config, registry, training
-from flowdiff.launch import identity
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.model import ConditionedDenoiser
+from flowdiff import config, registry
+from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.diffusion.samplers.base import Sampler
+from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.noise import generators, randn
-from flowdiff.samplers.base import Sampler
-from flowdiff.samplers.generate import CountCalls
+from flowdiff.runs import identity
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training import run as training
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # the mixture and the public samplers are those of the tests
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # the mixture and the public samplers are those of the tests
 import oracles  # noqa: E402
 from public_samplers import CASES, Case, difference, k_diffusion  # noqa: E402
 
@@ -329,7 +330,7 @@ order 3 at its default settings, `lms` of 4.
 
 {markdown(("sampler", "order", "denoiser calls", "error"), of_samples)}
 `dpm_solver_1`, `ddim` and `euler` are one method in these coordinates. `dpmpp_3m_sde` without noise is of order 2, in
-every public implementation too: see `flowdiff/samplers/dpmpp.py`.
+every public implementation too: see `flowdiff/diffusion/samplers/dpmpp.py`.
 
 The error of mean and covariance of {given.samples:,} samples by samplers with noise, as a share of the covariance; that
 of as many exact samples is about {1 / math.sqrt(given.samples):.3f}.

@@ -31,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 
 from flowdiff import config
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.registry import build
 
 SHAPE = (4, 64, 64)

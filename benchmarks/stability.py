@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 import flowdiff
-from flowdiff import config, training
+from flowdiff import config
 from flowdiff.evaluation.denoising import denoising_loss
-from flowdiff.launch import identity
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs import identity
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training import run as training
 
 CASES = [[f"flow.n_flows={n}"] for n in (1, 3, 5, 10)] + [
     [f"activation={name}"] for name in config.options("activation")

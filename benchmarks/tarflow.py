@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.tarflow import Block, TarFlow
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.tarflow import Block, TarFlow
 from flowdiff.registry import build
 
 EMBED = 128

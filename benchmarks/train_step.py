@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from flowdiff import config, training
-from flowdiff.engine import Engine
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.metrics_csv import MetricsCSV
+from flowdiff import config
 from flowdiff.noise import step_generator
 from flowdiff.registry import build
-from flowdiff.training_bar import TrainingBar
+from flowdiff.runs.metrics_csv import MetricsCSV
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training import run as training
+from flowdiff.training.engine import Engine
+from flowdiff.training.progress_bar import TrainingBar
 
 BLOCKS, STEPS, WARMUP = 5, 40, 10  # 5 × 40 = 200 measured steps each
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from flowdiff import config, registry
-from flowdiff.assembly import Parts, assemble
-from flowdiff.errors import RunError
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.model import ConditionedDenoiser
+from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.errors import ConfigurationError, RunError, nearest
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training.assembly import Parts, assemble
 
 if TYPE_CHECKING:
-    from flowdiff.engine import Engine
+    from flowdiff.training.engine import Engine
 
 
 def build(*overrides: str) -> Engine:
@@ -26,7 +26,7 @@ def build(*overrides: str) -> Engine:
     Has `.denoiser`, `.denoiser.network`, `.conditioner`, `.data`; `.measure()` reads the data and sets sigma_data and
     the whitening's statistics, as training does first. Raises ConfigurationError with the command line's sentences.
     """
-    from flowdiff.engine import Engine  # which needs Lightning; what has been trained does not
+    from flowdiff.training.engine import Engine  # which needs Lightning; what has been trained does not
 
     composed = config.compose(overrides)
     config.check(composed)
@@ -87,7 +87,7 @@ def sample(
         nodes[group] = node
     if left:
         key, allowed = next(iter(left)), [k for node in nodes.values() for k in node if k != "name"]
-        raise registry.ConfigurationError(f"{key} is not a setting of sampling: {registry.nearest(key, allowed)}.")
+        raise ConfigurationError(f"{key} is not a setting of sampling: {nearest(key, allowed)}.")
     return denoiser.sample(
         n,
         label=label,

@@ -1,5 +1,8 @@
 """What can go wrong by a user's hand: every message says what was given, what is allowed and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class FlowdiffError(Exception):
     """Base of all errors that the command line prints as a sentence, without a traceback; exit_status is its own."""
@@ -25,3 +28,13 @@ class RunError(FlowdiffError, RuntimeError):
 
 class InverseDidNotConverge(FlowdiffError, ArithmeticError):
     """An iterative inverse stopped before it reached its tolerance."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """'did you mean "x"? Allowed are a, b, c' — the half-sentence every unknown name ends with."""
+    allowed = [str(a) for a in allowed]
+    if not allowed:
+        return "there are none to choose from"
+    close = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Allowed are {', '.join(allowed)}" if hint else f"allowed are {', '.join(allowed)}"

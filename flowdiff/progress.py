@@ -1,4 +1,4 @@
-"""The progress bar of whatever counts; training has one of its own (flowdiff/training_bar.py)."""
+"""The progress bar of whatever counts; training has one of its own (flowdiff/training/progress_bar.py)."""
 
 from __future__ import annotations
 

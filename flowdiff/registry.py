@@ -9,7 +9,6 @@ Nothing here imports torch; a group's room is imported when one of its names is 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -20,27 +19,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowdiff.errors import ConfigurationError
+from flowdiff.errors import ConfigurationError, nearest
+from flowdiff.yaml_defaults import defaults
 
 # Which room holds which config group: the whole of it is imported when a name of the group is asked for.
 ROOMS = {
-    "activation": "flowdiff.activations",
-    "flow": "flowdiff.flows",
-    "whitening": "flowdiff.networks.whitening",
-    "network": "flowdiff.networks",
-    "scaling": "flowdiff.scalings",
-    "weighting": "flowdiff.weightings",
-    "sigma_sampler": "flowdiff.sigma_samplers",
-    "schedule": "flowdiff.schedules",
-    "sampler": "flowdiff.samplers",
-    "guidance": "flowdiff.guidance",
-    "loss": "flowdiff.losses",
-    "conditioner": "flowdiff.conditioners",
-    "first_stage": "flowdiff.first_stage",
+    "activation": "flowdiff.models.activations",
+    "flow": "flowdiff.models.flows",
+    "whitening": "flowdiff.models.networks.whitening",
+    "network": "flowdiff.models.networks",
+    "scaling": "flowdiff.diffusion.scalings",
+    "weighting": "flowdiff.diffusion.weightings",
+    "sigma_sampler": "flowdiff.diffusion.sigma_samplers",
+    "schedule": "flowdiff.diffusion.schedules",
+    "sampler": "flowdiff.diffusion.samplers",
+    "guidance": "flowdiff.diffusion.guidance",
+    "loss": "flowdiff.diffusion.losses",
+    "conditioner": "flowdiff.models.conditioners",
+    "first_stage": "flowdiff.models.first_stage",
     "dataset": "flowdiff.data",
-    "metrics": "flowdiff.evaluation",
-    "optimizer": "flowdiff.optimizers",
-    "accelerator": "flowdiff.accelerators",
+    "metrics": "flowdiff.evaluation.metrics",
+    "optimizer": "flowdiff.training.optimizers",
+    "accelerator": "flowdiff.training.accelerators",
     "logger": "flowdiff.loggers",
 }
 
@@ -82,16 +82,6 @@ def resolve(group: str, name: str) -> type:
     if name not in _components[group]:
         raise ConfigurationError(f"{group}={name} is unknown: {nearest(name, known)}.")
     return _components[group][name]
-
-
-def nearest(given: str, allowed: typing.Iterable[str]) -> str:
-    """'did you mean "x"? Allowed are a, b, c' — the half-sentence every unknown name ends with."""
-    allowed = [str(a) for a in allowed]
-    if not allowed:
-        return "there are none to choose from"
-    close = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Allowed are {', '.join(allowed)}" if hint else f"allowed are {', '.join(allowed)}"
 
 
 def hyperparameters(component: type) -> dict[str, inspect.Parameter]:
@@ -155,8 +145,6 @@ def build(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:
     take are left out, so that every component asks only for what it uses.
     """
     if isinstance(node, str):
-        from flowdiff.config import defaults
-
         node = defaults(group, node)
     component = resolve(group, str(node["name"]))
     overrides = {k: v for k, v in runtime.items() if k in hyperparameters(component)}
@@ -167,8 +155,6 @@ def build(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:
 
 def completed(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
     """A config node, with what it leaves out as in the YAML file of its name."""
-    from flowdiff.config import defaults
-
     return {**defaults(group, str(node["name"])), **node}
 
 

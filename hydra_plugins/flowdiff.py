@@ -28,7 +28,7 @@ class LocalLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from flowdiff.cli.sweep import launch, local_pool
+        from flowdiff.launch.sweep import launch, local_pool
 
         return launch(self.context, self.config, job_overrides, partial(local_pool, self.jobs_per_device))
 
@@ -44,7 +44,7 @@ class SlurmLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from flowdiff.cli.sweep import launch, slurm_pool
+        from flowdiff.launch.sweep import launch, slurm_pool
 
         return launch(self.context, self.config, job_overrides, partial(slurm_pool, self.settings))
 
@@ -91,7 +91,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from flowdiff.cli.search import run
+        from flowdiff.launch.search.sweeper import run
 
         params = [f"{key}={values}" for key, values in self.params.items()]
         run(self.context, self.config, self.launcher, self.settings, [*params, *arguments])

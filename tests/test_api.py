@@ -28,7 +28,7 @@ def test_build():
 
 
 def test_default_engine_starts_at_the_wiener_filter():
-    from oracles import Gaussian
+    from flowdiff.testing.oracles import Gaussian
 
     engine = flowdiff.build("dataset=digits", "conditioner=none")
     engine.measure()

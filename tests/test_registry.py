@@ -79,7 +79,7 @@ def test_register_refuses_an_unknown_group():
 PLUGIN = """
 from pydantic import PositiveFloat
 import torch
-from flowdiff.activations import Activation
+from flowdiff.models.activations import Activation
 from flowdiff.registry import register
 
 
@@ -147,7 +147,7 @@ FLOW_PLUGIN = """
 import torch
 from pydantic import PositiveInt
 from torch import nn
-from flowdiff.flows.base import Flow
+from flowdiff.models.flows.base import Flow
 from flowdiff.registry import register
 
 
@@ -168,7 +168,7 @@ class Diagonal(Flow):
 
 
 def test_a_flow_plugin_brings_what_a_flow_needs_and_builds(tmp_path):
-    from flowdiff.engine import Engine
+    from flowdiff.training.engine import Engine
 
     (tmp_path / "mine.py").write_text(FLOW_PLUGIN)
     composed = config.compose([f"plugins=[{tmp_path / 'mine.py'}]", "flow=diagonal", "flow.n_flows=3"])

@@ -20,7 +20,7 @@ PLAIN = ("report", "status", "cancel", "sync")  # the commands without Hydra
 
 def main() -> None:
     """`flowdiff <command> …`."""
-    from flowdiff.registry import nearest
+    from flowdiff.errors import nearest
 
     commands = {"train": _train, "sample": _sample, **{name: partial(_plain, name) for name in PLAIN}}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
@@ -85,7 +85,7 @@ def _exit(message: object) -> None:
 
 
 def _about_disk(error: OSError) -> FlowdiffError:
-    from flowdiff.launch.run_folder import disk_error
+    from flowdiff.runs.files import disk_error
 
     sentence = disk_error(error, "the output folder")
     if sentence is None:

@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cancel_jobs(sweep: Path, jobs: set[str]) -> list[str]:
-    from flowdiff.launch.queue import job_words, place
-    from flowdiff.launch.submission import cancel
+    from flowdiff.launch.slurm.queue import job_words, place
+    from flowdiff.launch.slurm.submission import cancel
 
     words = job_words({job.partition("_")[0] for job in jobs})
     if words is None:
@@ -60,10 +60,10 @@ def _cancel_jobs(sweep: Path, jobs: set[str]) -> list[str]:
 
 def _stop_processes(sweep: Path, runs: set[str]) -> list[str]:
     """Each process once: the one that leads a sweep, of whose runs each has a process too, else the run's own."""
-    from flowdiff.launch.lock import owner
-    from flowdiff.launch.queue import jobs_of
     from flowdiff.launch.session import sessions
-    from flowdiff.launch.submission import submissions
+    from flowdiff.launch.slurm.queue import jobs_of
+    from flowdiff.launch.slurm.submission import submissions
+    from flowdiff.runs.lock import owner
 
     in_jobs = set(jobs_of(submissions(sweep)))
     leaders = [one for one in sessions(sweep) if one.owner and runs & set(one.runs)]

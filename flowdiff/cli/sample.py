@@ -18,10 +18,11 @@ from omegaconf import DictConfig
 
 from flowdiff import config
 from flowdiff.cli import hydra_command, in_sentences
-from flowdiff.cli.evaluate import Way, describe, evaluate
 from flowdiff.errors import ConfigurationError
-from flowdiff.launch.identity import slug
-from flowdiff.launch.run_folder import RunFolder, whole
+from flowdiff.evaluation.evaluate import Way, describe, evaluate
+from flowdiff.runs.files import whole
+from flowdiff.runs.identity import slug
+from flowdiff.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +179,8 @@ def _timed(denoiser: Any, way: Way, settings: dict[str, Any], options: dict[str,
 
 def _draw(data: Any, settings: dict[str, Any], drawn: list[tuple[Way, Any]], out: Path) -> dict[str, Any]:
     """Draw samples.png, or comparison.png; the arrays to keep, images as (n, H, W, C) uint8."""
-    from flowdiff.evaluation import pictures
-    from flowdiff.evaluation.drawing import points_of
+    from flowdiff.evaluation.pictures import plots as pictures
+    from flowdiff.evaluation.pictures.drawing import points_of
 
     vectors = len(data.shape) == 1
     shown = {way.name: samples if vectors else data.to_uint8(samples) for way, (samples, _) in drawn}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flowdiff.errors import FlowdiffError, RunError
 
 if TYPE_CHECKING:
-    from flowdiff.launch.upload import OfflineRun
+    from flowdiff.loggers.offline import OfflineRun
 
 AT_ONCE = 4  # uploads
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only list them")
     given = parser.parse_args(argv)
 
-    from flowdiff.launch.upload import offline_runs
+    from flowdiff.loggers.offline import offline_runs
 
     folder = Path(given.folder)
     found = offline_runs(folder)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _need_key() -> None:
-    from flowdiff.loggers import has_wandb_key
+    from flowdiff.loggers.wandb import has_wandb_key
 
     if not has_wandb_key():
         raise RunError("flowdiff sync needs a W&B API key and there is none: set WANDB_API_KEY or run `wandb login`.")

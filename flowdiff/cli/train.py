@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from flowdiff import config
 from flowdiff.cli import hydra_command, in_sentences
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
-from flowdiff.launch.identity import NOT_IDENTITY
-from flowdiff.launch.job import Job, checked_retry, is_first_rank
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.identity import NOT_IDENTITY
+from flowdiff.runs.job import Job, checked_retry, is_first_rank
+from flowdiff.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _train(job: Job) -> float | None:
-    from flowdiff import result_table, training
+    from flowdiff.runs import result_table
+    from flowdiff.training import run as training
 
     if is_first_rank():
         _print_tree(job.config)
@@ -73,7 +74,7 @@ def _train(job: Job) -> float | None:
 
 
 def _already_complete(folder: RunFolder) -> float | None:
-    from flowdiff import result_table
+    from flowdiff.runs import result_table
 
     result = folder.result()
     log.info("%s is complete; force=true trains it anew.", folder.path)

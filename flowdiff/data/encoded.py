@@ -9,7 +9,7 @@ from torch import nn
 
 class Encoded:
     """A data set whose samples are latents z = encode(x): of its own kind are shape and levels (none), and what
-    `flowdiff.evaluation.likelihood.dequantised` makes of raw samples; splits hold the raw images.
+    `flowdiff.evaluation.data.readers.dequantised` makes of raw samples; splits hold the raw images.
     """
 
     levels = None

@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 
 from flowdiff.data.base import DataModule, Split
-from flowdiff.data.pixels import Pixels, centred
+from flowdiff.data.pixels import Pixels
+from flowdiff.data.readers import centred
 from flowdiff.digests import digest, fingerprint
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.first_stage.base import AutoencoderStage, FirstStage
-from flowdiff.first_stage.posterior import Posterior
+from flowdiff.models.first_stage.base import AutoencoderStage, FirstStage
+from flowdiff.models.autoencoder.posterior import Posterior
 from flowdiff.progress import counting
 
 log = logging.getLogger(__name__)

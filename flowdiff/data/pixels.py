@@ -82,10 +82,3 @@ class Vectors:
         raise ConfigurationError("these data are vectors, which have no pixels to save as uint8: draw them as points.")
 
 
-def centred(values: Any, x_raw: Tensor) -> Tensor:
-    """Raw samples in model space without dequantisation noise: x = 2 (k + ½) / levels − 1; vectors as they are.
-
-    values: Pixels, Vectors, or a data set of them.
-    """
-    unused = torch.Generator(x_raw.device)  # the noise that `to_model` may add is removed again by `quantize`
-    return values.quantize(values.to_model(x_raw, generator=unused))

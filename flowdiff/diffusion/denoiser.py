@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.diffusion.scalings import Scaling
 from flowdiff.errors import NotADensity
-from flowdiff.scalings import Scaling
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.shapes import append_dims
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.guidance import Guidance
+from flowdiff.diffusion.samplers.base import Callback, Sampler
+from flowdiff.diffusion.samplers.generate import Progress, generate
+from flowdiff.diffusion.schedules import Schedule
+from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError
-from flowdiff.guidance import Guidance
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
 from flowdiff.registry import build, completed
-from flowdiff.samplers.base import Callback, Sampler
-from flowdiff.samplers.generate import Progress, generate
-from flowdiff.schedules import Schedule
-from flowdiff.sigma_samplers import SigmaSampler
 
 ROUNDING = 1e-5  # of the ends of a range that was computed in float32
 MEASURED = 2**31 - 1  # seed of the trajectories that a schedule is measured on; samples have smaller ones as a rule

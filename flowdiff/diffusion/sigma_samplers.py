@@ -13,8 +13,8 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.schedules import Table, check_range, ddpm_sigmas
 from flowdiff.registry import register
-from flowdiff.schedules import Table, check_range, ddpm_sigmas
 
 
 class SigmaSampler(ABC):
@@ -88,7 +88,7 @@ class LogUniform(SigmaSampler):
 class Discrete(SigmaSampler):
     """A level of a discrete model's table, all equally likely.
 
-    table, num_levels, beta_start, beta_end: see `flowdiff.schedules.ddpm_sigmas`.
+    table, num_levels, beta_start, beta_end: see `flowdiff.diffusion.schedules.ddpm_sigmas`.
     Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020.
     """
 

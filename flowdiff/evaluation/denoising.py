@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.evaluation.encoded import as_seen_by, is_autoencoder
-from flowdiff.evaluation.likelihood import dequantised, mean_and_error
-from flowdiff.losses import latent_noise
+from flowdiff.data.encoded import as_seen_by, is_autoencoder
+from flowdiff.data.readers import dequantised
+from flowdiff.diffusion.losses.elbo import latent_noise
+from flowdiff.evaluation.densities.likelihood import mean_and_error
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators, randn_like
 from flowdiff.shapes import append_dims, mean_except_batch
 

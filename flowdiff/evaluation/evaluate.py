@@ -11,13 +11,13 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowdiff import config
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flowdiff.assembly import Parts
     from flowdiff.evaluation.metrics import Metrics
+    from flowdiff.training.assembly import Parts
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def evaluate(
     """
     from flowdiff.evaluation import ranks
     from flowdiff.registry import build
-    from flowdiff.result_table import rows_of, show_rows
+    from flowdiff.runs.result_table import rows_of, show_rows
 
     parts.data.prepare_data()
     parts.data.setup()

@@ -20,14 +20,14 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.evaluation.autoencoding import autoencoder_of, latent_statistics
 from flowdiff.evaluation.comparisons.base import Metric
 from flowdiff.evaluation.denoising import denoising_loss
-from flowdiff.evaluation.densities import Densities, OdeSettings
-from flowdiff.evaluation.extractor import Extractor
-from flowdiff.evaluation.features import build_extractor, check_extractable
-from flowdiff.evaluation.samples import Generated, Real, Samples
+from flowdiff.evaluation.densities.autoencoding import autoencoder_of, latent_statistics
+from flowdiff.evaluation.densities.densities import Densities, OdeSettings
+from flowdiff.evaluation.features.choose import build_extractor, check_extractable
+from flowdiff.evaluation.features.extractor import Extractor
+from flowdiff.evaluation.features.samples import Generated, Real, Samples
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import check, hyperparameters, register, resolve
 
 FRECHET = "frechet"

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowdiff.evaluation.extractor import Extractor
-from flowdiff.evaluation.features import extract
+from flowdiff.evaluation.features.extractor import Extractor, extract
 
 
 def sample_accuracy(extractor: Extractor, data: Any, x: Tensor, label: Tensor, batch_size: int) -> float:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
 State = Literal["queued", "running", "done", "pruned", "skipped", "failed", "stopped", "busy"]
 # In the table, from top to bottom; what ends is said beside it.

@@ -33,13 +33,13 @@ from rich.console import Console
 
 from flowdiff.errors import RunError
 from flowdiff.launch.board import Board, Row
-from flowdiff.launch.identity import labels
-from flowdiff.launch.job import Interrupted, Job, Retry
-from flowdiff.launch.lock import Busy, owner
 from flowdiff.launch.pending import pending, prepared
 from flowdiff.launch.session import announced
-from flowdiff.launch.signals import ASKING, STOPPED, heed, withheld
 from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
+from flowdiff.runs.identity import labels
+from flowdiff.runs.job import Interrupted, Job, Retry
+from flowdiff.runs.lock import Busy, owner
+from flowdiff.runs.signals import ASKING, STOPPED, heed, withheld
 
 # Exit status of a run's process, beside STOPPED.
 FAILED, BUSY = 1, 75

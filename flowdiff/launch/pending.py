@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowdiff.launch.board import Board, Row
-from flowdiff.launch.job import Job, Retry
-from flowdiff.launch.lock import Busy
+from flowdiff.runs.job import Job, Retry
+from flowdiff.runs.lock import Busy
 
 Pairs = list[tuple[Job, Row]]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flowdiff.errors import ConfigurationError, FlowdiffError
-from flowdiff.launch.identity import labels
+from flowdiff.runs.identity import labels
 
 Composed = TypeVar("Composed")
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowdiff.launch.lock import held, owner
-from flowdiff.launch.run_folder import write_whole
+from flowdiff.runs.files import write_whole
+from flowdiff.runs.lock import held, owner
 
 FOLDER = ".local"
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowdiff.errors import RunError
-from flowdiff.launch import lock, submission
-from flowdiff.launch.queue import job_words, jobs_of, past_words, place
-from flowdiff.launch.run_folder import RunFolder
 from flowdiff.launch.session import sessions
+from flowdiff.launch.slurm import submission
+from flowdiff.launch.slurm.queue import job_words, jobs_of, past_words, place
+from flowdiff.runs import lock
+from flowdiff.runs.run_folder import RunFolder
 
 State = Literal["running", "failed", "lost", "stopped", "submitted", "queued", "pruned", "done"]
 AGAIN = "the same command goes on from its last checkpoint"

@@ -17,14 +17,14 @@ from omegaconf.errors import OmegaConfBaseException
 from flowdiff import config
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.board import Row
-from flowdiff.launch.identity import run_id
-from flowdiff.launch.job import Job, Retry, checked_retry
 from flowdiff.launch.local import LocalPool, Worker
 from flowdiff.launch.preflight import checked
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.launch.slurm import Settings, SlurmPool
+from flowdiff.launch.slurm.pool import Settings, SlurmPool
+from flowdiff.runs.identity import run_id
+from flowdiff.runs.job import Job, Retry, checked_retry
+from flowdiff.runs.run_folder import RunFolder
 
-WORKER = Worker("flowdiff.cli.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
+WORKER = Worker("flowdiff.launch.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
 # Arguments of the trainer about which flowdiff.config and the metrics' own ranges leave nothing to ask.
 CHECKED = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps")
 WAITING = ("queued", "running")  # what a run is that goes on without this process
@@ -122,11 +122,11 @@ def _compose(
 def rehearse(settings: dict[str, Any], folder: RunFolder) -> None:
     """Build all of a run that can be refused; Lightning takes seconds to import and is asked only where it decides."""
     if _asks_lightning(settings):
-        from flowdiff import training
+        from flowdiff.training import run as training
 
         training.rehearse(settings, folder)
     else:
-        from flowdiff import assembly
+        from flowdiff.training import assembly
 
         assembly.rehearse(settings)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flowdiff import config, registry, training
-from flowdiff.launch.job import Job
+from flowdiff import config, registry
+from flowdiff.runs.job import Job
+from flowdiff.training import run as training
 
 for _group in registry.ROOMS:
     registry.names(_group)  # imports the room

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowdiff.errors import RunError
-from flowdiff.launch import lock
+from flowdiff.runs import lock
 
 HEADER = 7  # bytes of W&B's own in front of the records
 BLOCK = 32768  # bytes; no record's fragment crosses the border of one

@@ -10,73 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from flowdiff.errors import ConfigurationError, RunError
+from flowdiff.loggers.base import Tracker
 from flowdiff.registry import register
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 STEP = "trainer/global_step"  # as WandbLogger calls the axis
-
-
-class Tracker:
-    """Beside metrics.csv: nothing. The base of the loggers that show a run elsewhere."""
-
-    def start(self, folder: Path, run: dict[str, Any]) -> list[Logger]:
-        """Open the run's loggers; run holds run_id, name, sweep, tags, config (plain containers) and resumed."""
-        return []
-
-    def minimise(self, values: Mapping[str, float]) -> None:
-        """Points of curves whose least value counts; said before they are logged."""
-
-    def pictures(self, paths: dict[str, Path], step: int) -> None:
-        """Show picture files under the given keys."""
-
-    def summary(self, metrics: dict[str, Any]) -> None:
-        """Final numbers, beside the last values of the curves."""
-
-    def checkpoint(self, path: Path) -> None:
-        """Keep the final checkpoint too, where that was asked for."""
-
-    def preempting(self) -> None:
-        """Say that the run is being stopped and will go on; `finish` follows."""
-
-    def finish(self, exit_code: int = 0) -> None:
-        """Close the run, also after an error."""
-
-    def evaluations(self, folder: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Append rows of evaluations.csv, with their `number`, to a run that has ended; run: as for `start`."""
-
-
-@register("logger", "csv")
-class CSVOnly(Tracker):
-    """metrics.csv and nothing else."""
-
-    def __init__(self):
-        pass
-
-
-@register("logger", "tensorboard")
-class TensorBoard(Tracker):
-    """TensorBoard event files in `<run folder>/tensorboard`."""
-
-    def __init__(self):
-        self._logger = None
-
-    def start(self, folder: Path, run: dict[str, Any]) -> list[Logger]:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        self._logger = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
-        return [self._logger]
-
-    def pictures(self, paths: dict[str, Path], step: int) -> None:
-        from matplotlib.image import imread
-
-        for key, path in paths.items():
-            self._logger.experiment.add_image(key, imread(path)[..., :3], step, dataformats="HWC")
-
-    def finish(self, exit_code: int = 0) -> None:
-        if self._logger is not None:
-            self._logger.experiment.close()
 
 
 @register("logger", "wandb")

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 
 

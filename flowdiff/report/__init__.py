@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from flowdiff.errors import RunError
 
 if TYPE_CHECKING:
-    from flowdiff.report.collect import Run
     from flowdiff.report.table import Table
+    from flowdiff.runs.collect import Run
 
 __all__ = ["Report", "read", "report"]
 
@@ -92,8 +92,8 @@ PIPED = 200  # columns of a table that goes to a file or a pipe
 
 def read(folders: Iterable[str | Path]) -> Report:
     """The report of every run in the folders, at any depth. Raises RunError where there is none."""
-    from flowdiff.report.collect import collect
     from flowdiff.report.table import run_table, sampling_table
+    from flowdiff.runs.collect import collect
 
     folders = [str(folder) for folder in folders]
     runs = collect(folders)

@@ -18,7 +18,6 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from flowdiff.report.collect import Run, is_housekeeping
 from flowdiff.report.table import (
     Table,
     cells,
@@ -30,6 +29,7 @@ from flowdiff.report.table import (
     short,
     text,
 )
+from flowdiff.runs.collect import Run, is_housekeeping
 
 if TYPE_CHECKING:
     from flowdiff.report import Report

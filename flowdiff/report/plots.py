@@ -14,8 +14,8 @@ from functools import wraps
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flowdiff.report.collect import MEASURED, Run, curves
 from flowdiff.report.table import SAMPLING, Row, Table, direction, follows, groups, short, text
+from flowdiff.runs.collect import MEASURED, Run, curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowdiff.report.collect import Run, evaluations, older, plain, swept_parameters
+from flowdiff.runs.collect import Run, evaluations, older, plain, swept_parameters
 
 MORE_IS_BETTER = re.compile(
     r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowdiff.errors import RunError
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
 # What a run may change and still be the same run: where things lie, what is logged, what it runs on.
 NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger")

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
-from flowdiff.launch import identity
-from flowdiff.launch.lock import held
-from flowdiff.launch.run_folder import RunFolder, disk_error
+from flowdiff.runs import identity
+from flowdiff.runs.files import disk_error
+from flowdiff.runs.lock import held
+from flowdiff.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Job:
                 self.folder.reopen(from_scratch=force)
 
     def execute(self, train: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-        """Train it (`flowdiff.training.train`) as the only writer of its folder; an error is left there as failed.json.
+        """Train it (`flowdiff.training.run.train`) as the only writer of its folder; an error is left there as failed.json.
 
         Returns what result.json holds, {} on ranks other than 0 and for a run that a search ended early.
         """

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import csv
-import errno
-import fcntl
 import io
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib import metadata
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from flowdiff.errors import RunError
-from flowdiff.launch import lock
-
-VERSIONED = ("torch", "lightning", "hydra-core", "wandb", "diffusers", "torchmetrics", "numpy")
+from flowdiff.runs import lock
+from flowdiff.runs.files import alone, write_whole
 
 # libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # or a file in place of a folder
 
 TAIL = 4096  # bytes at the end of metrics.csv that are read for the progress of a run
 
@@ -160,7 +152,7 @@ class RunFolder:
 
         Processes that sample one run at the same time wait for each other.
         """
-        with _alone(self.path / ".evaluations.lock"):
+        with alone(self.path / ".evaluations.lock"):
             rows: list[dict[str, Any]] = []
             columns: list[str] = []
             if self.evaluations.is_file():
@@ -177,25 +169,6 @@ class RunFolder:
             return len(rows) + 1
 
 
-def versions() -> dict[str, str]:
-    """The installed versions of what decides a run's numbers."""
-    return {name: metadata.version(name) for name in VERSIONED}
-
-
-def git_commit() -> str | None:
-    """The commit the code stands at, with "+dirty" when files differ from it; None outside a repository."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def _mapping(node: Any) -> dict[str, Any]:
     if not isinstance(node, dict):
         raise ValueError("it holds no mapping")
@@ -206,52 +179,3 @@ def _why(error: Exception) -> str:
     """The first line of an error, which says enough."""
     text = error.strerror if isinstance(error, OSError) else str(error)
     return (text or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, once nobody else does; RunError on a full disk."""
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise disk_error(error, path) or error from error
-    with file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write, which takes the place of `path` at the end of the `with`, or is gone after an error.
-
-    Whoever reads `path` finds all of it or what was there before. Raises RunError on a full disk.
-    """
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if told := disk_error(error, path):
-            raise told from error
-        raise
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; RunError on a full disk."""
-    with whole(path) as temporary:
-        temporary.write_text(text)
-
-
-def disk_error(error: BaseException, place: Path | str) -> RunError | None:
-    """The sentence for an error of the file system that a user can mend; None for any other error.
-
-    place: what was being written, where the error does not name it itself.
-    """
-    if not isinstance(error, OSError) or error.errno not in (*FULL, *CLOSED):
-        return None
-    if error.errno in CLOSED and error.filename:  # a full disk names the temporary file that was to be copied
-        place = error.filename
-    return RunError(f"{place} cannot be written: {error.strerror}; choose another place or make room.")

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import Generators, randn
 
 

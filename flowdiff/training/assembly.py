@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.data.base import DataModule
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.losses.base import Loss
+from flowdiff.diffusion.losses.learned_prior import LearnedPrior
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.metrics import Metrics
-from flowdiff.flows.base import Flow
-from flowdiff.losses import LearnedPrior, Loss
-from flowdiff.model import ConditionedDenoiser
-from flowdiff.optimizers import Optimizer
+from flowdiff.models.flows.base import Flow
 from flowdiff.registry import build
+from flowdiff.training.optimizers import Optimizer
 
 
 class Parts(NamedTuple):

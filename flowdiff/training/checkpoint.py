@@ -16,9 +16,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from flowdiff.divergence import Divergence, not_finite
-from flowdiff.launch.job import Interrupted, Pruned
-from flowdiff.launch.signals import ASKING
+from flowdiff.runs.job import Interrupted, Pruned
+from flowdiff.runs.signals import ASKING
+from flowdiff.training.divergence import Divergence, not_finite
 
 
 class ResumableCheckpoint(Callback):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import FlowdiffError
+from flowdiff.models.conditioning import Conditioning
 
 
 class Divergence(FlowdiffError, ArithmeticError):

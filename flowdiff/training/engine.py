@@ -16,18 +16,17 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flowdiff.assembly import assemble
-from flowdiff.conditioning import Conditioning
 from flowdiff.data.base import Batch, DataModule
 from flowdiff.data.latents import as_seen_by
-from flowdiff.data.pixels import centred
-from flowdiff.divergence import Found, Sentinel, is_fused, locate, take
+from flowdiff.data.readers import centred, evenly
+from flowdiff.diffusion.losses.base import Loss
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
-from flowdiff.evaluation.features import evenly
-from flowdiff.losses import Loss
-from flowdiff.model import ConditionedDenoiser
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import randn_like, step_generator
-from flowdiff.optimizers import Optimizer
+from flowdiff.training.assembly import assemble
+from flowdiff.training.divergence import Found, Sentinel, is_fused, locate, take
+from flowdiff.training.optimizers import Optimizer
 
 MEASURE_BATCH = 1024  # samples per chunk when statistics are measured
 MEASURE_IMAGES = 256  # training images that the scale of a pretrained decoder's errors is measured on

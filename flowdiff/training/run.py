@@ -18,12 +18,11 @@ from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from flowdiff import assembly
-from flowdiff.engine import Engine
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, RunError
-from flowdiff.evaluation import pictures
-from flowdiff.evaluation.autoencoding import autoencoder_of
-from flowdiff.evaluation.drawing import (
+from flowdiff.evaluation.densities.autoencoding import autoencoder_of
+from flowdiff.evaluation.metrics import Metrics
+from flowdiff.evaluation.pictures import plots as pictures
+from flowdiff.evaluation.pictures.drawing import (
     PICTURE_SEED,
     draw_interpolation,
     draw_latent_interpolation,
@@ -31,18 +30,20 @@ from flowdiff.evaluation.drawing import (
     draw_samples,
     draw_trajectory,
 )
-from flowdiff.evaluation.metrics import Metrics
 from flowdiff.evaluation.ranks import local_device
-from flowdiff.launch.job import Interrupted, Pruned, is_first_rank
-from flowdiff.launch.preemption import ResumableCheckpoint
-from flowdiff.launch.pruning import pruning
-from flowdiff.launch.run_folder import RunFolder, git_commit, versions
-from flowdiff.loggers import Tracker
-from flowdiff.metrics_csv import MetricsCSV
+from flowdiff.launch.search.pruning import pruning
+from flowdiff.loggers.base import Tracker
 from flowdiff.progress import counting
 from flowdiff.registry import build
+from flowdiff.runs.job import Interrupted, Pruned, is_first_rank
+from flowdiff.runs.metrics_csv import MetricsCSV
+from flowdiff.runs.provenance import git_commit, versions
+from flowdiff.runs.run_folder import RunFolder
 from flowdiff.shapes import times
-from flowdiff.training_bar import TrainingBar
+from flowdiff.training import assembly
+from flowdiff.training.checkpoint import ResumableCheckpoint
+from flowdiff.training.engine import Engine
+from flowdiff.training.progress_bar import TrainingBar
 
 log = logging.getLogger(__name__)
 

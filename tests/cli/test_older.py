@@ -9,7 +9,7 @@ import yaml
 from cli_process import outcomes
 from runs import TINY, train
 
-from flowdiff.report.collect import collect
+from flowdiff.runs.collect import collect
 
 ANEW = "Train the run anew, or take the version that made it."
 

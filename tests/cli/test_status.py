@@ -12,8 +12,8 @@ from fake_slurm import FakeSlurm
 
 from flowdiff.cli import cancel, status
 from flowdiff.errors import RunError
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.launch.submission import Submission, cancelled, record
+from flowdiff.launch.slurm.submission import Submission, cancelled, record
+from flowdiff.runs.run_folder import RunFolder
 
 OWNER = """
 import signal, sys, time

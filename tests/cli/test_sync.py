@@ -10,9 +10,10 @@ from wandb_server import Server
 
 from flowdiff.cli import sync
 from flowdiff.errors import RunError
-from flowdiff.launch import lock, upload
-from flowdiff.launch.upload import offline_runs, records, synced
-from flowdiff.loggers import WandB
+from flowdiff.loggers import offline as upload
+from flowdiff.loggers.offline import offline_runs, records, synced
+from flowdiff.loggers.wandb import WandB
+from flowdiff.runs import lock
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_a_plugin_activation_trains(tmp_path):
 README_PLUGIN = """
 # mine.py
 import torch
-from flowdiff.activations import Activation
+from flowdiff.models.activations import Activation
 from flowdiff.registry import register
 
 

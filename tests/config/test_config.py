@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from flowdiff import config, registry
-from flowdiff.engine import Engine
 from flowdiff.errors import ConfigurationError
+from flowdiff.training.engine import Engine
 
 
 def offence(*overrides):

@@ -11,10 +11,11 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 import flowdiff
-from flowdiff import assembly, config
+from flowdiff import config
 from flowdiff.data.base import TensorSplit
-from flowdiff.engine import Engine
 from flowdiff.registry import build
+from flowdiff.training import assembly
+from flowdiff.training.engine import Engine
 
 
 def batches(arguments=(), params=None, cases=None, size=None):

@@ -10,7 +10,7 @@ from flowdiff.data.base import DataModule, TensorSplit
 from flowdiff.data.latents import LatentData, as_seen_by
 from flowdiff.data.pixels import Pixels
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.first_stage.base import AutoencoderStage
+from flowdiff.models.first_stage.base import AutoencoderStage
 
 
 class Images(DataModule):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from flowdiff import registry
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.errors import NotADensity
 from flowdiff.shapes import append_dims, mean_except_batch, sum_except_batch
 

@@ -1,8 +1,8 @@
-import oracles
 import pytest
 import torch
 
 from flowdiff import registry
+from flowdiff.testing import oracles
 
 SIGMA = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
 

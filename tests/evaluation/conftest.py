@@ -110,7 +110,7 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def digits_cnn(digits, cache_dir):
-    from flowdiff.evaluation.features import build_extractor
+    from flowdiff.evaluation.features.choose import build_extractor
 
     return build_extractor(digits, cache_dir)
 

@@ -9,7 +9,7 @@ from cli_process import ROOT, Started, outcomes, script
 from runs import TINY, TINY_DIGITS, train
 from wandb_files import offline_runs
 
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
 ONLY_FRECHET = [f"metrics.{key}=false" for key in ("likelihood", "classify", "outliers", "interpolate")]
 

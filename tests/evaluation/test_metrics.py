@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional
 
 from flowdiff import config, registry
-from flowdiff.conditioning import Conditioning
+from flowdiff.data.readers import split_batches
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, NotADensity
-from flowdiff.evaluation import densities as module
-from flowdiff.evaluation import features, samples
-from flowdiff.evaluation.features import split_batches
+from flowdiff.evaluation.densities import densities as module
+from flowdiff.evaluation.features import samples
+from flowdiff.evaluation.features import small_cnn as features
+from flowdiff.models.conditioning import Conditioning
 
 COMPARED = ("precision", "recall", "memorised", "train_distance")  # by default, beside the Fréchet distance
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from flowdiff.launch.board import Board, Row, duration
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
 
 def rows(tmp_path, n=3):

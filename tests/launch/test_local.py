@@ -15,16 +15,16 @@ from rich.console import Console
 from sweep_workers import config, job
 
 from flowdiff.errors import RunError
-from flowdiff.launch import lock
-from flowdiff.launch.identity import run_id
-from flowdiff.launch.job import Job
 from flowdiff.launch.local import LocalPool, Worker
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs import lock
+from flowdiff.runs.identity import run_id
+from flowdiff.runs.job import Job
+from flowdiff.runs.run_folder import RunFolder
 
 # The server imports the real worker once for all tests of this process.
-PRELOAD = ("flowdiff.cli.worker", "sklearn.datasets", "matplotlib.pyplot")
+PRELOAD = ("flowdiff.launch.worker", "sklearn.datasets", "matplotlib.pyplot")
 FAKE = Worker("sweep_workers", "work", PRELOAD)
-REAL = Worker("flowdiff.cli.worker", "work", PRELOAD)
+REAL = Worker("flowdiff.launch.worker", "work", PRELOAD)
 
 
 def sweep(jobs, worker=FAKE, jobs_per_device=2, retry="failed", force=False):

@@ -8,12 +8,12 @@ import pytest
 from fake_slurm import FakeSlurm
 
 from flowdiff.errors import RunError
-from flowdiff.launch import lock
-from flowdiff.launch.queue import queue_states
-from flowdiff.launch.run_folder import RunFolder
 from flowdiff.launch.session import announced, sessions
+from flowdiff.launch.slurm.queue import queue_states
+from flowdiff.launch.slurm.submission import Submission, cancel, record, submissions
 from flowdiff.launch.status import statuses
-from flowdiff.launch.submission import Submission, cancel, record, submissions
+from flowdiff.runs import lock
+from flowdiff.runs.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from cli_process import ROOT, killed, outcomes, script
 from runs import TINY
 
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
 PLUGIN = '''
 """A schedule that breaks when a model is sampled (under no_grad), not when it is checked beforehand."""

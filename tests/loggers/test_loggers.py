@@ -8,8 +8,8 @@ from wandb_files import offline_runs
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.launch.identity import run_id
-from flowdiff.metrics_csv import MetricsCSV
+from flowdiff.runs.identity import run_id
+from flowdiff.runs.metrics_csv import MetricsCSV
 
 
 def test_rows_columns_and_truncation(tmp_path):

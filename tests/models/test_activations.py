@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.activations import MAX_STRENGTH, MIN_SLOPE
 from flowdiff.errors import InverseDidNotConverge
+from flowdiff.models.activations import MAX_STRENGTH, MIN_SLOPE
 
 NAMES = registry.names("activation")
 GRID = torch.cat([torch.linspace(-1e3, 1e3, 2001), torch.linspace(-5, 5, 2001)]).double() + 1e-3  # never at the kink 0

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.conditioners import Conditioner
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioning import Conditioning
 
 
 def test_dropout_replaces_labels_by_the_null_condition():

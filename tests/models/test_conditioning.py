@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.models.conditioning import Conditioning
 
 
 def words(n: int, length: int, seed: int = 0) -> Conditioning:

@@ -11,15 +11,15 @@ from runs import TINY, settings, train
 
 import flowdiff
 from flowdiff import config, registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.engine import Engine
-from flowdiff.guidance.base import class_of
+from flowdiff.diffusion.guidance.base import class_of
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.training.engine import Engine
 
 README_PLUGIN = """
 # words.py
 import torch
-from flowdiff.conditioners import Conditioner
-from flowdiff.conditioning import Conditioning
+from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -218,4 +218,4 @@ def test_the_conditioner_learns_the_same_by_first_derivatives(flow, gradient, co
 
 
 def test_the_readme_shows_this_conditioner():
-    assert README_PLUGIN.strip() in (Path(__file__).parents[1] / "README.md").read_text()
+    assert README_PLUGIN.strip() in (Path(__file__).parents[2] / "README.md").read_text()

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from report.fake_runs import write_sweep
+from fake_runs import write_sweep
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, DRIVER, chromium
+from fake_runs import write_run
 from PIL import Image
-from report.browser import CHROMIUM, DRIVER, chromium
-from report.fake_runs import write_run
 
 from flowdiff.report import page as page_module
 from flowdiff.report import read, report

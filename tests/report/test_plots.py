@@ -2,12 +2,12 @@ import io
 
 import numpy as np
 import pytest
+from fake_runs import write_run
 from PIL import Image
-from report.fake_runs import write_run
 
-from flowdiff.report.collect import collect
 from flowdiff.report.plots import COLOURS, by_parameter, pareto, pareto_front, plots, png, series, training_curves
 from flowdiff.report.table import run_table, sampling_table
+from flowdiff.runs.collect import collect
 
 
 @pytest.fixture(scope="module")

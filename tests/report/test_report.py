@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from report.fake_runs import write_run
+from fake_runs import write_run
 
 from flowdiff.cli.report import main
 from flowdiff.errors import RunError

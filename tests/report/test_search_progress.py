@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from flowdiff.report.plots import png
-from flowdiff.report.search import TrialRow, picture, table
+from flowdiff.report.search_progress import TrialRow, picture, table
 
 ROWS = [
     TrialRow(0, "complete", "", {"optimizer.lr": "0.01", "flow.n_flows": "3"}, 0.5, {10: 0.8, 20: 0.5}, False),

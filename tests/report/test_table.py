@@ -3,10 +3,9 @@ import statistics
 
 import pandas as pd
 import pytest
-from report.fake_runs import write_run
+from fake_runs import write_run
 from rich.console import Console
 
-from flowdiff.report.collect import collect
 from flowdiff.report.table import (
     cell,
     direction,
@@ -21,6 +20,7 @@ from flowdiff.report.table import (
     to_rich,
     unsaid,
 )
+from flowdiff.runs.collect import collect
 
 
 def table_of(folder, **metrics):

@@ -1,11 +1,11 @@
 """The curve of distance against accuracy along the guidance scale, and the settings of sampling as columns."""
 
 import pytest
-from report.fake_runs import write_run
+from fake_runs import write_run
 
-from flowdiff.report.collect import collect
 from flowdiff.report.plots import plots, png
 from flowdiff.report.table import run_table, sampling_table
+from flowdiff.runs.collect import collect
 
 HEAD = "sampler,num_steps,guidance,guidance_scale,guidance_interval,fd_cnn,sample_accuracy,sample_accuracy_floor\n"
 

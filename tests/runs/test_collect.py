@@ -3,17 +3,10 @@ import os
 import shutil
 
 import pytest
-from report.fake_runs import write_run
+from fake_runs import write_run
 
 from flowdiff.errors import RunError
-from flowdiff.report.collect import (
-    collect,
-    curves,
-    evaluations,
-    is_housekeeping,
-    older,
-    swept_parameters,
-)
+from flowdiff.runs.collect import collect, curves, evaluations, is_housekeeping, older, swept_parameters
 
 
 def test_finds_runs_at_any_depth_and_each_once(tmp_path):

@@ -3,8 +3,8 @@
 import pytest
 
 from flowdiff import config
-from flowdiff.launch import identity
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs import identity
+from flowdiff.runs.run_folder import RunFolder
 
 
 def run_id(*overrides):

@@ -8,9 +8,9 @@ import sweep_workers
 from sweep_workers import job, train
 
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.launch import job as job_module
-from flowdiff.launch import lock
-from flowdiff.launch.job import Interrupted, checked_retry
+from flowdiff.runs import job as job_module
+from flowdiff.runs import lock
+from flowdiff.runs.job import Interrupted, checked_retry
 
 
 def test_it_travels(tmp_path):

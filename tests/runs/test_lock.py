@@ -12,7 +12,7 @@ import time
 import pytest
 
 from flowdiff.errors import RunError
-from flowdiff.launch import lock
+from flowdiff.runs import lock
 
 
 def write(folder, **owner):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flowdiff.result_table import rows_of, show
+from flowdiff.runs.result_table import rows_of, show
 
 NUMBERS = {
     **{"test_loss": 0.424, "test_loss_se": 0.005, "fd_digits_cnn": 3.736, "fd_digits_cnn_floor": 2.017},

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from flowdiff.errors import RunError
-from flowdiff.launch.run_folder import RunFolder, disk_error, git_commit, versions, whole, write_whole
+from flowdiff.runs.files import disk_error, whole, write_whole
+from flowdiff.runs.provenance import git_commit, versions
+from flowdiff.runs.run_folder import RunFolder
 
 
 def test_result_makes_a_run_complete(tmp_path):

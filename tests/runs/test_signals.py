@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flowdiff.launch.signals import ASKING, STOPPED
+from flowdiff.runs.signals import ASKING, STOPPED
 
 HEED = """
 import os, signal, sys, time

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TESTS = Path(__file__).parent
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import nn
 
-from flowdiff.first_stage.decoder_laws import GAIN, GaussianLaw
-from flowdiff.first_stage.vae_nets import VAE
+from flowdiff.models.autoencoder.decoder_laws import GAIN, GaussianLaw
+from flowdiff.models.autoencoder.vae import VAE
 
 DIM, LATENT, S = 4, 2, 0.3
 W = torch.tensor([[1.0, 1.0], [1.0, -1.0], [0.5, 0.5], [0.5, -0.5]], dtype=torch.float64)  # orthogonal columns

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowdiff import config, training
-from flowdiff.launch import identity
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff import config
+from flowdiff.runs import identity
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training import run as training
 
 # Toy data needs no feature extractor, and everything is small: a run takes a second or two.
 TINY = [

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from flowdiff.errors import DataError
-from flowdiff.launch.job import Job
+from flowdiff.runs.job import Job
 
 
 def config(behaviour: str = "finish", seed: int = 0) -> dict:

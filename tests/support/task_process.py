@@ -6,7 +6,7 @@ from pathlib import Path
 from sweep_workers import job
 
 from flowdiff.launch.local import Worker
-from flowdiff.launch.task import Limits, Task
+from flowdiff.launch.slurm.task import Limits, Task
 
 if __name__ == "__main__":
     jobs = tuple(job(Path("s").resolve() / f"{b}-{i}", b, seed=i) for i, b in enumerate(sys.argv[1:]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowdiff.launch.upload import records
+from flowdiff.loggers.offline import records
 
 
 @dataclass

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 IMPORTS = (
-    *("flowdiff.cli.worker", "flowdiff.cli.train", "flowdiff.cli.sample", "hydra_plugins.flowdiff"),
+    *("flowdiff.launch.worker", "flowdiff.cli.train", "flowdiff.cli.sample", "hydra_plugins.flowdiff"),
     *("sklearn.datasets", "matplotlib.pyplot"),
 )
 LONGEST = 1 << 17  # bytes of a command

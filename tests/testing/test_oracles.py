@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from oracles import Gaussian, Mixture, two_by_two
+
+from flowdiff.testing.oracles import Gaussian, Mixture, two_by_two
 
 
 def gaussian():

@@ -7,8 +7,8 @@ import torch
 from flow_cases import perturb
 from runs import settings
 
-from flowdiff.engine import Engine
 from flowdiff.noise import step_generator
+from flowdiff.training.engine import Engine
 
 VECTORS = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16"]
 IMAGES = ["dataset=digits", "flow=glow", "flow.n_flows=1", "flow.hidden=4", "flow.levels=1"]

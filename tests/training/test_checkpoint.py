@@ -6,10 +6,10 @@ import signal
 import pytest
 from runs import TINY, train
 
-from flowdiff.engine import Engine
-from flowdiff.launch.job import Interrupted
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.loggers import CSVOnly
+from flowdiff.loggers.csv import CSVOnly
+from flowdiff.runs.job import Interrupted
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training.engine import Engine
 
 
 def at_step(step, monkeypatch, happen):
@@ -50,7 +50,7 @@ def lost(*args, **kwargs):
 def test_a_tracker_that_the_queue_has_ended_first_is_no_failure(tmp_path, monkeypatch):
     def both_end():
         monkeypatch.setattr(CSVOnly, "finish", lost)
-        monkeypatch.setattr("flowdiff.metrics_csv.MetricsCSV.log_metrics", lost)
+        monkeypatch.setattr("flowdiff.runs.metrics_csv.MetricsCSV.log_metrics", lost)
         os.kill(os.getpid(), signal.SIGTERM)
 
     at_step(3, monkeypatch, both_end)

@@ -11,11 +11,11 @@ from cli_process import script
 from runs import settings, train
 
 from flowdiff import config
-from flowdiff.divergence import Divergence
-from flowdiff.engine import Engine
-from flowdiff.launch.identity import run_id
-from flowdiff.launch.job import Interrupted
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.identity import run_id
+from flowdiff.runs.job import Interrupted
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training.divergence import Divergence
+from flowdiff.training.engine import Engine
 
 PRESETS = config.options("debug")
 TOY = [

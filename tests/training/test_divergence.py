@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.divergence import Sentinel, first_not_finite, is_fused, locate, not_finite, take
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.training.divergence import Sentinel, first_not_finite, is_fused, locate, not_finite, take
 
 
 class Forward(nn.Module):

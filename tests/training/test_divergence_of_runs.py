@@ -7,10 +7,10 @@ import pytest
 import torch
 from runs import TINY, settings, train
 
-from flowdiff.divergence import Divergence
-from flowdiff.engine import Engine
-from flowdiff.launch import preemption
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training import checkpoint as preemption
+from flowdiff.training.divergence import Divergence
+from flowdiff.training.engine import Engine
 
 # A network whose second layer is bad for the one sample whose noise level is given, in the first or second derivative.
 PLUGIN = """

@@ -7,9 +7,9 @@ from cli_process import outcomes
 
 import flowdiff
 from flowdiff import config
-from flowdiff.engine import Engine
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.launch import identity
+from flowdiff.runs import identity
+from flowdiff.training.engine import Engine
 
 VAE = [*runs.TINY_DIGITS, "experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2"]
 TINY_VAE = [*VAE, "network.latent_dim=3", "metrics.likelihood=true", "trainer.log_every_n_steps=1"]

@@ -9,13 +9,14 @@ import torch
 from runs import TINY, TINY_DIGITS, settings, train
 from wandb_files import offline_runs
 
-from flowdiff import api, registry, training
-from flowdiff.divergence import Divergence
-from flowdiff.engine import Engine
+from flowdiff import api, registry
 from flowdiff.errors import RunError
-from flowdiff.launch.job import Interrupted
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.metrics_csv import MetricsCSV
+from flowdiff.runs.job import Interrupted
+from flowdiff.runs.metrics_csv import MetricsCSV
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training import run as training
+from flowdiff.training.divergence import Divergence
+from flowdiff.training.engine import Engine
 
 PICTURES = ("samples.png", "trajectory.png", "loss_curve.png")
 TABLE = {

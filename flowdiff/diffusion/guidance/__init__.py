@@ -12,7 +12,7 @@ exaggerated. The guides differ in D_r alone:
     classifier       D_c − σ²·∇ₓ log p(c|x, σ)        D(x, σ, ∅) by Bayes' rule, from a classifier
     flow_classifier  Σ_k p(k|x, σ)·D(x, σ, k)         the same, from the posterior of the conditional flow itself
 
-Every guide may be kept in bounds, in this order, which is the only one (flowdiff/guidance/limits.py):
+Every guide may be kept in bounds, in this order, which is the only one (flowdiff/diffusion/guidance/limits.py):
 
     rescale            D ← φ·(std D_c/std D)·D + (1 − φ)·D
     dynamic_threshold  D ← clip(D, −s, s)/s,  s = max(1, quantile of |D|)
@@ -25,6 +25,6 @@ Guides stand around guides: what `inner` describes is D_c for autoguidance and c
 cfg and flow_classifier are innermost, as they ask the model about other conditions than c. Each has its own bounds.
 """
 
-from flowdiff.guidance.base import Guidance, Guide
+from flowdiff.diffusion.guidance.base import Guidance, Guide
 
 __all__ = ["Guidance", "Guide"]

@@ -8,10 +8,10 @@ from typing import Any
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.guidance.base import Denoise, Guidance, Guide, Pair, class_of
-from flowdiff.guidance.limits import Interval, Limits, Quantile, Share
-from flowdiff.guidance.other_run import other_run
+from flowdiff.diffusion.guidance.base import Denoise, Guidance, Guide, Pair, class_of
+from flowdiff.diffusion.guidance.limits import Interval, Limits, Quantile, Share
+from flowdiff.diffusion.guidance.other_run import other_run
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.diffusion.guidance.limits import Limits
 from flowdiff.errors import ConfigurationError
-from flowdiff.guidance.limits import Limits
+from flowdiff.models.conditioning import Conditioning
 
 Denoise = Callable[[Tensor, Tensor, Conditioning | None], Tensor]
 

@@ -8,10 +8,10 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.diffusion.guidance.base import Denoise, Guide, Pair
+from flowdiff.diffusion.guidance.limits import Interval, Limits, Quantile, Share
 from flowdiff.errors import ConfigurationError
-from flowdiff.guidance.base import Denoise, Guide, Pair
-from flowdiff.guidance.limits import Interval, Limits, Quantile, Share
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 
 

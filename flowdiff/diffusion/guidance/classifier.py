@@ -9,11 +9,11 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.diffusion.guidance.base import Denoise, Guidance, Guide, Pair, class_of
+from flowdiff.diffusion.guidance.limits import Interval, Limits, Quantile, Share
+from flowdiff.diffusion.guidance.other_run import other_run
 from flowdiff.errors import ConfigurationError
-from flowdiff.guidance.base import Denoise, Guidance, Guide, Pair, class_of
-from flowdiff.guidance.limits import Interval, Limits, Quantile, Share
-from flowdiff.guidance.other_run import other_run
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 

@@ -15,10 +15,10 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.diffusion.guidance.base import Denoise, Guide, Pair, class_of
+from flowdiff.diffusion.guidance.limits import Interval, Limits, Quantile, Share
 from flowdiff.errors import ConfigurationError
-from flowdiff.guidance.base import Denoise, Guide, Pair, class_of
-from flowdiff.guidance.limits import Interval, Limits, Quantile, Share
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.guidance.base import Denoise, Guidance
+from flowdiff.diffusion.guidance.base import Denoise, Guidance
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 
 

@@ -16,8 +16,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step
 from flowdiff.shapes import append_dims, mean_except_batch
 
 FIRST, SHORTEST = 0.3, 1e-3  # lengths in ln σ: of the first trial, and of a step that is made whatever its error

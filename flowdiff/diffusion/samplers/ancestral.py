@@ -13,9 +13,9 @@ import math
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, euler_step
 from flowdiff.noise import randn_like
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step, euler_step
 
 
 @register("sampler", "ancestral")

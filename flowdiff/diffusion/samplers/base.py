@@ -25,8 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import BrownianPath, Generators
 
 Callback = Callable[[int, float, Tensor, Tensor], None]

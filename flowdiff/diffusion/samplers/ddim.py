@@ -10,9 +10,9 @@ from __future__ import annotations
 from pydantic import PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step
+from flowdiff.diffusion.samplers.euler import Euler
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step
-from flowdiff.samplers.euler import Euler
 
 
 @register("sampler", "ddim")

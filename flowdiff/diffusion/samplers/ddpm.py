@@ -9,9 +9,9 @@ from __future__ import annotations
 from pydantic import PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.ancestral import Ancestral
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step
 from flowdiff.registry import register
-from flowdiff.samplers.ancestral import Ancestral
-from flowdiff.samplers.base import Denoise, Sampler, Step
 
 
 @register("sampler", "ddpm")

@@ -13,9 +13,9 @@ import math
 from pydantic import PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, euler_step
+from flowdiff.diffusion.samplers.euler import Euler
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step, euler_step
-from flowdiff.samplers.euler import Euler
 
 
 @register("sampler", "dpm_solver_1")

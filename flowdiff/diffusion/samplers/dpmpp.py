@@ -24,8 +24,8 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, euler_step
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step, euler_step
 
 Eta = Annotated[float, Field(ge=0, le=10)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, euler_step
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step, euler_step
 
 
 @register("sampler", "euler")

@@ -14,12 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.errors import ConfigurationError, NotADensity
+from flowdiff.diffusion.samplers.base import Callback, Sampler
+from flowdiff.diffusion.schedules import Schedule
+from flowdiff.errors import ConfigurationError, NotADensity, nearest
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators, randn
-from flowdiff.registry import nearest
-from flowdiff.samplers.base import Callback, Sampler
-from flowdiff.schedules import Schedule
 
 Progress = Callable[[int, int], None]
 """(samples done, samples in all): called after every batch."""

@@ -15,10 +15,10 @@ import math
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, euler_step
 from flowdiff.errors import ConfigurationError
 from flowdiff.noise import randn_like
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step, euler_step
 
 
 @register("sampler", "heun")

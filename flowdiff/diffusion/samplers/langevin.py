@@ -14,10 +14,10 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.ancestral import Ancestral
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step
 from flowdiff.noise import randn_like
 from flowdiff.registry import register
-from flowdiff.samplers.ancestral import Ancestral
-from flowdiff.samplers.base import Denoise, Sampler, Step
 
 
 @register("sampler", "langevin")

@@ -14,8 +14,8 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, Visit
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step, Visit
 
 
 @register("sampler", "lms")

@@ -23,8 +23,8 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, Visit, euler_step
 from flowdiff.registry import register
-from flowdiff.samplers.base import Denoise, Sampler, Step, Visit, euler_step
 
 
 @register("sampler", "unipc")

@@ -6,8 +6,8 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
+from flowdiff.diffusion.schedules.base import Schedule
 from flowdiff.registry import register
-from flowdiff.schedules.base import Schedule
 
 
 @register("schedule", "karras")

@@ -23,10 +23,10 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from flowdiff.diffusion.schedules.base import Schedule
+from flowdiff.diffusion.schedules.formulas import Exponential
 from flowdiff.errors import ConfigurationError
 from flowdiff.registry import register
-from flowdiff.schedules.base import Schedule
-from flowdiff.schedules.formulas import Exponential
 
 Callback = Callable[[int, float, Tensor, Tensor], None]
 Walk = Callable[[Tensor, int, Callback], Tensor]

@@ -16,9 +16,9 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from flowdiff.errors import ConfigurationError
-from flowdiff.registry import nearest, register
-from flowdiff.schedules.base import Schedule
+from flowdiff.diffusion.schedules.base import Schedule
+from flowdiff.errors import ConfigurationError, nearest
+from flowdiff.registry import register
 
 Table = Literal["linear", "sqrt_linear", "cosine"]
 Spacing = Literal["trailing", "leading", "linspace"]

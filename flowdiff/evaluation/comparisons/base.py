@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from flowdiff.evaluation.samples import Real, Samples
+from flowdiff.evaluation.features.samples import Real, Samples
 
 
 class Metric(ABC):

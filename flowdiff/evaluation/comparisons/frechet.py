@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from flowdiff.evaluation.comparisons.base import Metric
-from flowdiff.evaluation.frechet import frechet_distance
-from flowdiff.evaluation.samples import Real, Samples
+from flowdiff.evaluation.features.samples import Real, Samples
+from flowdiff.evaluation.features.statistics import frechet_distance
 from flowdiff.registry import register
 
 log = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @register("metric", "frechet")
 class Frechet(Metric):
-    """d² of flowdiff/evaluation/frechet.py, all samples against the whole training split.
+    """d² of flowdiff/evaluation/features/statistics.py, all samples against the whole training split.
 
     Below num_features + 1 samples a covariance is singular: the number is that of a flatter Gaussian, far from its
     limit, and compares with those of equally many samples only, which is said once.

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.comparisons.base import Metric
-from flowdiff.evaluation.samples import Real, Samples
+from flowdiff.evaluation.features.samples import Real, Samples
 from flowdiff.registry import register
 
 

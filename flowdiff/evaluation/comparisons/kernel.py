@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from flowdiff.evaluation.comparisons.base import Metric
-from flowdiff.evaluation.samples import Real, Samples, paced
+from flowdiff.evaluation.features.samples import Real, Samples, paced
 from flowdiff.registry import register
 
 AtLeastTwo = Annotated[int, Field(ge=2)]

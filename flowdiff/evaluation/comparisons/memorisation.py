@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowdiff.evaluation.comparisons.base import Metric
-from flowdiff.evaluation.samples import Real, Samples, paced
+from flowdiff.evaluation.features.samples import Real, Samples, paced
 from flowdiff.registry import register
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from flowdiff.data.readers import evenly
 from flowdiff.evaluation.comparisons.base import Metric
-from flowdiff.evaluation.features import evenly
-from flowdiff.evaluation.samples import Real, Samples, paced
+from flowdiff.evaluation.features.samples import Real, Samples, paced
 from flowdiff.registry import register
 
 CHUNK = 1000  # rows of a distance matrix that are held at once

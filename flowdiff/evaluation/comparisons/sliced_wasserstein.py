@@ -12,9 +12,9 @@ from typing import Annotated
 import torch
 from pydantic import Field, PositiveInt
 
+from flowdiff.data.readers import evenly
 from flowdiff.evaluation.comparisons.base import Metric
-from flowdiff.evaluation.features import evenly
-from flowdiff.evaluation.samples import Real, Samples
+from flowdiff.evaluation.features.samples import Real, Samples
 from flowdiff.registry import register
 
 

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.data.encoded import encodes, is_autoencoder
+from flowdiff.data.readers import dequantised, split_batches
 from flowdiff.evaluation import ranks
-from flowdiff.evaluation.encoded import encodes, is_autoencoder
-from flowdiff.evaluation.features import split_batches
-from flowdiff.evaluation.likelihood import Likelihood, dequantised, mean_and_error, per_dimension
-from flowdiff.first_stage.posterior import standard_normal
+from flowdiff.evaluation.densities.likelihood import Likelihood, mean_and_error, per_dimension
+from flowdiff.models.autoencoder.posterior import standard_normal
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators, randn
 
 ACTIVE = 0.01  # variance of a unit's mean over the data

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.data.readers import dequantised, evenly
 from flowdiff.evaluation import ranks
-from flowdiff.evaluation.features import evenly
-from flowdiff.evaluation.likelihood import dequantised, mean_and_error
+from flowdiff.evaluation.densities.likelihood import mean_and_error
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators, randn_like
 
 CALIBRATION_BINS = 15

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.data.encoded import as_seen_by, is_autoencoder
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge
-from flowdiff.evaluation.autoencoding import image_bound
-from flowdiff.evaluation.encoded import as_seen_by, is_autoencoder
-from flowdiff.evaluation.interpolation import likelihood_between
-from flowdiff.evaluation.likelihood import Likelihood, bits_per_dim
-from flowdiff.evaluation.ode_likelihood import Solution, ode_bits_per_dim
-from flowdiff.evaluation.outliers import outlier_scores
-from flowdiff.evaluation.posterior import classify as classified
-from flowdiff.evaluation.posterior import is_classifier
+from flowdiff.evaluation.densities.autoencoding import image_bound
+from flowdiff.evaluation.densities.classification import classify as classified
+from flowdiff.evaluation.densities.classification import is_classifier
+from flowdiff.evaluation.densities.interpolation import likelihood_between
+from flowdiff.evaluation.densities.likelihood import Likelihood, bits_per_dim
+from flowdiff.evaluation.densities.ode_likelihood import Solution, ode_bits_per_dim
+from flowdiff.evaluation.densities.outliers import outlier_scores
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import build
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ CondOf = Callable[[Tensor], Conditioning | None]
 
 
 class OdeSettings(NamedTuple):
-    """Whether the ODE's likelihood is wanted, and how it is solved (flowdiff/evaluation/ode_likelihood.py)."""
+    """Whether the ODE's likelihood is wanted, and how it is solved (flowdiff/evaluation/densities/ode_likelihood.py)."""
 
     wanted: bool
     rtol: float

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.data.readers import dequantised
 from flowdiff.errors import DataError
-from flowdiff.evaluation.likelihood import dequantised, mean_and_error, per_dimension
+from flowdiff.evaluation.densities.likelihood import mean_and_error, per_dimension
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
 
 POINTS = 9  # of a path, its ends among them

@@ -9,16 +9,15 @@ bounds the probability of k:  −log₂ P(k) ≤ E_u[−log₂ p(x)] + log₂(le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.data.pixels import centred
+from flowdiff.data.readers import dequantised
 from flowdiff.evaluation import ranks
-from flowdiff.evaluation.encoded import Encoded
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
 
 
@@ -67,19 +66,6 @@ def per_dimension(log_prob: Tensor, dimensions: int, levels: int | None) -> tupl
     if levels is None:
         return "nats_per_dim", nats
     return "bpd", nats / math.log(2) + math.log2(levels / 2)
-
-
-def dequantised(data: Any, x_raw: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
-    """Raw samples in model space, each image spread uniformly over its grey levels by its own generator; encoded, by
-    the numbers of the same, where the data are.
-    """
-    if isinstance(data, Encoded):
-        return data.first_stage.encode(dequantised(data.pixels, x_raw, sources), sources)
-    x = centred(data, x_raw)
-    if data.levels is None:
-        return x
-    u = torch.stack([torch.rand(x.shape[1:], generator=source) for source in sources]).to(x.device)  # (B, C, H, W)
-    return x + (2 * u - 1) / data.levels
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

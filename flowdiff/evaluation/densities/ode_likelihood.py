@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.data.readers import dequantised
 from flowdiff.evaluation import ranks
-from flowdiff.evaluation.likelihood import Likelihood, dequantised, mean_and_error, per_dimension
-from flowdiff.evaluation.samples import paced
+from flowdiff.evaluation.densities.likelihood import Likelihood, mean_and_error, per_dimension
+from flowdiff.evaluation.features.samples import paced
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
 from flowdiff.shapes import append_dims, sum_except_batch
 

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.data.encoded import Encoded
+from flowdiff.data.readers import dequantised, evenly
 from flowdiff.data.torchvision_sets import TorchvisionSet
 from flowdiff.errors import DataError
-from flowdiff.evaluation.encoded import Encoded
-from flowdiff.evaluation.features import evenly
-from flowdiff.evaluation.likelihood import dequantised
-from flowdiff.evaluation.posterior import log_joint
+from flowdiff.evaluation.densities.classification import log_joint
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
 from flowdiff.registry import build, names, resolve
 

@@ -6,7 +6,10 @@ A distance is named after its features, `fd_<name>`; only that in the Inception 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -32,3 +35,14 @@ class Extractor(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, num_features) of samples x."""
+
+
+def extract(extractor: Extractor, data: Any, x: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Features of samples x (N, …) in model space, snapped to the data's levels, batch by batch.
+
+    In float32 and on the extractor's own device, so that real and generated samples go through the same arithmetic.
+    """
+    device = next((p.device for p in extractor.parameters()), x.device)
+    for part in x.split(batch_size):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield extractor(data.quantize(part.detach().to(device, torch.float32)))

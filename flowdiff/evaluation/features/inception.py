@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.evaluation.extractor import Extractor
+from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.ranks import local_device
 
 SOURCE = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

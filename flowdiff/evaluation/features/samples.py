@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from flowdiff.data.readers import evenly, split_batches
 from flowdiff.digests import digest, fingerprint
-from flowdiff.evaluation.cache import cached
-from flowdiff.evaluation.extractor import Extractor
-from flowdiff.evaluation.features import evenly, extract, split_batches
-from flowdiff.evaluation.frechet import FeatureStatistics
+from flowdiff.evaluation.features.cache import cached
+from flowdiff.evaluation.features.extractor import Extractor, extract
+from flowdiff.evaluation.features.statistics import FeatureStatistics
 
 log = logging.getLogger(__name__)
 

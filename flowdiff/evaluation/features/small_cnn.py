@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowdiff.data.pixels import centred
+from flowdiff.data.readers import centred, split_batches
 from flowdiff.digests import digest, fingerprint
-from flowdiff.errors import ConfigurationError
-from flowdiff.evaluation.cache import cached
-from flowdiff.evaluation.extractor import Extractor
-from flowdiff.evaluation.inception import InceptionFeatures, check_inception
+from flowdiff.evaluation.features.cache import cached
+from flowdiff.evaluation.features.extractor import Extractor
 
 log = logging.getLogger(__name__)
-
-
-class IdentityFeatures(Extractor):
-    """φ(x) = x: vectors are compared as they are, by their first two moments only."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.name = "data"
-        self.num_features = num_features
-        self.head = None
-        self.accuracy = None
-        self.weight_hash = "identity"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
 
 
 class SmallCNN(Extractor):
@@ -90,35 +72,6 @@ TRAINING = {
 }
 
 
-def build_extractor(data: Any, cache_dir: Path, inception_weights: Path | None = None) -> Extractor:
-    """The extractor of a run, in eval mode and frozen.
-
-    With a file of weights: `InceptionFeatures`. Without: what suits the data, for vectors `IdentityFeatures`, for
-    images with classes a `SmallCNN` trained on their training split, once, and then read from `cache_dir`. Raises
-    ConfigurationError as `check_extractable` does.
-    """
-    check_extractable(data, inception_weights)
-    if inception_weights is not None:
-        return InceptionFeatures(inception_weights, data.to_uint8)
-    if len(data.shape) == 1:
-        return IdentityFeatures(data.shape[0])
-    return trained_cnn(data, cache_dir)
-
-
-def check_extractable(data: Any, inception_weights: Path | None = None) -> None:
-    """Raise ConfigurationError if no extractor suits the data; looks at its shape and classes only.
-
-    A network of random weights could be used for images without classes, but nobody knows what its distance means.
-    """
-    if inception_weights is not None:
-        check_inception(data, inception_weights)
-    elif len(data.shape) == 3 and data.num_classes is None:
-        raise ConfigurationError(
-            f"metrics.frechet=true needs class labels to train its feature extractor, and dataset={data.name} has "
-            "none: set metrics.frechet=false, or take metrics=inception."
-        )
-
-
 def trained_cnn(data: Any, cache_dir: Path) -> SmallCNN:
     """A `SmallCNN` named <dataset>_cnn, trained deterministically on the training split or read from the cache.
 
@@ -148,29 +101,6 @@ def trained_cnn(data: Any, cache_dir: Path) -> SmallCNN:
     model.weight_hash = digest(*(t.numpy().tobytes() for t in model.state_dict().values()))
     log.info("Feature extractor %s: test accuracy %.1f %%.", model.name, 100 * model.accuracy)
     return model.eval().requires_grad_(False)
-
-
-def extract(extractor: Extractor, data: Any, x: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Features of samples x (N, …) in model space, snapped to the data's levels, batch by batch.
-
-    In float32 and on the extractor's own device, so that real and generated samples go through the same arithmetic.
-    """
-    device = next((p.device for p in extractor.parameters()), x.device)
-    for part in x.split(batch_size):
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield extractor(data.quantize(part.detach().to(device, torch.float32)))
-
-
-def split_batches(data: Any, split: Any, batch_size: int, most: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in order, or `most` samples of it: images at the centre of their grey level (or vectors), and labels."""
-    for indices in evenly(len(split), most).split(batch_size):
-        batch = split[indices]
-        yield centred(data, batch.x), batch.label
-
-
-def evenly(n: int, most: int | None) -> Tensor:
-    """Positions 0 … n−1, or where these are more than `most`, that many of them, evenly spaced."""
-    return torch.linspace(0, n - 1, n if most is None else min(n, most), dtype=torch.float64).round().long()
 
 
 def _initialised(data: Any) -> SmallCNN:

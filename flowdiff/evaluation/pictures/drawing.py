@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdiff.data.pixels import centred
-from flowdiff.evaluation import pictures
-from flowdiff.evaluation.autoencoding import autoencoder_of, device_of, reconstruct
-from flowdiff.evaluation.encoded import as_seen_by
-from flowdiff.evaluation.features import evenly
-from flowdiff.evaluation.interpolation import POINTS, interpolate
+from flowdiff.data.encoded import as_seen_by
+from flowdiff.data.readers import centred, evenly
+from flowdiff.evaluation.densities.autoencoding import autoencoder_of, device_of, reconstruct
+from flowdiff.evaluation.densities.interpolation import POINTS, interpolate
+from flowdiff.evaluation.pictures import plots as pictures
 
 PICTURE_SEED = 1  # the pictures' samples: the same at every step, so that the eye compares models, not noise
 SCATTERED = 2000  # points of a 2-D picture

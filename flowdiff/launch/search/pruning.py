@@ -5,9 +5,9 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from flowdiff.launch.job import Pruned
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.launch.search import OpenTrial
+from flowdiff.launch.search.study import OpenTrial
+from flowdiff.runs.job import Pruned
+from flowdiff.runs.run_folder import RunFolder
 
 
 class Pruning(Callback):

@@ -20,7 +20,7 @@ import pydantic
 from pydantic import NonNegativeInt, PositiveInt
 
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

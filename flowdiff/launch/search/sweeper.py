@@ -15,14 +15,14 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import config
-from flowdiff.cli.sweep import composed, rehearse
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
-from flowdiff.launch.identity import run_id, run_name
-from flowdiff.launch.job import checked_retry
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.launch.search import FILE, OVERRIDES, REFUSED, RUN, Search, Settings, needed
+from flowdiff.launch.search.study import FILE, OVERRIDES, REFUSED, RUN, Search, Settings, needed
+from flowdiff.launch.sweep import composed, rehearse
 from flowdiff.report.plots import png
-from flowdiff.report.search import TrialRow, picture, table
+from flowdiff.report.search_progress import TrialRow, picture, table
+from flowdiff.runs.identity import run_id, run_name
+from flowdiff.runs.job import checked_retry
+from flowdiff.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

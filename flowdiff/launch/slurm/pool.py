@@ -2,7 +2,7 @@
 
 The resolved configs travel with the tasks, so nothing that is edited later reaches them. A task begins when its
 submission has been recorded in the sweep's folder, and folders are made ready in between: whatever sbatch refuses has
-changed nothing. What becomes of a task is in `flowdiff.launch.task`.
+changed nothing. What becomes of a task is in `flowdiff.launch.slurm.pool.task`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rich.console import Console
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.launch.board import Board, Row
-from flowdiff.launch.identity import labels
-from flowdiff.launch.job import Job, Retry
 from flowdiff.launch.local import Worker
-from flowdiff.launch.lock import Busy, owner
 from flowdiff.launch.pending import Pairs, pending
-from flowdiff.launch.queue import jobs_of, queue_states
-from flowdiff.launch.run_folder import git_commit
+from flowdiff.launch.slurm.queue import jobs_of, queue_states
+from flowdiff.launch.slurm.submission import FOLDER, Submission, record, submissions
+from flowdiff.launch.slurm.task import Limits, Task
 from flowdiff.launch.status import statuses
-from flowdiff.launch.submission import FOLDER, Submission, record, submissions
-from flowdiff.launch.task import Limits, Task
+from flowdiff.runs.identity import labels
+from flowdiff.runs.job import Job, Retry
+from flowdiff.runs.lock import Busy, owner
+from flowdiff.runs.provenance import git_commit
 
 LOOK = 5.0  # seconds between two looks at the queue
 KEPT = ("SLURM_CONF", "SLURM_JWT")  # of a job's environment: where the cluster is, not what the job was given

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from flowdiff.launch.submission import Submission
+from flowdiff.launch.slurm.submission import Submission
 
 PATIENCE = 30  # seconds for an answer of a busy controller
 # SLURM's words for a job that still has a future; all others are ends.

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flowdiff.errors import RunError
-from flowdiff.launch.run_folder import write_whole
+from flowdiff.runs.files import write_whole
 
 FOLDER = "slurm"  # of a sweep; holds no run
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowdiff.launch.job import Job, is_first_rank
 from flowdiff.launch.local import BUSY, FAILED, LocalPool, Worker, train_here
-from flowdiff.launch.lock import HEARTBEAT, SILENCE, owner
-from flowdiff.launch.signals import STOPPED, heed
 from flowdiff.launch.slots import Slot, available_cores, visible_gpus
-from flowdiff.launch.submission import FOLDER, submissions
+from flowdiff.launch.slurm.submission import FOLDER, submissions
+from flowdiff.runs.job import Job, is_first_rank
+from flowdiff.runs.lock import HEARTBEAT, SILENCE, owner
+from flowdiff.runs.signals import STOPPED, heed
 
 KILLED = 128 + signal.SIGKILL  # as srun reports it
 RECORDED = 120.0  # seconds within which whoever submitted has written the record

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from flowdiff.first_stage.decoder_laws import DecoderLaw
-from flowdiff.first_stage.posterior import Posterior
+from flowdiff.models.autoencoder.decoder_laws import DecoderLaw
+from flowdiff.models.autoencoder.posterior import Posterior
 
 
 class Elbo(NamedTuple):

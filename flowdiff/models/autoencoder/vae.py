@@ -1,7 +1,7 @@
 """The convolutional variational autoencoder: residual levels, each half as large as the one before.
 
 encoder   x → patches → levels ↓ → (m, v),    q(ℓ|x) = N(m, e^v)
-decoder   ℓ → levels ↑ → patches → a,         p(x|ℓ) by flowdiff/first_stage/decoder_laws.py
+decoder   ℓ → levels ↑ → patches → a,         p(x|ℓ) by flowdiff/models/autoencoder/decoder_laws.py
 
 A latent is a vector, behind a linear map of the whole smallest level, or a map of its size.
 """
@@ -13,10 +13,10 @@ from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.first_stage.autoencoder import Autoencoder
-from flowdiff.first_stage.decoder_laws import DecoderLaw
-from flowdiff.first_stage.posterior import Posterior
+from flowdiff.models.activations import Activation
+from flowdiff.models.autoencoder.base import Autoencoder
+from flowdiff.models.autoencoder.decoder_laws import DecoderLaw
+from flowdiff.models.autoencoder.posterior import Posterior
 
 
 class Levels(NamedTuple):

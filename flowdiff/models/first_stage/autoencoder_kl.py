@@ -15,10 +15,10 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.first_stage.autoencoder import Autoencoder
-from flowdiff.first_stage.base import AutoencoderStage, Precision
-from flowdiff.first_stage.decoder_laws import GaussianLaw
-from flowdiff.first_stage.posterior import Posterior
+from flowdiff.models.autoencoder.base import Autoencoder
+from flowdiff.models.autoencoder.decoder_laws import GaussianLaw
+from flowdiff.models.autoencoder.posterior import Posterior
+from flowdiff.models.first_stage.base import AutoencoderStage, Precision
 from flowdiff.registry import register
 from flowdiff.shapes import times
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.digests import digest, weight_hash
-from flowdiff.first_stage.autoencoder import Autoencoder
-from flowdiff.first_stage.posterior import Posterior
+from flowdiff.models.autoencoder.base import Autoencoder
+from flowdiff.models.autoencoder.posterior import Posterior
 from flowdiff.noise import Generators, randn_like
 from flowdiff.shapes import append_dims
 

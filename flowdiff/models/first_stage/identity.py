@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flowdiff.first_stage.base import FirstStage
+from flowdiff.models.first_stage.base import FirstStage
 from flowdiff.noise import Generators
 from flowdiff.registry import register
 

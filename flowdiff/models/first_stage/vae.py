@@ -8,7 +8,7 @@ from typing import Any, final
 from pydantic import PositiveInt
 
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.first_stage.base import AutoencoderStage, Precision, Scale
+from flowdiff.models.first_stage.base import AutoencoderStage, Precision, Scale
 from flowdiff.registry import register
 from flowdiff.shapes import times
 

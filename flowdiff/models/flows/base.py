@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.recompute import call
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.recompute import call
 
 
 class Flow(nn.Module, ABC):
@@ -43,7 +43,7 @@ class Flow(nn.Module, ABC):
 class Sequential(Flow):
     """f = f_n ∘ … ∘ f_1: the flows applied in turn, their log-determinants added.
 
-    checkpoint: each of them is computed again in the backward pass of data → base (flowdiff/nn/recompute.py).
+    checkpoint: each of them is computed again in the backward pass of data → base (flowdiff/models/nn/recompute.py).
     """
 
     def __init__(self, flows: Sequence[Flow], checkpoint: bool = False):

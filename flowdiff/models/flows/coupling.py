@@ -16,9 +16,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flattened, Flow, Sequential
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flattened, Flow, Sequential
 from flowdiff.shapes import sum_except_batch
 
 # (in_features, out_features) → net(x (B, in_features, …), cond) → (B, out_features, …), zero at the start.

@@ -23,15 +23,15 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flattened, Flow, Sequential
-from flowdiff.nn.inject import CrossAttention, Inject, zero_init
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.recompute import call
-from flowdiff.nn.residual import NetSettings
-from flowdiff.nn.sdpa import first_order
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flattened, Flow, Sequential
+from flowdiff.models.nn.inject import CrossAttention, Inject, zero_init
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.recompute import call
+from flowdiff.models.nn.residual import NetSettings
+from flowdiff.models.nn.sdpa import first_order
 from flowdiff.registry import register
 
 State = tuple[Tensor, Tensor]  # z (B, D) and log|det| (B,)
@@ -57,7 +57,7 @@ class FFJORD(Flow):
     `adjoint` solves a second equation backward in constant memory and gives first derivatives only, which serves
     likelihood training and sampling by the score, but no loss that differentiates the score. Autocast does not reach
     the solver. checkpoint: with `direct`, compute g and its trace again in the backward pass
-    (flowdiff/nn/recompute.py).
+    (flowdiff/models/nn/recompute.py).
 
     Not exact: z and log-det are a solver's, so ∫p = 1 and f⁻¹(f(x)) = x hold up to its error, O(steps⁻⁴) or the
     tolerance; the gradients of `adjoint` are off by as much, and with a tolerance a sample depends on its batch. A net

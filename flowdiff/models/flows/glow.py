@@ -4,7 +4,7 @@
     x ← W x at every pixel    W = P L U, log|det| = H·W·Σ log diag U
     x_moved ← x_moved·e^s + t   (a, t) = net(x_kept; e), s = c·tanh(a/c), c the scale bound
 
-e is the embedding of (¼ ln σ, c). After the steps of a level half of the channels leave (flowdiff/flows/multiscale.py).
+e is the embedding of (¼ ln σ, c). After the steps of a level half of the channels leave (flowdiff/models/flows/multiscale.py).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch.distributed as dist
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.base import Flow
-from flowdiff.flows.coupling import Affine, Coupling
-from flowdiff.flows.linear_maps import PLU
-from flowdiff.flows.multiscale import MultiScale, Shape, conv_nets, image_levels
-from flowdiff.nn.inject import Inject, zero_init
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.coupling import Affine, Coupling
+from flowdiff.models.flows.linear_maps import PLU
+from flowdiff.models.flows.multiscale import MultiScale, Shape, conv_nets, image_levels
+from flowdiff.models.nn.inject import Inject, zero_init
+from flowdiff.models.nn.residual import NetSettings
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 
@@ -37,7 +37,7 @@ class Glow(Flow):
     x (B, C, H, W) → z like x, log-det (B,) in nats; H and W multiples of 2^levels, null: as many levels as they allow
     (at most 3). hidden, depth: width and residual blocks of the convolutional nets; scale_bound: |s| stays below it;
     inject: how (σ, c) enters the nets; checkpoint: compute each map again in the backward pass
-    (flowdiff/nn/recompute.py). As smooth as its activation. It is built as the identity, and the first
+    (flowdiff/models/nn/recompute.py). As smooth as its activation. It is built as the identity, and the first
     training batch leaves it that if the input is whitened (see ActNorm).
     Raises ConfigurationError for vectors and for sides that cannot be halved `levels` times.
     Source: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1×1 Convolutions", 2018.

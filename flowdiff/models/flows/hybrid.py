@@ -23,16 +23,16 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.base import Flow, Sequential
-from flowdiff.flows.coupling import Affine, Transform, alternating, vector_couplings
-from flowdiff.flows.multiscale import Shape, image_levels, squeeze, unsqueeze
-from flowdiff.nn.conv import ResidualConv
-from flowdiff.nn.inject import Inject, zero_init
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.recompute import call
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow, Sequential
+from flowdiff.models.flows.coupling import Affine, Transform, alternating, vector_couplings
+from flowdiff.models.flows.multiscale import Shape, image_levels, squeeze, unsqueeze
+from flowdiff.models.nn.conv import ResidualConv
+from flowdiff.models.nn.inject import Inject, zero_init
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.recompute import call
+from flowdiff.models.nn.residual import NetSettings
 from flowdiff.registry import register
 from flowdiff.shapes import sum_except_batch
 
@@ -47,7 +47,7 @@ class Hybrid(Flow):
     random halves of its numbers; hidden, depth: width and residual blocks of the couplings' nets; features, cnn_depth:
     channels of the CNN's map and its residual blocks, `hidden` wide; scale_bound: |log-scale| of a coupling stays below
     it; inject: how (σ, c) enters the nets and the CNN; checkpoint: compute the couplings and the CNN again in the
-    backward pass (flowdiff/nn/recompute.py). The splits are drawn from torch's global generator and kept in
+    backward pass (flowdiff/models/nn/recompute.py). The splits are drawn from torch's global generator and kept in
     the state dict.
     Raises ConfigurationError for vectors and for sides that cannot be halved `levels` times.
     """

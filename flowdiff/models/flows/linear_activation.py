@@ -1,7 +1,7 @@
 """The linear–activation flow: invertible linear maps with conditioned, invertible activations between them.
 
 One layer is  z ← W z,  z ← e^g·z + b,  z ← z + w·r(k·z)/k,  and after the last one  z ← W z  (unless W is orthogonal),
-where r is the bend of the chosen activation (flowdiff/activations.py) and g, b, w, k, one number per dimension each,
+where r is the bend of the chosen activation (flowdiff/models/activations.py) and g, b, w, k, one number per dimension each,
 are a linear map of the embedding of (¼ ln σ, c), which starts at zero: with W = I the flow starts as the identity,
 and nothing but (σ, c) decides how far it leaves it.
 """
@@ -15,12 +15,12 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import MAX_STRENGTH, Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flattened, Flow, Sequential
-from flowdiff.flows.linear_maps import PLU, Householder, Kronecker, LinearMap, Rotation, enough
-from flowdiff.nn.inject import zero_init
+from flowdiff.models.activations import MAX_STRENGTH, Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flattened, Flow, Sequential
+from flowdiff.models.flows.linear_maps import PLU, Householder, Kronecker, LinearMap, Rotation, enough
+from flowdiff.models.nn.inject import zero_init
 from flowdiff.registry import register
 
 MAPS: dict[str, type[LinearMap]] = {
@@ -42,9 +42,9 @@ class LinearActivation(Flow):
     """z = W_n a_{n−1}(… W_1 a_0(W_0 x)), a_i the (σ, c)-conditioned affine map and activation.
 
     x (B, …) of any shape, seen as D = prod(shape) dimensions. n_flows ≥ 1 layers. `linear` is W, and `reflections` how
-    many make a `householder`, even, null: D (flowdiff/flows/linear_maps.py). |g| < log_scale_bound, k within
+    many make a `householder`, even, null: D (flowdiff/models/flows/linear_maps.py). |g| < log_scale_bound, k within
     e^{±log_sharpness_bound}, |w| < 0.95, so the slope of every activation stays in [0.05, 1.95]. checkpoint: compute
-    each map again in the backward pass (flowdiff/nn/recompute.py). As smooth as its activation: C^∞ for softplus, tanh,
+    each map again in the backward pass (flowdiff/models/nn/recompute.py). As smooth as its activation: C^∞ for softplus, tanh,
     swish.
     Raises ConfigurationError for a linear map that would hold more than 1 GiB in training, before anything is
     allocated, and for reflections that another map does not have or that are more than make every rotation.

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.base import Flow
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow
 
 COPIES = 5  # that training makes of a parameter: itself, its gradient, Adam's two moments, the weight average
 

@@ -21,14 +21,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flow, Sequential
-from flowdiff.flows.coupling import Affine, Coupling, NetFactory, Transform, alternating, vector_couplings
-from flowdiff.nn.conv import ResidualConv
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.recompute import call
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow, Sequential
+from flowdiff.models.flows.coupling import Affine, Coupling, NetFactory, Transform, alternating, vector_couplings
+from flowdiff.models.nn.conv import ResidualConv
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.recompute import call
+from flowdiff.models.nn.residual import NetSettings
 
 Shape = tuple[int, int, int]  # (C, H, W)
 GridNetFactory = Callable[[tuple[int, int]], NetFactory]  # the grid (H, W) → what makes nets for images of that size

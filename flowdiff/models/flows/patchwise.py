@@ -21,18 +21,18 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flow, Sequential
-from flowdiff.flows.coupling import Affine, vector_couplings
-from flowdiff.flows.hybrid import Marginals
-from flowdiff.nn.embeddings import unit_linear
-from flowdiff.nn.inject import Inject
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.residual import NetSettings
-from flowdiff.nn.sdpa import may_fuse
-from flowdiff.nn.transformer import PastTransformer
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow, Sequential
+from flowdiff.models.flows.coupling import Affine, vector_couplings
+from flowdiff.models.flows.hybrid import Marginals
+from flowdiff.models.nn.embeddings import unit_linear
+from flowdiff.models.nn.inject import Inject
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.residual import NetSettings
+from flowdiff.models.nn.sdpa import may_fuse
+from flowdiff.models.nn.transformer import PastTransformer
 from flowdiff.registry import register
 
 LARGEST_PATCH = 4  # that patch=null takes
@@ -52,7 +52,7 @@ class Patchwise(Flow):
     stays below it, in nats per map. inject: how v_i, which holds σ, c, the place and the patches before, enters the
     couplings' nets; `cross_attention` lets them read the condition's tokens, too. Each layer of the transformer is
     steered by e (AdaLN). checkpoint: compute the couplings and the layers again in the backward pass
-    (flowdiff/nn/recompute.py).
+    (flowdiff/models/nn/recompute.py).
 
     Raises ConfigurationError for vectors, if patch does not divide the sides, or if heads does not divide hidden.
     """

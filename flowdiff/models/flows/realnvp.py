@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from pydantic import PositiveFloat, PositiveInt
 
-from flowdiff.activations import Activation
-from flowdiff.flows.coupling import Affine
-from flowdiff.flows.multiscale import CouplingFlow, Form
-from flowdiff.nn.inject import Inject
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.activations import Activation
+from flowdiff.models.flows.coupling import Affine
+from flowdiff.models.flows.multiscale import CouplingFlow, Form
+from flowdiff.models.nn.inject import Inject
+from flowdiff.models.nn.residual import NetSettings
 from flowdiff.registry import register
 
 
@@ -25,11 +25,11 @@ class RealNVP(CouplingFlow):
 
     z_moved = x_moved·e^s + t, (s, t) from a residual net of x_kept that knows (σ, c). x (B, *shape) → z like x, log-det
     (B,) in nats. The identity at the start and as smooth as its activation.
-    form: `vector` flattens samples of any shape; `image` squeezes (C, H, W) (flowdiff/flows/multiscale.py); `auto` is
+    form: `vector` flattens samples of any shape; `image` squeezes (C, H, W) (flowdiff/models/flows/multiscale.py); `auto` is
     `image` for images of even sides and more than 256 dimensions. n_flows: number of couplings (1 moves half of the
     dimensions, 2 all of them), in an image of each level; levels: of an image, null for as many as its sides allow;
     hidden, depth: width and residual blocks of each net; scale_bound: |s| stays below it; inject: how (σ, c) enters the
-    nets; checkpoint: compute each coupling again in the backward pass (flowdiff/nn/recompute.py). The splits are drawn
+    nets; checkpoint: compute each coupling again in the backward pass (flowdiff/models/nn/recompute.py). The splits are drawn
     from torch's global generator and kept in the checkpoint.
     Raises ConfigurationError if a vector has fewer than two dimensions or an image's sides cannot be halved.
     Source: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", 2017.

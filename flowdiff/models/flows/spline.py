@@ -19,12 +19,12 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from flowdiff.activations import Activation
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.coupling import Transform
-from flowdiff.flows.multiscale import CouplingFlow, Form
-from flowdiff.nn.inject import Inject
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.activations import Activation
+from flowdiff.models.flows.coupling import Transform
+from flowdiff.models.flows.multiscale import CouplingFlow, Form
+from flowdiff.models.nn.inject import Inject
+from flowdiff.models.nn.residual import NetSettings
 from flowdiff.registry import register
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]

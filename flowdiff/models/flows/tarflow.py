@@ -18,14 +18,14 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flow
-from flowdiff.nn.embeddings import condition_tokens
-from flowdiff.nn.inject import Inject
-from flowdiff.nn.sdpa import may_fuse
-from flowdiff.nn.transformer import Context, PastTransformer
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow
+from flowdiff.models.nn.embeddings import condition_tokens
+from flowdiff.models.nn.inject import Inject
+from flowdiff.models.nn.sdpa import may_fuse
+from flowdiff.models.nn.transformer import Context, PastTransformer
 from flowdiff.registry import register
 
 MAX_TOKENS = 50  # patch=null stays below: attention costs T² and the inverse T steps
@@ -49,7 +49,7 @@ class TarFlow(Flow):
     inverse: `cache` walks the tokens and keeps their keys and values; `jacobi` computes all tokens from the last
     sweep's until no number of a sample moves by more than tolerance·(1 + |x|), or T sweeps have made it exact; `auto`
     is jacobi on accelerators and cache on a CPU. Where autograd is on it is always the walk, which it can follow.
-    checkpoint: compute the layers again in the backward pass (flowdiff/nn/recompute.py). token_dim: width of
+    checkpoint: compute the layers again in the backward pass (flowdiff/models/nn/recompute.py). token_dim: width of
     cond.tokens, 0 for none.
 
     Raises ConfigurationError if patch does not divide the sample or leaves one token, or heads does not divide hidden.

@@ -26,12 +26,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.base import Flow
-from flowdiff.flows.masked_walk import walk
-from flowdiff.nn.inject import zero_init
-from flowdiff.nn.recompute import call
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.masked_walk import walk
+from flowdiff.models.nn.inject import zero_init
+from flowdiff.models.nn.recompute import call
 from flowdiff.registry import register
 
 Slope = Annotated[float, Field(gt=0, lt=1)]
@@ -48,7 +48,7 @@ class MaskedFlow(Flow, ABC):
     sees all before it; 2, one half sees the other (a coupling); in general that many groups, each sees those before
     it. The inverse takes as many passes through the nets. random_order: the dimensions in an order drawn from torch's
     global generator for each map and kept in the state dict, instead of ascending and descending in turn. checkpoint:
-    each map is computed again in the backward pass of data → base (flowdiff/nn/recompute.py).
+    each map is computed again in the backward pass of data → base (flowdiff/models/nn/recompute.py).
     """
 
     inverse_by = "dimension by dimension"

@@ -16,13 +16,13 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.networks.whitening import Whitening
-from flowdiff.nn.embeddings import ConditionEmbedding
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.whitening import Whitening
+from flowdiff.models.nn.embeddings import ConditionEmbedding
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.residual import NetSettings
 from flowdiff.registry import register
 from flowdiff.shapes import sum_except_batch
 

@@ -7,11 +7,11 @@ import math
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.embeddings import ConditionEmbedding
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.embeddings import ConditionEmbedding
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.residual import NetSettings
 from flowdiff.registry import register
 
 

@@ -15,12 +15,12 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.base import Flow
-from flowdiff.networks.directional import Gradient, directional_score
-from flowdiff.networks.whitening import Whitening
-from flowdiff.nn.embeddings import ConditionEmbedding
-from flowdiff.nn.sdpa import first_order
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow
+from flowdiff.models.networks.whitening import Whitening
+from flowdiff.models.nn.directional import Gradient, directional_score
+from flowdiff.models.nn.embeddings import ConditionEmbedding
+from flowdiff.models.nn.sdpa import first_order
 from flowdiff.noise import Generators, randn
 from flowdiff.registry import register
 from flowdiff.shapes import sum_except_batch
@@ -32,7 +32,7 @@ class ScoreFlow(nn.Module):
 
     x (B, *shape) noised data, sigma (B,) > 0 in data units, cond with vector (B, cond_dim) or None when cond_dim = 0,
     and with tokens (B, L, token_dim) or None: of these every flow hears the mean, inject=cross_attention each.
-    gradient: how a loss of the score is differentiated in the parameters (flowdiff/networks/directional.py).
+    gradient: how a loss of the score is differentiated in the parameters (flowdiff/models/nn/directional.py).
     It gives a score, so it goes with scaling=score only.
     """
 

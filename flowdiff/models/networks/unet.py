@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.nn.embeddings import condition_tokens, condition_vector
-from flowdiff.nn.inject import zero_init
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.embeddings import condition_tokens, condition_vector
+from flowdiff.models.nn.inject import zero_init
 from flowdiff.registry import register
 
 TIMESTEPS_PER_UNIT = 100.0  # of asinh(c_noise)

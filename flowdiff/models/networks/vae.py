@@ -11,11 +11,11 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.first_stage.decoder_laws import LAWS, Reconstruction
-from flowdiff.first_stage.vae_nets import VAE, Levels, decoder, encoder, smallest_level
+from flowdiff.models.activations import Activation
+from flowdiff.models.autoencoder.decoder_laws import LAWS, Reconstruction
+from flowdiff.models.autoencoder.vae import VAE, Levels, decoder, encoder, smallest_level
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import Generators, randn
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
@@ -29,7 +29,7 @@ class ConvVAE(nn.Module):
     first halving H and W; layers_per_block: residual blocks of a level; norm_groups: groups of every group norm, a
     divisor of all channels; latent_dim: numbers of a latent vector, or latent_channels: of a latent map, as large as
     the last level; the other is null; reconstruction: the law of the image given its latent
-    (flowdiff/first_stage/decoder_laws.py).
+    (flowdiff/models/autoencoder/decoder_laws.py).
     Raises ConfigurationError for vectors, sizes that the levels do not divide, a latent with more numbers than the
     image, and settings that do not fit.
     Source: Kingma & Welling, Auto-encoding variational Bayes, 2014.

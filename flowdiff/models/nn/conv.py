@@ -7,8 +7,8 @@ from typing import final
 
 from torch import nn
 
-from flowdiff.nn.attention import SelfAttention
-from flowdiff.nn.residual import NetSettings, ResidualNet
+from flowdiff.models.nn.attention import SelfAttention
+from flowdiff.models.nn.residual import NetSettings, ResidualNet
 
 
 @final

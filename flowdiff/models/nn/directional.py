@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.sdpa import first_order
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.sdpa import first_order
 from flowdiff.shapes import append_dims
 
 LogProb = Callable[[Tensor, Tensor, Conditioning | None], Tensor]

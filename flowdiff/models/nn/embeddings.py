@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
+from flowdiff.models.conditioning import Conditioning
 
 # ω from where one period (25) covers all of u's range to where one radian is a tenth of a decade of σ in ¼·ln σ.
 LOWEST, HIGHEST = 0.25, 16.0

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.attention import attend
-from flowdiff.nn.embeddings import condition_tokens
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.attention import attend
+from flowdiff.models.nn.embeddings import condition_tokens
 from flowdiff.shapes import append_dims
 
 Inject = Literal["film", "concat", "cross_attention"]

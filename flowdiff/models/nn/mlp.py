@@ -6,7 +6,7 @@ from typing import final
 
 from torch import nn
 
-from flowdiff.nn.residual import NetSettings, ResidualNet
+from flowdiff.models.nn.residual import NetSettings, ResidualNet
 
 
 @final

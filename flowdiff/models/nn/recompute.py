@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.nn import sdpa
+from flowdiff.models.nn import sdpa
 
 Output = TypeVar("Output")
 

@@ -2,7 +2,7 @@
 
     h₀ = W_in x,   h ← h + W₂ act(FiLM(W₁ act(h), e)),   y = W_out act(h)
 
-With the other ways to inject the condition (flowdiff/nn/inject.py) it is h₀ = W_in [x, e], or an attention over the
+With the other ways to inject the condition (flowdiff/models/nn/inject.py) it is h₀ = W_in [x, e], or an attention over the
 condition in front of every block, in place of FiLM. No normalisation: the net is as smooth in x as its activation.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.inject import CrossAttention, FiLM, Inject, zero_init
+from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.inject import CrossAttention, FiLM, Inject, zero_init
 from flowdiff.shapes import append_dims
 
 LinearMap = Callable[[int, int], nn.Module]  # (in_features, out_features) → a layer with weight and bias

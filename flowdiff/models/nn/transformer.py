@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowdiff.activations import Activation
-from flowdiff.nn.inject import Inject, zero_init
-from flowdiff.nn.recompute import call
-from flowdiff.nn.sdpa import attention
+from flowdiff.models.activations import Activation
+from flowdiff.models.nn.inject import Inject, zero_init
+from flowdiff.models.nn.recompute import call
+from flowdiff.models.nn.sdpa import attention
 
 EPS = 1e-4  # under the root of every normalisation, whose input has a variance of order one: gain at most 100
 
@@ -169,7 +169,7 @@ class PastTransformer(nn.Module):
     """o_i = g_i(u_0 … u_{i−1}; e, context), u (B, T, in_features) → o (B, T, out_features), zero at the start.
 
     length: T. width (divisible by heads), depth layers. checkpoint: each layer is computed again in the backward
-    pass (flowdiff/nn/recompute.py).
+    pass (flowdiff/models/nn/recompute.py).
     """
 
     def __init__(

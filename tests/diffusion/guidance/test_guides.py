@@ -1,14 +1,14 @@
 """Guides on a mixture whose posterior is known: each is D_r + w·(D_c − D_r), and Bayes makes three of them one."""
 
-import oracles
 import pytest
 import torch
 from torch import Tensor
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
+from flowdiff.diffusion.samplers.generate import CountCalls, generate
 from flowdiff.errors import ConfigurationError
-from flowdiff.samplers.generate import CountCalls, generate
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.testing import oracles
 
 
 class Exact(oracles.Mixture):

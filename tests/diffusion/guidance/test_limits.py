@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowdiff.guidance.limits import Limits, rescaled, thresholded
+from flowdiff.diffusion.guidance.limits import Limits, rescaled, thresholded
 
 GENERATOR = torch.Generator().manual_seed(0)
 PLAIN, GUIDED = (scale * torch.randn(5, 3, 4, 4, generator=GENERATOR, dtype=torch.float64) for scale in (0.5, 2.0))

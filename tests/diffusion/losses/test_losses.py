@@ -3,16 +3,16 @@
 import linear_gaussian
 import pytest
 import torch
-from oracles import Gaussian
 from torch import nn
 
 from flowdiff import registry
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.losses.learned_prior import LearnedPrior
 from flowdiff.errors import NotADensity
-from flowdiff.first_stage.base import AutoencoderStage
-from flowdiff.first_stage.decoder_laws import GaussianLaw
-from flowdiff.first_stage.vae_nets import VAE
-from flowdiff.losses import LearnedPrior
+from flowdiff.models.autoencoder.decoder_laws import GaussianLaw
+from flowdiff.models.autoencoder.vae import VAE
+from flowdiff.models.first_stage.base import AutoencoderStage
+from flowdiff.testing.oracles import Gaussian
 
 OTHERS = ("needs_classifier", "needs_autoencoder")
 OF_DENOISERS = [n for n in registry.names("loss") if not any(getattr(registry.resolve("loss", n), o) for o in OTHERS)]

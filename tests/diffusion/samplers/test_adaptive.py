@@ -1,9 +1,9 @@
-import oracles
 import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.samplers.generate import CountCalls
+from flowdiff.diffusion.samplers.generate import CountCalls
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 SIGMAS = [80.0, 0.002, 0.0]

@@ -1,11 +1,11 @@
 import math
 from itertools import pairwise
 
-import oracles
 import pytest
 import torch
 
 from flowdiff import registry
+from flowdiff.testing import oracles
 
 SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 

@@ -1,9 +1,9 @@
 """ddim is equal to diffusers' in test_public.py."""
 
-import oracles
 import torch
 
 from flowdiff import registry
+from flowdiff.testing import oracles
 
 
 def test_is_euler():

@@ -1,9 +1,9 @@
 """ddpm is equal to diffusers' in test_public.py."""
 
-import oracles
 import torch
 
 from flowdiff import registry
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 

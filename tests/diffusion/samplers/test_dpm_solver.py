@@ -2,11 +2,11 @@
 
 import math
 
-import oracles
 import torch
 
 from flowdiff import registry
-from flowdiff.samplers.generate import CountCalls
+from flowdiff.diffusion.samplers.generate import CountCalls
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 SIGMAS = [5.0, 1.0, 0.1, 0.0]

@@ -3,13 +3,13 @@
 import math
 from itertools import pairwise
 
-import oracles
 import pytest
 import torch
 
 from flowdiff import registry
+from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.errors import ConfigurationError
-from flowdiff.samplers.generate import CountCalls
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 SDES = ["dpmpp_2m_sde", "dpmpp_3m_sde"]

@@ -1,12 +1,12 @@
-import oracles
 import pytest
 import torch
 from torch import nn
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
+from flowdiff.diffusion.samplers.generate import CountCalls, generate
 from flowdiff.errors import ConfigurationError, NotADensity
-from flowdiff.samplers.generate import CountCalls, generate
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 SAMPLERS = registry.names("sampler")

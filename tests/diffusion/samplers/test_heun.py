@@ -1,13 +1,13 @@
 import math
 from itertools import pairwise
 
-import oracles
 import pytest
 import torch
 
 from flowdiff import registry
+from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.errors import ConfigurationError
-from flowdiff.samplers.generate import CountCalls
+from flowdiff.testing import oracles
 
 SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 

@@ -1,11 +1,11 @@
 """What every registered sampler is held to, on distributions whose denoiser is exact."""
 
-import oracles
 import pytest
 import torch
 
 from flowdiff import noise, registry
 from flowdiff.errors import ConfigurationError
+from flowdiff.testing import oracles
 
 SAMPLERS = registry.names("sampler")
 MIXTURE = oracles.two_by_two()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.samplers.lms import coefficients
+from flowdiff.diffusion.samplers.lms import coefficients
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

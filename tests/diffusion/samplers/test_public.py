@@ -3,13 +3,13 @@
 import math
 from pathlib import Path
 
-import oracles
 import pytest
 import torch
 from public_samplers import CASES, difference, k_diffusion
 
 from flowdiff import registry
 from flowdiff.noise import BrownianPath
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 NOISE = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -58,5 +58,5 @@ def test_with_noise_same_samples_as_k_diffusion(name, eta, num_steps):
 @pytest.mark.parametrize("name", registry.names("sampler"))
 def test_every_sampler_was_measured(name):
     """If not, run benchmarks/samplers.py."""
-    page = Path(__file__).parents[2] / "docs" / "samplers.md"
+    page = Path(__file__).parents[3] / "docs" / "samplers.md"
     assert f"| `{name}` |" in page.read_text()

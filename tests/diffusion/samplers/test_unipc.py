@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.samplers.generate import CountCalls
-from flowdiff.samplers.unipc import weights
+from flowdiff.diffusion.samplers.generate import CountCalls
+from flowdiff.diffusion.samplers.unipc import weights
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])

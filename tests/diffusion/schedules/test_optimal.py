@@ -4,14 +4,14 @@ import itertools
 import json
 import math
 
-import oracles
 import pytest
 import torch
 
 from flowdiff import registry
+from flowdiff.diffusion.samplers.generate import generate
+from flowdiff.diffusion.schedules.optimal import _cheapest
 from flowdiff.errors import ConfigurationError
-from flowdiff.samplers.generate import generate
-from flowdiff.schedules.optimal import _cheapest
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 KARRAS = registry.build("schedule", "karras")

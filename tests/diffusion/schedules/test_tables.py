@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from flowdiff import registry
+from flowdiff.diffusion.schedules.tables import SPACINGS, TABLES, ddpm_sigmas
 from flowdiff.errors import ConfigurationError
-from flowdiff.schedules.tables import SPACINGS, TABLES, ddpm_sigmas
 
 
 def test_ddpm_takes_every_level_and_no_more():

@@ -9,8 +9,8 @@ import torch
 from flowdiff import registry
 from flowdiff.evaluation.comparisons.kernel import mmd2, polynomial
 from flowdiff.evaluation.comparisons.neighbours import inside, radii
-from flowdiff.evaluation.features import IdentityFeatures
-from flowdiff.evaluation.samples import Generated, Real
+from flowdiff.evaluation.features.identity import IdentityFeatures
+from flowdiff.evaluation.features.samples import Generated, Real
 
 SETTINGS = {
     "sliced_wasserstein": {"projections": 200, "num_samples": 500},

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from flowdiff.evaluation.autoencoding import image_bound, latent_statistics
+from flowdiff.data.encoded import as_seen_by
 from flowdiff.evaluation.denoising import denoising_loss
-from flowdiff.evaluation.encoded import as_seen_by
-from flowdiff.first_stage.base import AutoencoderStage
-from flowdiff.first_stage.posterior import standard_normal
+from flowdiff.evaluation.densities.autoencoding import image_bound, latent_statistics
+from flowdiff.models.autoencoder.posterior import standard_normal
+from flowdiff.models.first_stage.base import AutoencoderStage
 
 N = 300
 

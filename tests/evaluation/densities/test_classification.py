@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from oracles import Mixture
 
 from flowdiff.data.base import Batch
-from flowdiff.evaluation.posterior import calibration_error, classify, evenly, log_joint
+from flowdiff.evaluation.densities.classification import calibration_error, classify, evenly, log_joint
+from flowdiff.testing.oracles import Mixture
 
 
 def test_posterior_of_two_gaussians_is_the_logistic_function():

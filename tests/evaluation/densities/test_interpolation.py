@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowdiff.errors import DataError
-from flowdiff.evaluation.interpolation import POINTS, great_circle, interpolate, likelihood_between
+from flowdiff.evaluation.densities.interpolation import POINTS, great_circle, interpolate, likelihood_between
 
 
 def unconditional(label):

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from flowdiff.data.readers import dequantised
 from flowdiff.errors import NotADensity
-from flowdiff.evaluation.likelihood import bits_per_dim, dequantised
+from flowdiff.evaluation.densities.likelihood import bits_per_dim
 from flowdiff.noise import generators
 
 

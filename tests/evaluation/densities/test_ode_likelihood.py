@@ -5,14 +5,14 @@ import math
 
 import pytest
 import torch
-from oracles import Gaussian, two_by_two
 
 from flowdiff import registry
-from flowdiff.denoiser import Denoiser
-from flowdiff.evaluation.likelihood import bits_per_dim
-from flowdiff.evaluation.ode_likelihood import Solution, ode_bits_per_dim, ode_log_prob
-from flowdiff.networks.score_flow import ScoreFlow
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.evaluation.densities.likelihood import bits_per_dim
+from flowdiff.evaluation.densities.ode_likelihood import Solution, ode_bits_per_dim, ode_log_prob
+from flowdiff.models.networks.score_flow import ScoreFlow
 from flowdiff.noise import generators
+from flowdiff.testing.oracles import Gaussian, two_by_two
 
 SIGMA = 0.01
 # At σ_max the data weigh σ_data²/σ_max² ≈ 1e-5 in the noise's variance, and their place x/σ_max ≈ 1e-2 of a sample's.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.evaluation.outliers import auroc, neighbours, outlier_scores, permuted
+from flowdiff.evaluation.densities.outliers import auroc, neighbours, outlier_scores, permuted
 
 
 def test_auroc_of_normal_scores():

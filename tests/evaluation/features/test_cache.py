@@ -3,7 +3,7 @@ import torch
 
 from flowdiff.digests import digest
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.evaluation.cache import cached
+from flowdiff.evaluation.features.cache import cached
 
 
 def test_made_once_and_read_afterwards(tmp_path):

@@ -5,8 +5,11 @@ import torch
 
 from flowdiff.digests import fingerprint
 from flowdiff.errors import ConfigurationError
-from flowdiff.evaluation import features
-from flowdiff.evaluation.features import IdentityFeatures, SmallCNN, build_extractor, extract
+from flowdiff.evaluation.features import small_cnn as features
+from flowdiff.evaluation.features.choose import build_extractor
+from flowdiff.evaluation.features.extractor import extract
+from flowdiff.evaluation.features.identity import IdentityFeatures
+from flowdiff.evaluation.features.small_cnn import SmallCNN
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from flowdiff.errors import DataError
-from flowdiff.evaluation.frechet import FeatureStatistics, frechet_distance
+from flowdiff.evaluation.features.statistics import FeatureStatistics, frechet_distance
 
 D = 12
 

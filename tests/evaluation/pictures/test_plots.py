@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowdiff.evaluation import pictures
+from flowdiff.evaluation.pictures import plots as pictures
 
 
 @pytest.fixture

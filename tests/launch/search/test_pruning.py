@@ -8,13 +8,13 @@ from optuna.distributions import FloatDistribution
 from rich.console import Console
 from runs import TINY, settings
 
-from flowdiff import training
 from flowdiff.launch.board import Board, Row
-from flowdiff.launch.identity import run_id
-from flowdiff.launch.job import Job
 from flowdiff.launch.pending import pending
-from flowdiff.launch.search import Search, Settings
+from flowdiff.launch.search.study import Search, Settings
 from flowdiff.launch.status import statuses
+from flowdiff.runs.identity import run_id
+from flowdiff.runs.job import Job
+from flowdiff.training import run as training
 
 CONFIG = settings(*TINY)  # 8 steps, looked at every 4
 SPACE = {"optimizer.lr": FloatDistribution(1e-4, 1e-2)}

@@ -9,8 +9,8 @@ from cli_process import python
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.launch.run_folder import RunFolder
-from flowdiff.launch.search import OpenTrial, Search, Settings, measured, needed
+from flowdiff.launch.search.study import OpenTrial, Search, Settings, measured, needed
+from flowdiff.runs.run_folder import RunFolder
 
 SETTINGS = Settings(20, 4, "val_loss", "minimize", "tpe", 0, "median", 1, 0)
 SPACE = {

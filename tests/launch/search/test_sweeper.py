@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from runs import TINY
 
-from flowdiff.cli.search import space
 from flowdiff.errors import ConfigurationError
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.search.sweeper import space
+from flowdiff.runs.run_folder import RunFolder
 
 
 def parsed(*overrides):

@@ -16,11 +16,11 @@ from sweep_workers import config, job
 
 from flowdiff.config import CONF
 from flowdiff.errors import ConfigurationError
-from flowdiff.launch import lock
-from flowdiff.launch.job import Job
 from flowdiff.launch.local import Worker
-from flowdiff.launch.slurm import Settings, SlurmPool, sbatch_parameters
-from flowdiff.launch.submission import FOLDER, submissions
+from flowdiff.launch.slurm.pool import Settings, SlurmPool, sbatch_parameters
+from flowdiff.launch.slurm.submission import FOLDER, submissions
+from flowdiff.runs import lock
+from flowdiff.runs.job import Job
 
 # sbatch notes what it was given, under which environment and what the run folders held then.
 PROGRAMS = {
@@ -184,7 +184,7 @@ def test_a_submission_that_cannot_be_recorded_is_taken_back(monkeypatch):
     def full(sweep, submission):
         raise OSError("no space")
 
-    monkeypatch.setattr("flowdiff.launch.slurm.record", full)
+    monkeypatch.setattr("flowdiff.launch.slurm.pool.record", full)
     with pytest.raises(OSError, match="no space"):
         run(jobs_of(1))
     assert Path("scancelled").read_text() == "7"
@@ -204,7 +204,7 @@ def test_only_what_is_neither_complete_nor_queued_nor_running_is_submitted():
 
 
 def test_following_ends_with_the_runs(monkeypatch):
-    monkeypatch.setattr("flowdiff.launch.slurm.LOOK", 0.01)
+    monkeypatch.setattr("flowdiff.launch.slurm.pool.LOOK", 0.01)
     one, other = jobs_of(1, 2)
 
     def happen(seconds):
@@ -215,7 +215,7 @@ def test_following_ends_with_the_runs(monkeypatch):
             given.folder.write_config(given.config)
             end(given)
 
-    monkeypatch.setattr("flowdiff.launch.slurm.time.sleep", happen)
+    monkeypatch.setattr("flowdiff.launch.slurm.pool.time.sleep", happen)
     rows, said = run([one, other], wait=True)
     assert [(row.state, row.note) for row in rows] == [("done", ""), ("failed", "it broke.")]
     assert "it broke." in said

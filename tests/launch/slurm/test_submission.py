@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from flowdiff.errors import RunError
-from flowdiff.launch.submission import Submission, cancel, cancelled, record, submissions
+from flowdiff.launch.slurm.submission import Submission, cancel, cancelled, record, submissions
 
 
 def made(job_id, *tasks):

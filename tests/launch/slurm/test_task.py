@@ -10,11 +10,11 @@ import pytest
 from cli_process import TESTS, Started
 from sweep_workers import job
 
-from flowdiff.launch import task as task_module
 from flowdiff.launch.local import BUSY, Worker
-from flowdiff.launch.signals import STOPPED
-from flowdiff.launch.submission import FOLDER, Submission, record
-from flowdiff.launch.task import KILLED, Limits, QueuedJob, Task, seconds
+from flowdiff.launch.slurm import task as task_module
+from flowdiff.launch.slurm.submission import FOLDER, Submission, record
+from flowdiff.launch.slurm.task import KILLED, Limits, QueuedJob, Task, seconds
+from flowdiff.runs.signals import STOPPED
 
 LIMITS = Limits(signal_delay_s=60, max_timeouts=2, max_kills=1)
 HOUR = 3600.0

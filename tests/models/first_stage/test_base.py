@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from flowdiff import registry
-from flowdiff.first_stage.base import AutoencoderStage
-from flowdiff.first_stage.posterior import Posterior
+from flowdiff.models.autoencoder.posterior import Posterior
+from flowdiff.models.first_stage.base import AutoencoderStage
 
 X = torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowdiff.first_stage.decoder_laws import GAIN, LAWS, GaussianLaw
+from flowdiff.models.autoencoder.decoder_laws import GAIN, LAWS, GaussianLaw
 
 A = torch.tensor([-30.0, -2.0, -0.021, -0.019, 0.0, 0.5, 7.0], dtype=torch.float64)  # both sides of the series' end
 

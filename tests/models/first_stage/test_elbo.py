@@ -6,7 +6,7 @@ import linear_gaussian
 import pytest
 import torch
 
-from flowdiff.first_stage.posterior import standard_normal
+from flowdiff.models.autoencoder.posterior import standard_normal
 
 N = 20_000
 X = torch.randn(3, linear_gaussian.DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

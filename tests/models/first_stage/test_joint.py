@@ -10,14 +10,15 @@ import runs
 import torch
 
 import flowdiff
-from flowdiff import api, assembly, config
-from flowdiff.engine import Engine
+from flowdiff import api, config
 from flowdiff.errors import ConfigurationError
-from flowdiff.evaluation.autoencoding import image_bound
-from flowdiff.launch import identity
-from flowdiff.launch.job import Interrupted
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.evaluation.densities.autoencoding import image_bound
 from flowdiff.registry import build
+from flowdiff.runs import identity
+from flowdiff.runs.job import Interrupted
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training import assembly
+from flowdiff.training.engine import Engine
 
 TINY_VAE = ["experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2", "network.latent_dim=3"]
 FLOW = [*runs.TINY_DIGITS, "flow.n_flows=1", "network.embed_dim=8", "metrics.likelihood=true"]

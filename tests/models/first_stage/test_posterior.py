@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flowdiff.first_stage.posterior import LOG_VARIANCE, Posterior, standard_normal
+from flowdiff.models.autoencoder.posterior import LOG_VARIANCE, Posterior, standard_normal
 
 MEAN = torch.tensor([[0.0, 1.3, -0.4], [2.0, 0.0, 0.7]], dtype=torch.float64)
 LOG_VARIANCES = torch.tensor([[0.0, -1.0, 0.5], [-3.0, 1.0, 0.0]], dtype=torch.float64)

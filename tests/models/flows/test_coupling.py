@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Sequential
-from flowdiff.flows.coupling import Affine, Coupling, Permutation, alternating, vector_couplings
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Sequential
+from flowdiff.models.flows.coupling import Affine, Coupling, Permutation, alternating, vector_couplings
 
 NO_CONDITION = Conditioning(torch.zeros(1, 1))
 

@@ -11,10 +11,10 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from flowdiff import api, registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.ffjord import Continuous, Deep, Probe, Solver
-from flowdiff.nn.embeddings import ConditionEmbedding
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.ffjord import Continuous, Deep, Probe, Solver
+from flowdiff.models.nn.embeddings import ConditionEmbedding
 
 EMBED, TOKENS = 6, 3
 INJECT = pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])

@@ -9,11 +9,11 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.base import Flow
-from flowdiff.flows.glow import ActNorm, PerPixel
-from flowdiff.flows.linear_maps import PLU
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.glow import ActNorm, PerPixel
+from flowdiff.models.flows.linear_maps import PLU
 
 EMBED = 4
 

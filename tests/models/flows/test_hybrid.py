@@ -7,10 +7,10 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.coupling import Affine, Coupling
-from flowdiff.flows.hybrid import Marginals, Scale, join, split
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.coupling import Affine, Coupling
+from flowdiff.models.flows.hybrid import Marginals, Scale, join, split
 
 EMBED = 4
 

@@ -10,9 +10,9 @@ import torch
 from flow_cases import SMOOTH, TOKEN_DIM, each, each_with, label, make_flow, takes, variants
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.nn.embeddings import ConditionEmbedding
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.embeddings import ConditionEmbedding
 
 EMBED = 8
 # An odd vector, an image of odd width; for the flows that halve images, two levels of one channel, one level of two.

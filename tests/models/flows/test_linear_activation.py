@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.conditioning import Conditioning
 
 LATENT = (4, 64, 64)  # of Stable Diffusion's autoencoders, at 512×512 pixels
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.linear_maps import COPIES, PLU, Householder, Kronecker, LinearMap, Rotation, axes
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.linear_maps import COPIES, PLU, Householder, Kronecker, LinearMap, Rotation, axes
 
 MAPS = [(Rotation, {}), (PLU, {}), (Householder, {}), (Householder, {"reflections": 2}), (Kronecker, {})]
 EVERY_MAP = pytest.mark.parametrize(("kind", "settings"), MAPS, ids=["rotation", "plu", "full", "few", "kronecker"])

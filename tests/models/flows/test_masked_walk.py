@@ -7,8 +7,8 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.flows.masked_walk import steps_of
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.masked_walk import steps_of
 
 DIM, EMBED, HIDDEN = 7, 3, 16
 

@@ -10,11 +10,11 @@ from flow_cases import perturb
 from torch.autograd import gradcheck, gradgradcheck
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError, InverseDidNotConverge
-from flowdiff.flows.mixture_logistic import Blend, MixtureCDF
-from flowdiff.nn.attention import SelfAttention
-from flowdiff.nn.conv import ResidualConv
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.mixture_logistic import Blend, MixtureCDF
+from flowdiff.models.nn.attention import SelfAttention
+from flowdiff.models.nn.conv import ResidualConv
 
 BOUND = 2.0
 K = 3

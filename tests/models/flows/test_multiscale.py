@@ -7,10 +7,10 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.multiscale import MultiScale, checkerboard, conv_nets, image_levels, squeeze, unsqueeze
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.multiscale import MultiScale, checkerboard, conv_nets, image_levels, squeeze, unsqueeze
+from flowdiff.models.nn.residual import NetSettings
 
 EMBED = 3
 

@@ -7,9 +7,9 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.patchwise import patch_side
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.patchwise import patch_side
 
 SHAPE, EMBED, TOKENS = (2, 4, 6), 6, 3  # 2×3 patches of side 2
 CONTEXTS = pytest.mark.parametrize("context", ["causal", "none"])

@@ -8,8 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.spline import RationalQuadratic
-from flowdiff.nn.conv import ResidualConv
+from flowdiff.models.flows.spline import RationalQuadratic
+from flowdiff.models.nn.conv import ResidualConv
 
 BOUND, MIN_BIN, MIN_SLOPE = 3.0, 0.02, 0.05
 

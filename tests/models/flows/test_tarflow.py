@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
-from flowdiff.flows.tarflow import Block, Patches
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.tarflow import Block, Patches
 
 EMBED, TOKENS = 4, 3
 SHAPE = (1, 4, 6)

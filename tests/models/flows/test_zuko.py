@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
+from flowdiff.models.conditioning import Conditioning
 
 DIM, EMBED = 5, 6
 FAMILIES = {  # our settings, and zuko's class with the same
@@ -49,7 +49,9 @@ def jacobian(function, x):
 
 
 def test_every_family_is_covered():
-    registered = [n for n in registry.names("flow") if registry.resolve("flow", n).__module__ == "flowdiff.flows.zuko"]
+    registered = [
+        n for n in registry.names("flow") if registry.resolve("flow", n).__module__ == "flowdiff.models.flows.zuko"
+    ]
     assert sorted(FAMILIES) == registered
 
 

@@ -1,13 +1,13 @@
 """The classifier: a Wiener filter until it has learned something, then led by what it has learned."""
 
-import oracles
 import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two(torch.float32)
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))

@@ -5,8 +5,8 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.models.conditioning import Conditioning
 
 EMBED, COND = 16, 5
 SHAPE = (1, 4, 4)

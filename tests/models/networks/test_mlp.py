@@ -7,7 +7,7 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
+from flowdiff.models.conditioning import Conditioning
 
 SHAPES = pytest.mark.parametrize("shape", [(2,), (1, 8, 8)], ids=str)
 COND_DIMS = pytest.mark.parametrize("cond_dim", [0, 5])

@@ -9,8 +9,8 @@ import torch
 from flow_cases import label, make_flow, perturb, takes, variants
 
 from flowdiff import noise, registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.networks.score_flow import ScoreFlow
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.score_flow import ScoreFlow
 
 EMBED, CLASSES = 8, 3
 # Every flow of vectors as its YAML has it; its variants and images are the flows' own laws' (tests/flows/test_laws.py).

@@ -7,8 +7,8 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.conditioning import Conditioning
 
 SMALL = {"channels": [8, 8], "attention": [False, True], "norm_groups": 4}
 TOKENS = 3

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.losses.elbo import latent_noise
 from flowdiff.errors import ConfigurationError
-from flowdiff.first_stage.decoder_laws import LAWS
-from flowdiff.losses import latent_noise
+from flowdiff.models.autoencoder.decoder_laws import LAWS
 from flowdiff.noise import generators
 
 SMALL = {"channels": [4, 8], "norm_groups": 2, "latent_dim": 5}

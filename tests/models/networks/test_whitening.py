@@ -3,11 +3,11 @@
 import pytest
 import scipy.fft
 import torch
-from oracles import Gaussian
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
-from flowdiff.networks.whitening import cosine_basis
+from flowdiff.models.networks.whitening import cosine_basis
+from flowdiff.testing.oracles import Gaussian
 
 NAMES = registry.names("whitening")
 

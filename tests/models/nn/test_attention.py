@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from flow_cases import perturb
 
-from flowdiff.nn.attention import SelfAttention
+from flowdiff.models.nn.attention import SelfAttention
 
 
 def make() -> tuple[SelfAttention, torch.Tensor]:

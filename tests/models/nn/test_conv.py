@@ -7,9 +7,9 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.conv import ResidualConv
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.conv import ResidualConv
+from flowdiff.models.nn.residual import NetSettings
 
 
 def make(depth: int, far: bool = True, heads: int = 0) -> ResidualConv:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.embeddings import ConditionEmbedding, NoiseEmbedding
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.embeddings import ConditionEmbedding, NoiseEmbedding
 
 SIGMA = torch.logspace(-2.7, 1.9, 24)  # 0.002 … 80, five to a decade
 SCALES = pytest.mark.parametrize("c_noise", [0.25 * SIGMA.log(), SIGMA], ids=["log", "sigma"])

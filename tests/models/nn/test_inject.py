@@ -9,11 +9,11 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.conv import ResidualConv
-from flowdiff.nn.inject import CrossAttention, FiLM, Inject
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.conv import ResidualConv
+from flowdiff.models.nn.inject import CrossAttention, FiLM, Inject
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.residual import NetSettings
 
 EMBED, TOKEN = 6, 5
 INJECTS = pytest.mark.parametrize("inject", typing.get_args(Inject))

@@ -7,9 +7,9 @@ import torch
 from flow_cases import SMOOTH, perturb
 
 from flowdiff import registry
-from flowdiff.conditioning import Conditioning
-from flowdiff.nn.mlp import ResidualMLP
-from flowdiff.nn.residual import NetSettings
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.mlp import ResidualMLP
+from flowdiff.models.nn.residual import NetSettings
 
 
 def make(activation: str = "swish", far: bool = False) -> ResidualMLP:

@@ -5,8 +5,8 @@ import torch
 from torch.autograd import forward_ad
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.nn import sdpa
-from flowdiff.nn.recompute import call
+from flowdiff.models.nn import sdpa
+from flowdiff.models.nn.recompute import call
 
 
 @pytest.mark.parametrize("promised", [False, True])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from flowdiff.nn.sdpa import attention, first_order, may_fuse
+from flowdiff.models.nn.sdpa import attention, first_order, may_fuse
 
 
 def inputs(T: int = 4, S: int = 4, heads: int = 2, d: int = 3) -> list[torch.Tensor]:

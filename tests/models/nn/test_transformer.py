@@ -7,7 +7,7 @@ import torch
 from flow_cases import perturb
 
 from flowdiff import registry
-from flowdiff.nn.transformer import Context, PastTransformer
+from flowdiff.models.nn.transformer import Context, PastTransformer
 
 B, T, WIDTH, EMBED, IN, OUT = 2, 5, 8, 4, 3, 2
 INJECT = pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])

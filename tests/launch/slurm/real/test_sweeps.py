@@ -15,12 +15,12 @@ import pytest
 import runs
 from cli_process import ROOT, outcomes
 
-from flowdiff.launch import lock
-from flowdiff.launch.queue import job_words
-from flowdiff.launch.run_folder import RunFolder
+from flowdiff.launch.slurm.queue import job_words
+from flowdiff.launch.slurm.submission import submissions
+from flowdiff.launch.slurm.task import seconds
 from flowdiff.launch.status import statuses
-from flowdiff.launch.submission import submissions
-from flowdiff.launch.task import seconds
+from flowdiff.runs import lock
+from flowdiff.runs.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -1,0 +1,52 @@
+"""Denoising: the weighted squared (or absolute) error of D."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.diffusion.weightings import Weighting
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.directional import Gradient
+from flowdiff.noise import Generators, randn, randn_like
+from flowdiff.registry import register
+from flowdiff.shapes import append_dims, mean_except_batch
+
+
+@register("loss", "denoising")
+class Denoising(Loss):
+    """w(σ)·‖D(x, σ, c) − x0‖²/D, or w(σ)·‖·‖₁/D with norm="l1" (Vincent, 2011; Karras et al., 2022).
+
+    offset_noise ≥ 0 adds that much of one common normal number per channel to the noise (Guttenberg, 2023).
+    """
+
+    def __init__(
+        self,
+        weighting: Weighting,
+        *,
+        norm: Literal["l1", "l2"],
+        offset_noise: NonNegativeFloat,
+        gradient: Gradient,
+    ):
+        self.weighting = weighting
+        self.gradient = gradient
+        self.distance = {"l1": Tensor.abs, "l2": Tensor.square}[norm]
+        self.offset_noise = offset_noise
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        D = denoiser(x0 + append_dims(sigma, x0.ndim) * noise, sigma, cond)
+        weight = self.weighting(sigma, denoiser.sigma_data)
+        return LossOutput(weight * mean_except_batch(self.distance(D - x0)))
+
+    def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
+        noise = randn_like(x0, generator)
+        if self.offset_noise:
+            per_channel = x0.shape[:2] + (1,) * (x0.ndim - 2)  # (B, C, 1, 1)
+            noise = noise + self.offset_noise * randn(per_channel, generator, device=x0.device, dtype=x0.dtype)
+        return noise

@@ -1,0 +1,38 @@
+"""Denoising and maximum likelihood of the same density."""
+
+from __future__ import annotations
+
+from pydantic import PositiveFloat
+from torch import Tensor
+
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.diffusion.weightings import Weighting
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.directional import Gradient
+from flowdiff.registry import register
+from flowdiff.shapes import append_dims, mean_except_batch
+
+
+@register("loss", "hybrid")
+class Hybrid(Loss):
+    """w(σ)·‖D − x0‖²/D + λ·(−log p_σ(x|c)/D) from one evaluation of the flow; λ = nll_weight > 0; needs a density.
+
+    Score matching is blind to the weights of separated modes, likelihood is not.
+    """
+
+    needs_density = True
+
+    def __init__(self, weighting: Weighting, *, nll_weight: PositiveFloat, gradient: Gradient):
+        self.weighting = weighting
+        self.gradient = gradient
+        self.nll_weight = nll_weight
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        x = x0 + append_dims(sigma, x0.ndim) * noise
+        log_prob, D = denoiser.log_prob_and_denoised(x, sigma, cond)
+        denoising = self.weighting(sigma, denoiser.sigma_data) * mean_except_batch((D - x0).square())
+        nll = -log_prob / x0[0].numel()
+        return LossOutput(denoising + self.nll_weight * nll, {"denoising": denoising, "nll": nll})

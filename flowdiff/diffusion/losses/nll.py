@@ -1,0 +1,28 @@
+"""Maximum likelihood of noised data."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.registry import register
+from flowdiff.shapes import append_dims
+
+
+@register("loss", "nll")
+class NLL(Loss):
+    """−log p_σ(x|c)/D, nats per dimension of the noised data: first-order autograd only; needs a density."""
+
+    needs_density = True
+    differentiates_score = False
+
+    def __init__(self):
+        pass
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        x = x0 + append_dims(sigma, x0.ndim) * noise
+        return LossOutput(-denoiser.log_prob(x, sigma, cond) / x0[0].numel())
