@@ -58,7 +58,7 @@ def test_a_pid_that_was_given_again_is_not_the_owner(tmp_path):
 
 def test_a_process_that_was_killed_loses_it(tmp_path):
     code = f"""
-import sys, time; from pathlib import Path; from flowdiff.launch import lock
+import sys, time; from pathlib import Path; from flowdiff.runs import lock
 with lock.held(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
@@ -99,7 +99,7 @@ def test_the_heart_beats(tmp_path, monkeypatch):
 
 def test_an_owner_that_was_replaced_stops_at_once(tmp_path):
     code = f"""
-import time; from pathlib import Path; from flowdiff.launch import lock
+import time; from pathlib import Path; from flowdiff.runs import lock
 lock.HEARTBEAT = 0.01
 with lock.held(Path({str(tmp_path)!r})):
     print("held", flush=True)

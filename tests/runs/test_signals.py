@@ -9,7 +9,7 @@ from flowdiff.runs.signals import ASKING, STOPPED
 
 HEED = """
 import os, signal, sys, time
-from flowdiff.launch.signals import heed
+from flowdiff.runs.signals import heed
 heed()
 child = os.fork()
 if child == 0:
@@ -23,7 +23,7 @@ time.sleep(60)
 
 WITHHELD = """
 import os, signal, subprocess, sys, time
-from flowdiff.launch.signals import heed, withheld
+from flowdiff.runs.signals import heed, withheld
 code = "import time; print(flush=True); time.sleep(0.5); print('lived')"
 with withheld():
     helper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -209,7 +209,7 @@ def sbatch_parameters(settings: Settings, configs: Sequence[Mapping[str, Any]], 
         "setup": ["trap : TERM", f"export PYTHONPATH={shlex.quote(_python_path())}", *settings.setup],
         "srun_args": [f"--cpus-per-task={settings.cpus_per_task}", "--kill-on-bad-exit=1"],
         "teardown": [
-            f'{shlex.quote(sys.executable)} -m flowdiff.launch.task {shlex.quote(str((sweep / FOLDER).resolve()))} "$?"'
+            f'{shlex.quote(sys.executable)} -m flowdiff.launch.slurm.task {shlex.quote(str((sweep / FOLDER).resolve()))} "$?"'
         ],
         "additional_parameters": {"requeue": True, **settings.additional_parameters},
     }

@@ -1,7 +1,7 @@
 """One task of an array job: its runs, and, when it has ended, whether SLURM is to start it again.
 
 The batch script calls the `Task` under srun (through submitit) and then, whatever became of that, `python -m
-flowdiff.launch.task`, so that a task is also started again when every process of it was killed. SIGUSR2 or SIGTERM
+flowdiff.launch.slurm.task`, so that a task is also started again when every process of it was killed. SIGUSR2 or SIGTERM
 makes the runs save at the end of their batch; the task then ends with STOPPED and is put back into the queue, where its
 next start goes on in the same folders. A task that was cancelled is left alone.
 """

@@ -11,14 +11,16 @@ its samples show what the classifier takes a class to be, and no more.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.base import NoisyClassifier
 from flowdiff.models.networks.whitening import Whitening
 from flowdiff.models.nn.embeddings import ConditionEmbedding
 from flowdiff.models.nn.mlp import ResidualMLP
@@ -28,7 +30,7 @@ from flowdiff.shapes import sum_except_batch
 
 
 @register("network", "classifier")
-class Classifier(nn.Module):
+class Classifier(NoisyClassifier):
     """Residual MLP on whitened samples of any shape, for small images and vectors; it says 1/C at the start.
 
     x (B, *shape) noised data, sigma (B,) > 0, cond.vector (B, C) the class as conditioner=one_hot gives it, zeros where
@@ -60,6 +62,10 @@ class Classifier(nn.Module):
         self.embedding = ConditionEmbedding(embed_dim, cond_dim=0)
         settings = NetSettings(width, depth, embed_dim, activation, "film")
         self.net = ResidualMLP(math.prod(shape), num_classes, settings)
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Measure the whitening's statistics."""
+        self.whitening.fit(batches)
 
     def class_log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log p(c|x, σ) of every class, (B, C) nats."""

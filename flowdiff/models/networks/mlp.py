@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.base import Network
 from flowdiff.models.nn.embeddings import ConditionEmbedding
 from flowdiff.models.nn.mlp import ResidualMLP
 from flowdiff.models.nn.residual import NetSettings
@@ -16,7 +17,7 @@ from flowdiff.registry import register
 
 
 @register("network", "mlp")
-class MLP(nn.Module):
+class MLP(Network):
     """Residual MLP with FiLM on the embedding of (c_noise, c), for samples of any shape; F = 0 at the start.
 
     x (B, *shape), c_noise (B,) of any scaling, cond.vector (B, cond_dim) or none if cond_dim = 0, and

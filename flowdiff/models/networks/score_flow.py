@@ -9,14 +9,16 @@ s = ∇ₓ log p_σ(x|c)                              by autograd: nothing stand
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import nullcontext
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
+from flowdiff.models.networks.base import Density
 from flowdiff.models.networks.whitening import Whitening
 from flowdiff.models.nn.directional import Gradient, directional_score
 from flowdiff.models.nn.embeddings import ConditionEmbedding
@@ -27,7 +29,7 @@ from flowdiff.shapes import sum_except_batch
 
 
 @register("network", "score_flow")
-class ScoreFlow(nn.Module):
+class ScoreFlow(Density):
     """The conditional flow p_θ(x | σ, c) as a network whose output is the score ∇ₓ log p_σ(x | c).
 
     x (B, *shape) noised data, sigma (B,) > 0 in data units, cond with vector (B, cond_dim) or None when cond_dim = 0,
@@ -53,6 +55,11 @@ class ScoreFlow(nn.Module):
         self.whitening = whitening
         self.flow = flow
         self.embedding = ConditionEmbedding(embed_dim, cond_dim, token_dim)
+        self.twice_differentiable = flow.twice_differentiable
+
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Measure the whitening's statistics."""
+        self.whitening.fit(batches)
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.base import Network
 from flowdiff.models.nn.embeddings import condition_tokens, condition_vector
 from flowdiff.models.nn.inject import zero_init
 from flowdiff.registry import register
@@ -35,7 +36,7 @@ TIMESTEPS_PER_UNIT = 100.0  # of asinh(c_noise)
 
 
 @register("network", "unet")
-class UNet(nn.Module):
+class UNet(Network):
     """UNet with residual blocks, group norm and self-attention, for images from 8×8 up; F = 0 at the start.
 
     x (B, C, H, W), c_noise (B,) of any scaling, cond.vector (B, cond_dim) or none if cond_dim = 0, cond.tokens

@@ -9,20 +9,21 @@ import math
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import Activation
 from flowdiff.models.autoencoder.decoder_laws import LAWS, Reconstruction
 from flowdiff.models.autoencoder.vae import VAE, Levels, decoder, encoder, smallest_level
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.base import AutoencoderNetwork
 from flowdiff.noise import Generators, randn
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 
 
 @register("network", "vae")
-class ConvVAE(nn.Module):
+class ConvVAE(AutoencoderNetwork):
     """Convolutional VAE of images (C, H, W) ∈ [−1, 1], with a latent vector or a latent map; trained by loss=elbo.
 
     patch: side of the patches that are one position of the first level; channels: widths of the levels, each after the
@@ -73,11 +74,7 @@ class ConvVAE(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """(D − x)/σ², shaped like x, D the reconstruction."""
-        return (self.reconstruct(x) - x) / append_dims(sigma**2, x.ndim)
-
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x|ℓ] at ℓ = E[ℓ|x], like x."""
-        return self.autoencoder.reconstruct(x)
+        return (self.autoencoder.reconstruct(x) - x) / append_dims(sigma**2, x.ndim)
 
     def from_prior(self, n: int, generator: Generators = None) -> Tensor:
         """n images E[x|ℓ], ℓ ~ N(0, I), (n, C, H, W); a sequence of n generators draws each from its own."""

@@ -71,7 +71,7 @@ def test_optuna_is_imported_by_searches_only(tmp_path):
     probe = tmp_path / "probe.py"
     probe.write_text(
         "import sys, hydra_plugins.flowdiff, flowdiff.cli.search\n"
-        "from flowdiff.launch.pruning import pruning\nfrom flowdiff.launch.run_folder import RunFolder\n"
+        "from flowdiff.launch.search.pruning import pruning\nfrom flowdiff.runs.run_folder import RunFolder\n"
         "assert pruning(RunFolder('run'), '12345678') == []\nprint('optuna' in sys.modules)"
     )
     done = python(probe, cwd=tmp_path)  # by an interpreter that has imported all of training and sampling, too

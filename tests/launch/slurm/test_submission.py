@@ -24,7 +24,7 @@ def test_submissions_are_remembered_in_order(tmp_path):
 
 def test_none_is_forgotten_when_several_submit_at_once(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from flowdiff.launch.submission import *\n"
+        "import sys; from pathlib import Path; from flowdiff.launch.slurm.submission import *\n"
         "for i in range(20): record(Path(sys.argv[1]), Submission(f'{sys.argv[2]}{i}', '', [], None, [['a']]))"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path, name]) for name in "xyz"]

@@ -39,7 +39,7 @@ def test_shapes(settings, latent):
     q = network.autoencoder.posterior(images())
     assert q.mean.shape == q.log_variance.shape == (3, *latent)
     assert network.autoencoder.latent_shape == latent
-    assert network.reconstruct(images()).shape == (3, 1, 8, 12)
+    assert network.autoencoder.reconstruct(images()).shape == (3, 1, 8, 12)
     assert network.from_prior(2).shape == (2, 1, 8, 12)
 
 
@@ -65,7 +65,7 @@ def test_its_denoiser_is_the_reconstruction_at_any_sigma():
     network = vae()
     denoiser = Denoiser(network, registry.build("scaling", "score"))
     D = denoiser(images(), torch.tensor([0.01, 1.0, 50.0]))
-    torch.testing.assert_close(D, network.reconstruct(images()), atol=1e-4, rtol=1e-4)  # through σ² and 1/σ²
+    torch.testing.assert_close(D, network.autoencoder.reconstruct(images()), atol=1e-4, rtol=1e-4)  # through σ² and 1/σ²
 
 
 def test_prior_samples_belong_to_their_generators():
