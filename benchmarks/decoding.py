@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from train_step import peak_memory
 
-from flowdiff.registry import build
+from flowdiff.registry import create
 
 CHUNKS, SAMPLES = (1, 4, 16), (16, 32, 64)
 
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         untrained().save_pretrained(folder)
         for chunk in CHUNKS:
-            stage = build(
+            stage = create(
                 "first_stage", "autoencoder_kl", shape=(3, side, side), load=None, model=folder, chunk_size=chunk
             )
             table.add_row(str(chunk), *(f"{held(stage, n):.1f}" for n in SAMPLES))

@@ -105,9 +105,9 @@ def promises(name: str) -> tuple[str, ...]:
 
 def built(name: str, shape: tuple[int, ...]) -> Flow | None:
     """The flow at its default settings behind a smooth activation, None if it takes no such samples."""
-    activation = registry.build("activation", "softplus")
+    activation = registry.create("activation", "softplus")
     try:
-        return registry.build("flow", name, shape=shape, embed_dim=EMBED, activation=activation, token_dim=0)
+        return registry.create("flow", name, shape=shape, embed_dim=EMBED, activation=activation, token_dim=0)
     except ConfigurationError:
         return None
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.registry import build
+from flowdiff.registry import create
 
 DIM, CONTEXT, HIDDEN = 64, 16, 128
 COUPLINGS, MAPS = 8, 3  # layers of realnvp and spline, and of maf
@@ -31,8 +31,8 @@ class Flowdiff(nn.Module):
         super().__init__()
         depth = 3 if family == "maf" else 1  # a residual block is two layers behind the first
         size = {"n_flows": LAYERS[family], "hidden": HIDDEN, "depth": depth, "bins": BINS, "bound": BOUND}
-        runtime = {"shape": (DIM,), "embed_dim": CONTEXT, "activation": build("activation", "swish"), "token_dim": 0}
-        self.flow = build("flow", family, **runtime, **size)
+        runtime = {"shape": (DIM,), "embed_dim": CONTEXT, "activation": create("activation", "swish"), "token_dim": 0}
+        self.flow = create("flow", family, **runtime, **size)
 
     def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         return self.flow(x, Conditioning(c))

@@ -44,7 +44,7 @@ SMALL = ["dataset=digits", "trainer.max_steps=300", "metrics.frechet=false", "me
 EQUAL = 1e-4  # ‖ours − theirs‖/‖theirs‖ at most
 OVERHEAD = 1.02  # seconds of ours / k-diffusion's at most
 MIXTURE = oracles.two_by_two()
-KARRAS = registry.build("schedule", "karras")
+KARRAS = registry.create("schedule", "karras")
 STEPS = (8, 16, 32, 64, 128, 256, 512)
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
 FEW = (5, 10, 20, 40, 80)
@@ -95,7 +95,7 @@ def has_noise(name: str) -> bool:
     """Whether a sampler draws any at its default settings."""
     source = torch.Generator().manual_seed(0)
     before = source.get_state()
-    registry.build("sampler", name)(MIXTURE, torch.ones(1, 2), [2.0, 1.0, 0.5, 0.0], generator=source)
+    registry.create("sampler", name)(MIXTURE, torch.ones(1, 2), [2.0, 1.0, 0.5, 0.0], generator=source)
     return not torch.equal(source.get_state(), before)
 
 
@@ -110,19 +110,19 @@ def errors() -> dict[str, list[tuple[float, float]]]:
     """(calls, error) of each sampler: the median distance of 256 samples from the solution, by its own noise's path."""
     named = {name: (name, {}) for name in registry.names("sampler")} | ODES
     with_path = [name for name in named if name.endswith("_sde")]
-    exact, _ = sampled(registry.build("sampler", "unipc", order=3), 256, KARRAS(4000))
+    exact, _ = sampled(registry.create("sampler", "unipc", order=3), 256, KARRAS(4000))
     found = {}
     for label, (name, settings) in track(named.items(), "converging"):
         if has_noise(name) and label not in (*with_path, *ODES):
             continue
         truth = exact
         if label in with_path:
-            truth, _ = sampled(registry.build("sampler", name), 256, KARRAS(4000))
+            truth, _ = sampled(registry.create("sampler", name), 256, KARRAS(4000))
         found[label] = []
         for value in TOLERANCES if name == "adaptive" else STEPS:
             chosen = {"rtol": value, "atol": value} if name == "adaptive" else settings
             sigmas = KARRAS(2 if name == "adaptive" else value)
-            x, calls = sampled(registry.build("sampler", name, **chosen), 256, sigmas)
+            x, calls = sampled(registry.create("sampler", name, **chosen), 256, sigmas)
             found[label].append((calls, float((x - truth).norm(dim=1).median())))
     return found
 
@@ -133,7 +133,7 @@ def distributions(n: int) -> dict[str, list[tuple[float, float]]]:
     for name in track([name for name in registry.names("sampler") if has_noise(name)], "drawing"):
         found[name] = []
         for num_steps in FEW:
-            x, calls = sampled(registry.build("sampler", name), n, KARRAS(num_steps))
+            x, calls = sampled(registry.create("sampler", name), n, KARRAS(num_steps))
             off = torch.cat([x.mean(0)[None] - MIXTURE.mean, x.T.cov() - MIXTURE.covariance])
             found[name].append((calls, float(off.norm() / MIXTURE.covariance.norm())))
     return found
@@ -185,7 +185,7 @@ def overhead(denoiser: ConditionedDenoiser, rounds: int) -> list[dict[str, Any]]
     rows = []
     for case in track([case for case in CASES if case.package == "k-diffusion"], "timing"):
         grid = sigmas[: len(case.sigmas(18))]
-        sampler = registry.build("sampler", case.ours, num_steps=18, **case.settings)
+        sampler = registry.create("sampler", case.ours, num_steps=18, **case.settings)
 
         def pair(D: Callable[..., Tensor], case: Case = case, grid: Tensor = grid, sampler: Sampler = sampler) -> Any:
             return (
@@ -221,14 +221,14 @@ def turns(ours: Callable[[], object], theirs: Callable[[], object], rounds: int)
 def levels(denoiser: ConditionedDenoiser) -> list[dict[str, Any]]:
     """Distance from the solution of the run's own 64 samples, relative, by karras and by optimal levels."""
     chosen = {"n": 64, "guidance": denoiser_alone, "seed": 1}
-    exact = denoiser.sample(sampler=registry.build("sampler", "heun", num_steps=128), schedule=KARRAS, **chosen)
+    exact = denoiser.sample(sampler=registry.create("sampler", "heun", num_steps=128), schedule=KARRAS, **chosen)
     rows = []
     for name in track(COMPARED, "placing"):
         for num_steps in (5, 10, 20):
             row: dict[str, Any] = {"sampler": name, "steps": num_steps}
             for schedule in ("karras", "optimal"):
-                sampler = registry.build("sampler", name, num_steps=num_steps)
-                x = denoiser.sample(sampler=sampler, schedule=registry.build("schedule", schedule), **chosen)
+                sampler = registry.create("sampler", name, num_steps=num_steps)
+                x = denoiser.sample(sampler=sampler, schedule=registry.create("schedule", schedule), **chosen)
                 row[schedule] = float((x - exact).norm() / exact.norm())
             rows.append(row)
     return rows

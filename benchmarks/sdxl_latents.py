@@ -32,7 +32,7 @@ from rich.table import Table
 
 from flowdiff import config
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.registry import build
+from flowdiff.registry import create
 
 SHAPE = (4, 64, 64)
 FLOWS = {
@@ -89,13 +89,13 @@ def measured(name: str, overrides: list[str], given: argparse.Namespace) -> dict
     settings = settings_of(overrides)
     denoiser = assembled(settings).to(given.device)
     x0 = torch.randn(given.batch, *SHAPE, device=given.device)
-    sigma = build("sigma_sampler", settings["sigma_sampler"])(given.batch, device=given.device)
+    sigma = create("sigma_sampler", settings["sigma_sampler"])(given.batch, device=given.device)
     noise = torch.randn_like(x0)
-    optimizer = build("optimizer", settings["optimizer"]).make(denoiser.parameters())
-    weighting = build("weighting", "edm")
-    losses = {"denoising": build("loss", "denoising", weighting=weighting)}
+    optimizer = create("optimizer", settings["optimizer"]).make(denoiser.parameters())
+    weighting = create("weighting", "edm")
+    losses = {"denoising": create("loss", "denoising", weighting=weighting)}
     if denoiser.is_density:
-        losses["nll"] = build("loss", "nll")
+        losses["nll"] = create("loss", "nll")
 
     def step(loss: str) -> None:
         optimizer.zero_grad()
@@ -136,10 +136,10 @@ def assembled(settings: dict) -> Denoiser:
     parts = {"shape": SHAPE, "cond_dim": 0, "token_dim": 0, "num_classes": None}
     for group in ("activation", "whitening", "flow"):
         if group in settings:
-            parts[group] = build(group, settings[group], **parts, embed_dim=settings["network"].get("embed_dim"))
+            parts[group] = create(group, settings[group], **parts, embed_dim=settings["network"].get("embed_dim"))
     if "whitening" in parts:
         parts["whitening"].fit([torch.randn(64, *SHAPE)])
-    return Denoiser(build("network", settings["network"], **parts), build("scaling", settings["scaling"]))
+    return Denoiser(create("network", settings["network"], **parts), create("scaling", settings["scaling"]))
 
 
 def widths_for(parameters: int) -> list[int]:
@@ -148,7 +148,7 @@ def widths_for(parameters: int) -> list[int]:
 
     def count(w: int, v: int) -> int:
         with torch.device("meta"):
-            unet = build("network", {**node, "channels": [w, 2 * w, 4 * w, v]}, shape=SHAPE, cond_dim=0)
+            unet = create("network", {**node, "channels": [w, 2 * w, 4 * w, v]}, shape=SHAPE, cond_dim=0)
         return sum(p.numel() for p in unet.parameters())
 
     w = max(STEP, STEP * math.floor(32 / STEP * math.sqrt(parameters / count(32, 128))))

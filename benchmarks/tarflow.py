@@ -24,7 +24,7 @@ from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.tarflow import Block, TarFlow
-from flowdiff.registry import build
+from flowdiff.registry import create
 
 EMBED = 128
 GAINS = (0.1, 0.5, 1.0)
@@ -57,8 +57,8 @@ def main() -> None:
 def measure(gain: float, tokens: int, batch: int, settings: dict) -> dict[str, float]:
     """Seconds of each way, how often it goes into the naive loop's, and how far its samples are from the loop's."""
     torch.manual_seed(0)
-    runtime = {"shape": (12 * tokens,), "patch": 12, "embed_dim": EMBED, "activation": build("activation", "swish")}
-    flow = build("flow", "tarflow", **runtime, **settings).eval()
+    runtime = {"shape": (12 * tokens,), "patch": 12, "embed_dim": EMBED, "activation": create("activation", "swish")}
+    flow = create("flow", "tarflow", **runtime, **settings).eval()
     for p in flow.parameters():
         p.add_(gain * torch.randn_like(p) / (p.shape[-1] if p.ndim > 1 else 1) ** 0.5)
     z, cond = torch.randn(batch, 12 * tokens), Conditioning(torch.randn(batch, EMBED))

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from flowdiff import config
 from flowdiff.noise import step_generator
-from flowdiff.registry import build
+from flowdiff.registry import create
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import run as training
@@ -130,7 +130,7 @@ def compare_losses(settings: dict) -> dict[str, float]:
     batch = engine.data.train[: engine.data.batch_size]
     x0 = engine.data.to_model(batch.x, step_generator(0, 0))
     sigma, noise = engine.sigma_sampler(len(x0)), torch.randn_like(x0)
-    losses = {"denoising": build("loss", "denoising", weighting=build("weighting", "edm")), "nll": build("loss", "nll")}
+    losses = {"denoising": create("loss", "denoising", weighting=create("weighting", "edm")), "nll": create("loss", "nll")}
 
     def step(name: str) -> None:
         engine.zero_grad()

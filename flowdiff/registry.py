@@ -1,10 +1,10 @@
-"""Names to components: `@register(group, name)` on a class, `build(group, node)` from a config node.
+"""Names to components: `@register(group, name)` on a class, `create(group, node)` from a config node.
 
-A component's signature is its contract. What stands before `*` is *runtime*: built objects and shapes that the
-program hands in. What stands after `*` are *hyperparameters*: exactly the keys of `conf/<group>/<name>.yaml`, whose
-types and ranges are the annotations (`PositiveInt`, `Literal["l1", "l2"]`, …), checked by pydantic.
+A component's signature is its contract. Parameters before `*` are *runtime* parameters: built objects and shapes that
+the program passes. Parameters after `*` are *hyperparameters*: exactly the keys of `conf/<group>/<name>.yaml`. Their
+annotations (`PositiveInt`, `Literal["l1", "l2"]`, …) are their types and ranges, checked by pydantic.
 
-Nothing here imports torch; a group's room is imported when one of its names is first resolved.
+Nothing here imports torch. The package of a group is imported when one of its names is first looked up.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flowdiff.errors import ConfigurationError, nearest
 from flowdiff.yaml_defaults import defaults
 
-# Which room holds which config group: the whole of it is imported when a name of the group is asked for.
-ROOMS = {
+# Package or module of each config group, imported on first lookup.
+GROUP_MODULES = {
     "activation": "flowdiff.models.activations",
     "flow": "flowdiff.models.flows",
     "whitening": "flowdiff.models.networks.whitening",
@@ -44,18 +45,55 @@ ROOMS = {
     "logger": "flowdiff.loggers",
 }
 
-# What is no config group of its own but a line in the YAML of one: metrics.compare.<name> of `metrics`.
-PARTS = {"metric": "flowdiff.evaluation.comparisons"}
+# Components that have no config group of their own: they are lines of another group's YAML, metrics.compare.<name>.
+NESTED_MODULES = {"comparison": "flowdiff.evaluation.comparisons"}
 
-_components: dict[str, dict[str, type]] = {group: {} for group in (*ROOMS, *PARTS)}
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """What a component needs of the component that another group names; passed to `register(…, requires=[…])`.
+
+    Args:
+        group: the other config group; the requirement is ignored where the config does not have it.
+        fits: (class of the other component, its config node) → whether the two go together.
+        reason: why they do not go together: a clause that follows a colon.
+        remedy: what to do instead: a clause that follows a semicolon.
+        when: (own config node) → whether the requirement applies; always by default.
+        setting: the setting of the component that brings the requirement, named in the sentence; its name by default.
+        other_setting: the setting of the other component that breaks it, named in the sentence; its name by default.
+    """
+
+    group: str
+    fits: Callable[[type, Mapping[str, Any]], bool]
+    reason: str
+    remedy: str
+    when: Callable[[Mapping[str, Any]], bool] = lambda node: True
+    setting: str | None = None
+    other_setting: str | None = None
+
+
+_components: dict[str, dict[str, type]] = {group: {} for group in (*GROUP_MODULES, *NESTED_MODULES)}
+_requirements: dict[type, tuple[Requirement, ...]] = {}
 _imported: set[str] = set()
 
 
-def register(group: str, name: str) -> Callable[[type], type]:
-    """Class decorator: make the class known as `name` in config group `group`."""
-    _room(group)
+def register(group: str, name: str, requires: typing.Iterable[Requirement] = ()) -> Callable[[C], C]:
+    """Class decorator: make the class known as `name` in config group `group`.
 
-    def decorate(component: type) -> type:
+    Args:
+        group: a config group, or `comparison`.
+        name: what stands behind `<group>=` on the command line.
+        requires: what the class needs of the components that other groups name.
+
+    Raises:
+        ConfigurationError: the group does not exist, or another class already has the name.
+    """
+    _module_of(group)
+
+    def decorate(component: C) -> C:
         known = _components[group].get(name)
         if known is not None and (known.__module__, known.__qualname__) != (
             component.__module__,
@@ -65,42 +103,53 @@ def register(group: str, name: str) -> Callable[[type], type]:
                 f"{group} {name!r} is already registered by {known.__module__}.{known.__qualname__}."
             )
         _components[group][name] = component
+        _requirements[component] = tuple(requires)
         return component
 
     return decorate
 
 
 def names(group: str) -> list[str]:
-    """All registered names of a group, sorted (imports the group's room)."""
-    _import_room(group)
+    """All registered names of a group, sorted; imports the group's package."""
+    _import_group(group)
     return sorted(_components[group])
 
 
 def resolve(group: str, name: str) -> type:
-    """The class registered as `name`; ConfigurationError names the nearest and lists all."""
+    """The class registered as `name`; ConfigurationError suggests the nearest name and lists all."""
     known = names(group)
     if name not in _components[group]:
         raise ConfigurationError(f"{group}={name} is unknown: {nearest(name, known)}.")
     return _components[group][name]
 
 
+def requirements(component: type) -> tuple[Requirement, ...]:
+    """What a registered class needs of the components of other groups."""
+    return _requirements[component]
+
+
 def hyperparameters(component: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters: what a YAML file of this component holds."""
+    """The keyword-only parameters: the settings that a YAML file of this component holds."""
     parameters = inspect.signature(component).parameters.values()
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def runtime_parameters(component: type) -> list[str]:
-    """The parameters before `*`: what the program hands in."""
+    """The parameters before `*`, which the program passes."""
     parameters = inspect.signature(component).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
-    """Hold a config node against its component's signature and return the hyperparameters.
+    """Check a config node against its component's signature and return the hyperparameters.
 
-    where: the key under which the node stands in the config, if that is not its group. Raises ConfigurationError with
-    one sentence per first offence: unknown name or key, missing key, wrong type, value out of range.
+    Args:
+        group: the config group.
+        node: `name` and hyperparameters.
+        where: key of the node in the config, if it differs from the group.
+
+    Raises:
+        ConfigurationError: the first of: unknown name or key, missing key, wrong type, value out of range.
     """
     import pydantic
 
@@ -117,8 +166,8 @@ def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict
             allowed = nearest(key, fields) if fields else "it takes no settings"
             raise ConfigurationError(f"{where}.{key} is not a setting of {group}={node['name']}: {allowed}.")
     config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-    # A model's fields may not shadow its own attributes, hence the prefix-free names are carried as aliases.
-    model = pydantic.create_model(
+    # A pydantic model's fields must not shadow its attributes: the fields get a prefix, the settings' names are aliases.
+    model: type[pydantic.BaseModel] = pydantic.create_model(  # type: ignore[call-overload]  # fields are computed
         "Hyperparameters",
         __config__=config,
         **{f"p_{k}": (t, pydantic.Field(d, alias=k)) for k, (t, d) in fields.items()},
@@ -130,19 +179,24 @@ def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict
         key = str(first["loc"][0])
         if first["type"] == "missing":
             raise ConfigurationError(f"{where}.{key} is missing: {group}={node['name']} needs it.") from None
-        # A union fails once for each of its members: all of them are what is allowed.
+        # A union fails once for each of its members: each message names one of the allowed types.
         messages = [e["msg"] for e in error.errors() if e["loc"][0] == first["loc"][0]]
         expected = ", or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
         raise ConfigurationError(f"{where}.{key}={given[key]} is not allowed: {expected}.") from None
     return {k: getattr(valid, f"p_{k}") for k in fields}
 
 
-def build(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:
-    """Make the component that a config node describes.
+def create(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:
+    """Create the component that a config node describes.
 
-    node: a mapping with `name` and hyperparameters, or just a name, which then takes its YAML file's defaults; a
-    hyperparameter given in `runtime` replaces the node's. Runtime values that the component's signature does not
-    take are left out, so that every component asks only for what it uses.
+    Args:
+        group: the config group.
+        node: a mapping with `name` and hyperparameters, or a name, which takes the defaults of its YAML file.
+        **runtime: values for the runtime parameters, and for hyperparameters that replace the node's. Values that the
+            component's signature does not take are ignored, so that every component asks only for what it uses.
+
+    Raises:
+        ConfigurationError: the node does not fit the component's signature.
     """
     if isinstance(node, str):
         node = defaults(group, node)
@@ -154,17 +208,19 @@ def build(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:
 
 
 def completed(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """A config node, with what it leaves out as in the YAML file of its name."""
+    """A config node whose missing settings are those of the YAML file of its name."""
     return {**defaults(group, str(node["name"])), **node}
 
 
 def import_plugin(path: str | Path) -> dict[str, list[str]]:
-    """Run a user's Python file for its `@register` lines; returns what it added as {group: [names]}."""
+    """Run a user's Python file, whose `@register` lines add components; returns {group: [added names]}."""
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise ConfigurationError(f"plugins names {path}, which is not a file: give the path of a Python file.")
     module_name = f"flowdiff_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None  # the path is a file
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -177,18 +233,18 @@ def import_plugin(path: str | Path) -> dict[str, list[str]]:
     return {group: names for group, names in added.items() if names}
 
 
-def _room(group: str) -> str:
-    rooms = {**ROOMS, **PARTS}
-    if group not in rooms:
-        raise ConfigurationError(f"{group!r} is not a config group: {nearest(group, rooms)}.")
-    return rooms[group]
+def _module_of(group: str) -> str:
+    modules = {**GROUP_MODULES, **NESTED_MODULES}
+    if group not in modules:
+        raise ConfigurationError(f"{group!r} is not a config group: {nearest(group, modules)}.")
+    return modules[group]
 
 
-def _import_room(group: str) -> None:
-    room = _room(group)
-    if room in _imported:
+def _import_group(group: str) -> None:
+    name = _module_of(group)
+    if name in _imported:
         return
-    package = importlib.import_module(room)
+    package = importlib.import_module(name)
     for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
-        importlib.import_module(f"{room}.{module.name}")
-    _imported.add(room)
+        importlib.import_module(f"{name}.{module.name}")
+    _imported.add(name)

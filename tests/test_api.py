@@ -83,7 +83,7 @@ def test_a_model_of_discrete_levels_is_sampled_at_these():
     engine.measure()
     seen = []
     engine.denoiser.sample(2, callback=lambda i, sigma, x, D: seen.append(sigma))
-    levels = registry.build("sigma_sampler", "discrete").levels
+    levels = registry.create("sigma_sampler", "discrete").levels
     assert len(seen) > 3
     assert all(float((levels - sigma).abs().min()) < 1e-9 for sigma in seen)
 

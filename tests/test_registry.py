@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from flowdiff import config, registry
 from flowdiff.errors import ConfigurationError
 
-OPTIONS = [(group, name) for group in registry.ROOMS for name in config.options(group)]
+OPTIONS = [(group, name) for group in registry.GROUP_MODULES for name in config.options(group)]
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -26,7 +26,7 @@ def test_no_hyperparameter_has_a_default_in_python(group, name):
     assert all(p.default is inspect.Parameter.empty for p in registry.hyperparameters(component).values())
 
 
-@pytest.mark.parametrize("group", registry.ROOMS)
+@pytest.mark.parametrize("group", registry.GROUP_MODULES)
 def test_every_registered_name_has_a_yaml(group):
     named = {config.defaults(group, option)["name"] for option in config.options(group)}
     assert set(registry.names(group)) == named
@@ -59,7 +59,7 @@ def test_wrong_settings_end_as_sentences(group, settings, sentence):
 
 
 def test_build_hands_in_only_what_the_component_takes():
-    activation = registry.build("activation", "softplus", shape=(3,), beta=2.0)
+    activation = registry.create("activation", "softplus", shape=(3,), beta=2.0)
     assert activation.beta == 2.0
 
 
@@ -106,7 +106,7 @@ def test_plugin_becomes_an_option_with_its_defaults(tmp_path):
     composed = config.compose([f"plugins=[{path}]", "activation=arcsinh_one", "activation.k=2.0"])
     config.check(composed)
     assert OmegaConf.to_container(composed.activation) == {"name": "arcsinh_one", "k": 2.0}
-    assert registry.build("activation", "arcsinh_one").k == 1.0
+    assert registry.create("activation", "arcsinh_one").k == 1.0
 
 
 def test_plugin_without_defaults_is_refused(tmp_path):
@@ -135,10 +135,10 @@ def test_annotations_carry_ranges():
             self.n = n
 
     try:
-        assert registry.build("activation", {"name": "needs_an_integer", "n": 3}).n == 3
+        assert registry.create("activation", {"name": "needs_an_integer", "n": 3}).n == 3
         for wrong in (0, 2.5, "3", True, None):
             with pytest.raises(ConfigurationError):
-                registry.build("activation", {"name": "needs_an_integer", "n": wrong})
+                registry.create("activation", {"name": "needs_an_integer", "n": wrong})
     finally:
         registry._components["activation"].pop("needs_an_integer")
 

@@ -115,7 +115,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | N
 
     from flowdiff.api import load_parts
     from flowdiff.evaluation import ranks
-    from flowdiff.registry import build
+    from flowdiff.registry import create
 
     device = settings["device"]
     if device == "auto":
@@ -127,8 +127,8 @@ def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | N
     guide = parts.denoiser.guided(settings["guidance"])  # once: it may be a run of its own
     options = {
         "label": settings["class_label"],
-        "sampler": build("sampler", settings["sampler"]),
-        "schedule": build("schedule", settings["schedule"]),
+        "sampler": create("sampler", settings["sampler"]),
+        "schedule": create("schedule", settings["schedule"]),
         "guidance": lambda inner: guide,
         "batch_size": settings["batch_size"],
     }

@@ -41,15 +41,15 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def check(config: DictConfig) -> None:
     """Raise ConfigurationError for the first thing that makes no sense; reads no data."""
     for key in config:
-        if key in registry.ROOMS:
+        if key in registry.GROUP_MODULES:
             node = OmegaConf.to_container(config[key], resolve=True)
             registry.check(key, node)
             if not registry.runtime_parameters(registry.resolve(key, node["name"])):
-                registry.build(key, node)  # its constructor holds its numbers against each other
+                registry.create(key, node)  # its constructor holds its numbers against each other
     _check_top_level(config)
     _check_combinations(config)
     if "sampler" in config:
-        build = {g: registry.build(g, OmegaConf.to_container(config[g], resolve=True)) for g in ("schedule", "sampler")}
+        build = {g: registry.create(g, OmegaConf.to_container(config[g], resolve=True)) for g in ("schedule", "sampler")}
         build["schedule"](build["sampler"].num_steps)  # a table cannot be walked in more steps than it has
 
 

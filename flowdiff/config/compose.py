@@ -67,9 +67,9 @@ def of_run(folder: RunFolder) -> dict[str, Any]:
     base.pop("hydra")
     try:
         import_plugins(settings.get("plugins", []))
-        new = [group for group in wanted if group in registry.ROOMS and group not in settings]
+        new = [group for group in wanted if group in registry.GROUP_MODULES and group not in settings]
         settings |= {group: defaults(group, wanted[group]) for group in new}
-        for group in registry.ROOMS.keys() & settings.keys():
+        for group in registry.GROUP_MODULES.keys() & settings.keys():
             node = settings[group]
             name = node.get("name") if isinstance(node, dict) else None
             if name is None:

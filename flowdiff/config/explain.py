@@ -79,7 +79,7 @@ def options_of_groups() -> set[str]:
 
 
 def _misplaced_group(group: str, overrides: list[str]) -> str:
-    if group not in registry.ROOMS:
+    if group not in registry.GROUP_MODULES:
         return f"{group} is not a config group: {nearest(group, sorted(options_of_groups() - {'hydra'}))}."
     bringers = {
         "flow": "network=score_flow",

@@ -18,7 +18,7 @@ from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
-from flowdiff.registry import build, completed
+from flowdiff.registry import create, completed
 
 ROUNDING = 1e-5  # of the ends of a range that was computed in float32
 MEASURED = 2**31 - 1  # seed of the trajectories that a schedule is measured on; samples have smaller ones as a rule
@@ -128,12 +128,12 @@ class ConditionedDenoiser(nn.Module):
         """
         if self.is_autoencoder:
             return self._from_prior(range(n) if indices is None else indices, seed, batch_size, progress)
-        sampler = sampler or build("sampler", self.settings["sampler"])
-        schedule = schedule or build("schedule", self.settings["schedule"])
+        sampler = sampler or create("sampler", self.settings["sampler"])
+        schedule = schedule or create("schedule", self.settings["schedule"])
         guide = guidance(self) if guidance else self.guided(self.settings["guidance"])
         labels = self.labels(n, label)
         if sigma_start is not None:
-            check_trained_at(sigma_start, build("sigma_sampler", self.settings["sigma_sampler"]))
+            check_trained_at(sigma_start, create("sigma_sampler", self.settings["sigma_sampler"]))
         was_training = self.training
         self.eval()
         try:
@@ -176,7 +176,7 @@ class ConditionedDenoiser(nn.Module):
 
     def _known(self, grid: Tensor) -> Tensor:
         """A grid as this model can be asked: one of discrete levels at these only, rounded in ln σ."""
-        trained = build("sigma_sampler", self.settings["sigma_sampler"])
+        trained = create("sigma_sampler", self.settings["sigma_sampler"])
         return torch.cat([trained.nearest(grid[:-1]), grid[-1:]]) if hasattr(trained, "nearest") else grid
 
     def _walk(self, sigmas: Tensor, n: int, callback: Callback) -> Tensor:
@@ -184,7 +184,7 @@ class ConditionedDenoiser(nn.Module):
         labels = self.labels(n, None)
         return generate(
             self.denoiser,  # whose calls are not counted as those of samples
-            build("sampler", "dpmpp_2m"),
+            create("sampler", "dpmpp_2m"),
             None,
             self.first_stage.latent_shape,
             n=n,
@@ -212,7 +212,7 @@ class ConditionedDenoiser(nn.Module):
             return guide
 
         every = None if self.num_classes is None else torch.arange(self.num_classes)
-        return build(
+        return create(
             "guidance",
             node,
             denoiser=self,

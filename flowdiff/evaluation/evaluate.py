@@ -43,18 +43,18 @@ def evaluate(
     samples, and the first writes. Returns the Fréchet distance of the last way, None where there is none.
     """
     from flowdiff.evaluation import ranks
-    from flowdiff.registry import build
+    from flowdiff.registry import create
     from flowdiff.runs.result_table import rows_of, show_rows
 
     parts.data.prepare_data()
     parts.data.setup()
     config_ = config.of_run(folder)
-    metrics = build("metrics", settings["metrics"], data=parts.data)
+    metrics = create("metrics", settings["metrics"], data=parts.data)
     denoiser = parts.denoiser
     metrics.check(denoiser)
     known = str(folder.checkpoint.resolve()), folder.checkpoint.stat().st_mtime_ns, json.dumps(settings["metrics"])
     if known not in _densities:  # no way of sampling changes them, so that a sweep measures them once
-        sigma_min = build("schedule", config_["schedule"]).sigma_min
+        sigma_min = create("schedule", config_["schedule"]).sigma_min
         _densities[known] = metrics.densities(denoiser, denoiser.cond_of, sigma_min, config_["seed"])
     densities = _densities[known]
     rows, distance = [], None
@@ -148,11 +148,11 @@ def _mean(name: str, values: list[float], floor: float | None) -> dict[str, floa
 
 def _log(config_: Mapping[str, Any], folder: RunFolder, rows: list[dict[str, Any]]) -> None:
     """Append the rows to the run that a logger keeps elsewhere, once that run has ended."""
-    from flowdiff.registry import build
+    from flowdiff.registry import create
 
     if not folder.is_complete:
         log.info("%s is not complete yet: its logger hears nothing of this evaluation", folder.path)
         return
     result = folder.result()
     about = {key: result.get(key) for key in ("run_id", "name", "sweep")}
-    build("logger", config_["logger"]).evaluations(folder.path, {**about, "tags": config_["tags"]}, rows)
+    create("logger", config_["logger"]).evaluations(folder.path, {**about, "tags": config_["tags"]}, rows)

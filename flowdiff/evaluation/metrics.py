@@ -249,8 +249,8 @@ def comparisons(lines: Mapping[str, Mapping[str, Any] | None], data: Any) -> dic
     """The metrics that the lines {name: settings} describe; ConfigurationError where one does not suit the data."""
     found = {}
     for name, settings in lines.items():
-        metric = resolve("metric", name)
-        found[name] = metric(**check("metric", {**(settings or {}), "name": name}, f"metrics.compare.{name}"))
+        metric = resolve("comparison", name)
+        found[name] = metric(**check("comparison", {**(settings or {}), "name": name}, f"metrics.compare.{name}"))
         found[name].check(data)
     return found
 

@@ -9,7 +9,7 @@ from flowdiff import config, registry
 from flowdiff.runs.job import Job
 from flowdiff.training import run as training
 
-for _group in registry.ROOMS:
+for _group in registry.GROUP_MODULES:
     registry.names(_group)  # imports the room
 
 

@@ -19,7 +19,7 @@ from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.models.flows.base import Flow
-from flowdiff.registry import build
+from flowdiff.registry import create
 from flowdiff.training.optimizers import Optimizer
 
 
@@ -38,9 +38,9 @@ def assemble(config: Mapping[str, Any]) -> Parts:
 
     Raises ConfigurationError where components do not fit each other or the data's shape.
     """
-    data = build("dataset", config["dataset"])
-    conditioner = build("conditioner", config["conditioner"], num_classes=data.num_classes)
-    first_stage = build("first_stage", config["first_stage"], shape=data.shape, load=_load)
+    data = create("dataset", config["dataset"])
+    conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes)
+    first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=_load)
     shape = first_stage.latent_shape
     parts: dict[str, Any] = {
         "shape": shape,
@@ -50,27 +50,27 @@ def assemble(config: Mapping[str, Any]) -> Parts:
     }
     for group in ("activation", "whitening", "flow"):  # each may be taken by the next, and all by the network
         if group in config:
-            parts[group] = build(group, config[group], **parts, embed_dim=config["network"].get("embed_dim"))
-    weighting = {"weighting": build("weighting", config["weighting"])} if "weighting" in config else {}
-    loss = build("loss", config["loss"], **weighting)
-    network = build("network", config["network"], **parts, gradient=loss.gradient)
+            parts[group] = create(group, config[group], **parts, embed_dim=config["network"].get("embed_dim"))
+    weighting = {"weighting": create("weighting", config["weighting"])} if "weighting" in config else {}
+    loss = create("loss", config["loss"], **weighting)
+    network = create("network", config["network"], **parts, gradient=loss.gradient)
     if config["accelerator"]["compile"]:
         _compile(network)
     if "flow" in parts and loss.differentiates_score:
         _check_derivatives(parts["flow"], config["flow"]["name"], loss.gradient)
     if first_stage.trained:
-        loss = LearnedPrior(loss, first_stage, build("schedule", config["schedule"]).sigma_min)
+        loss = LearnedPrior(loss, first_stage, create("schedule", config["schedule"]).sigma_min)
     return Parts(
         ConditionedDenoiser(
-            Denoiser(network, build("scaling", config["scaling"])),
+            Denoiser(network, create("scaling", config["scaling"])),
             conditioner,
             first_stage,
             data.values.to_uint8,  # not the data's own: the weight average deep-copies what the module holds
             {group: config[group] for group in ("sampler", "schedule", "guidance", "sigma_sampler")},
         ),
         loss,
-        build("sigma_sampler", config["sigma_sampler"]),
-        build("optimizer", config["optimizer"]),
+        create("sigma_sampler", config["sigma_sampler"]),
+        create("optimizer", config["optimizer"]),
         data,
     )
 
@@ -82,7 +82,7 @@ def rehearse(config: Mapping[str, Any]) -> tuple[Parts, Metrics]:
     """
     parts = assemble(config)
     parts.denoiser.guided(config["guidance"])  # which may read another run
-    metrics = build("metrics", config["metrics"], data=parts.data)
+    metrics = create("metrics", config["metrics"], data=parts.data)
     metrics.check(parts.denoiser)
     return parts, metrics
 

@@ -34,7 +34,7 @@ from flowdiff.evaluation.ranks import local_device
 from flowdiff.launch.search.pruning import pruning
 from flowdiff.loggers.base import Tracker
 from flowdiff.progress import counting
-from flowdiff.registry import build
+from flowdiff.registry import create
 from flowdiff.runs.job import Interrupted, Pruned, is_first_rank
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.provenance import git_commit, versions
@@ -78,7 +78,7 @@ def train(
         logging.getLogger("flowdiff").setLevel(logging.WARNING)
     seed_everything(config["seed"], workers=True, verbose=False)
     engine, metrics = rehearse(config, folder)
-    tracker: Tracker = build("logger", config["logger"])
+    tracker: Tracker = create("logger", config["logger"])
     checkpoint = _resumable(folder, engine)
     folder.write_config(dict(config))
 
@@ -247,7 +247,7 @@ class PeriodicEvaluation(Callback):
 
 def _evaluate(engine: Engine, metrics: Metrics, config: Mapping[str, Any]) -> dict[str, float]:
     denoiser = engine.denoiser.eval()
-    sigma_min = build("schedule", config["schedule"]).sigma_min
+    sigma_min = create("schedule", config["schedule"]).sigma_min
     with counting("sampling for evaluation") as progress:
         return metrics.evaluate(
             denoiser,
@@ -269,7 +269,7 @@ def _draw(engine: Engine, metrics: Metrics, config: Mapping[str, Any], folder: R
         return
     draw_trajectory(denoiser, data, folder.trajectory)
     if metrics.wants("interpolate", denoiser):
-        sigma = metrics.sigma_eval or build("schedule", config["schedule"]).sigma_min
+        sigma = metrics.sigma_eval or create("schedule", config["schedule"]).sigma_min
         with suppress(InverseDidNotConverge, DataError):  # the evaluation has said why
             draw_interpolation(denoiser, data, sigma, folder.interpolation)
 
@@ -294,7 +294,7 @@ def make_trainer(
         arguments["val_check_interval"] = every * arguments["accumulate_grad_batches"]  # Lightning counts batches
     try:
         return Trainer(
-            **build("accelerator", config["accelerator"]).trainer_arguments,
+            **create("accelerator", config["accelerator"]).trainer_arguments,
             **arguments,
             logger=loggers,
             callbacks=[*callbacks, saving],

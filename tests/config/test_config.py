@@ -64,7 +64,7 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder")
 NEEDS_A_MODEL = {("first_stage", "vae"), ("first_stage", "autoencoder_kl")}  # from outside: tests/test_latents.py
-OPTIONS = [(group, name) for group in registry.ROOMS for name in config.options(group)]
+OPTIONS = [(group, name) for group in registry.GROUP_MODULES for name in config.options(group)]
 TRAINED_BY_THEIR_OWN = {
     "classifier": ["loss=cross_entropy", "conditioner=one_hot"],
     "vae": ["loss=elbo", "conditioner=none"],

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 import flowdiff
 from flowdiff import config
 from flowdiff.data.base import TensorSplit
-from flowdiff.registry import build
+from flowdiff.registry import create
 from flowdiff.training import assembly
 from flowdiff.training.engine import Engine
 
@@ -87,7 +87,7 @@ def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrid
     before = [p.detach().clone() for p in trained]
     engine.optimizer.make(trained).step()
     assert any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
-    samples = engine.denoiser.sample(4, sampler=build("sampler", settings["sampler"] | {"num_steps": 1}))
+    samples = engine.denoiser.sample(4, sampler=create("sampler", settings["sampler"] | {"num_steps": 1}))
     assert samples.shape == (4, *engine.data.shape)
     assert samples.isfinite().all()
 

@@ -148,7 +148,7 @@ def test_loaders_leave_the_global_generator_alone():
 
 @pytest.mark.parametrize("name", registry.names("dataset"))
 def test_everything_but_the_samples_is_known_after_construction(name):
-    data = registry.build("dataset", name)
+    data = registry.create("dataset", name)
     assert data.name == name
     assert len(data.shape) in (1, 3)
     assert data.num_classes is None or data.num_classes > 1
@@ -163,7 +163,7 @@ def test_everything_but_the_samples_is_known_after_construction(name):
 @pytest.mark.parametrize(("key", "value"), [("batch_size", 0), ("batch_size", -4), ("num_workers", -1)])
 def test_numbers_out_of_range_are_refused(name, key, value):
     with pytest.raises(ConfigurationError, match=rf"dataset\.{key}={value}"):
-        registry.build("dataset", name, **{key: value})
+        registry.create("dataset", name, **{key: value})
 
 
 class Recorder(LightningModule):
@@ -190,7 +190,7 @@ class Recorder(LightningModule):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_trainer_takes_the_stream_and_resumes_it(num_workers):
     def train(start_step, steps):
-        data = registry.build(
+        data = registry.create(
             "dataset", "two_moons", num_train=100, num_test=30, batch_size=16, num_workers=num_workers
         )
         data.seed, data.start_step = 5, start_step

@@ -8,7 +8,7 @@ from flowdiff import registry
 
 @pytest.fixture(scope="module")
 def digits():
-    data = registry.build("dataset", "digits")
+    data = registry.create("dataset", "digits")
     data.setup()
     return data
 

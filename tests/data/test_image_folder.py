@@ -15,7 +15,7 @@ def save(path, width=8, height=8, colour=(10, 20, 30), mode="RGB"):
 
 
 def build(path, **settings):
-    return registry.build("dataset", "image_folder", path=str(path), **{"image_size": 8, **settings})
+    return registry.create("dataset", "image_folder", path=str(path), **{"image_size": 8, **settings})
 
 
 def classes(root, names=("ant", "bee", "cat"), each=4):

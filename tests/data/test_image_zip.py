@@ -43,7 +43,7 @@ def write(path, images, labels=None, info=PAIRS):
 
 
 def build(path, **settings):
-    return registry.build("dataset", "image_zip", path=path, **{"image_size": 8, "batch_size": 4, **settings})
+    return registry.create("dataset", "image_zip", path=path, **{"image_size": 8, "batch_size": 4, **settings})
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -33,8 +33,8 @@ class Images(DataModule):
 
 def stage(folder, seed=0, **settings):
     torch.manual_seed(seed)
-    activation = registry.build("activation", "swish")
-    network = registry.build(
+    activation = registry.create("activation", "swish")
+    network = registry.create(
         "network", "vae", shape=(1, 8, 8), activation=activation, channels=[4, 8], norm_groups=2, latent_dim=5
     )
     given = {"scale": "none", "chunk_size": 16, "precision": "float32", "cache_dir": str(folder), **settings}
@@ -50,7 +50,7 @@ def encoded(first_stage, data=None):
 
 def test_the_identity_leaves_the_data_as_they_are():
     data = Images()
-    assert as_seen_by(registry.build("first_stage", "identity", shape=data.shape), data) is data
+    assert as_seen_by(registry.create("first_stage", "identity", shape=data.shape), data) is data
 
 
 def test_what_is_kept_is_what_encoding_gives(tmp_path):

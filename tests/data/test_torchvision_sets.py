@@ -37,7 +37,7 @@ def no_network(monkeypatch):
 def test_reads_idx_files_without_touching_the_network(name, tmp_path, no_network):
     train, test = arrays((28, 28), 12, 0), arrays((28, 28), 5, 1)
     write_idx_set(tmp_path, name, train, test)
-    data = registry.build("dataset", name, root=str(tmp_path), download=True)
+    data = registry.create("dataset", name, root=str(tmp_path), download=True)
     data.prepare_data()
     data.setup()
     for split, (x, label) in ((data.train, train), (data.test, test)):
@@ -63,7 +63,7 @@ def test_reads_cifar_batches(tmp_path, monkeypatch, no_network):
         monkeypatch.setattr(reader, field, [[file, None] for file, _ in getattr(reader, field)])
     monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": None})
 
-    data = registry.build("dataset", "cifar10", root=str(tmp_path), download=True)
+    data = registry.create("dataset", "cifar10", root=str(tmp_path), download=True)
     data.prepare_data()
     data.setup()
     assert torch.equal(data.train[:].x, torch.from_numpy(np.concatenate([x for x, _ in parts[:5]])))
@@ -74,7 +74,7 @@ def test_reads_cifar_batches(tmp_path, monkeypatch, no_network):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_files_without_download(name, tmp_path, no_network):
-    data = registry.build("dataset", name, root=str(tmp_path / "nowhere"), download=False)
+    data = registry.create("dataset", name, root=str(tmp_path / "nowhere"), download=False)
     data.prepare_data()
     with pytest.raises(DataError, match=r"nowhere.*dataset\.download=true.*dataset\.root"):
         data.setup()
@@ -83,7 +83,7 @@ def test_missing_files_without_download(name, tmp_path, no_network):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_failed_download_is_one_sentence_and_leaves_no_files(name, tmp_path, no_network):
-    data = registry.build("dataset", name, root=str(tmp_path), download=True)
+    data = registry.create("dataset", name, root=str(tmp_path), download=True)
     with pytest.raises(DataError, match=r"could not be downloaded \(.*no network.*dataset\.root") as caught:
         data.prepare_data()
     assert data.files[0] in str(caught.value)
@@ -99,7 +99,7 @@ def test_download_completes_a_folder(name, tmp_path, monkeypatch):
     train, test = arrays((28, 28), 4, 0), arrays((28, 28), 2, 1)
     reader = getattr(torchvision.datasets, registry.resolve("dataset", name).reader)
     monkeypatch.setattr(reader, "download", lambda self: write_idx_set(Path(self.root), name, train, test))
-    data = registry.build("dataset", name, root=str(tmp_path / "new"), download=True)
+    data = registry.create("dataset", name, root=str(tmp_path / "new"), download=True)
     data.prepare_data()
     data.setup()
     assert torch.equal(data.train[:].x[:, 0], torch.from_numpy(train[0]))
@@ -116,7 +116,7 @@ def test_damaged_files_are_refused(damage, tmp_path):
         images.write_bytes(images.read_bytes()[:-5])
     if damage == "short labels":
         write_idx(folder / IDX_FILES[1], np.zeros(5, np.uint8))
-    data = registry.build("dataset", "mnist", root=str(tmp_path))
+    data = registry.create("dataset", "mnist", root=str(tmp_path))
     sentence = {
         "truncated": "cannot be read",
         "short labels": "6 images but 5 labels",
@@ -132,7 +132,7 @@ def test_real_files(name):
     component = registry.resolve("dataset", name)
     if root is None or not all((Path(root) / component.folder / file).is_file() for file in component.files):
         pytest.skip("FLOWDIFF_DATA does not hold the files")
-    data = registry.build("dataset", name, root=root, download=False)
+    data = registry.create("dataset", name, root=root, download=False)
     data.setup()
     assert (len(data.train), len(data.test)) == ((50000, 10000) if name == "cifar10" else (60000, 10000))
     assert data.test.label.unique().tolist() == list(range(10))

@@ -13,7 +13,7 @@ N = 20000
 
 
 def toy(name, **sizes):
-    data = registry.build("dataset", name, **{"num_train": N, "num_test": 500, **sizes})
+    data = registry.create("dataset", name, **{"num_train": N, "num_test": 500, **sizes})
     data.setup()
     return data
 

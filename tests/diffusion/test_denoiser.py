@@ -17,14 +17,14 @@ class Half(nn.Module):
 
 @pytest.mark.parametrize("scaling", registry.names("scaling"))
 def test_score_is_tweedie(scaling):
-    denoiser = Denoiser(Half(), registry.build("scaling", scaling))
+    denoiser = Denoiser(Half(), registry.create("scaling", scaling))
     x, sigma = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 1.0, 10.0])
     s, D = denoiser.score(x, sigma), denoiser(x, sigma)
     assert torch.allclose(x + append_dims(sigma**2, 4) * s, D, atol=1e-5)
 
 
 def test_raw_networks_have_no_density():
-    denoiser = Denoiser(Half(), registry.build("scaling", "edm"))
+    denoiser = Denoiser(Half(), registry.create("scaling", "edm"))
     assert not denoiser.is_density
     for method in (denoiser.log_prob, denoiser.log_prob_and_denoised):
         with pytest.raises(NotADensity, match="network=Half has no log-density"):
@@ -32,7 +32,7 @@ def test_raw_networks_have_no_density():
 
 
 def test_sigma_data_travels_with_the_weights():
-    one, other = (Denoiser(Half(), registry.build("scaling", "edm")) for _ in range(2))
+    one, other = (Denoiser(Half(), registry.create("scaling", "edm")) for _ in range(2))
     one.sigma_data.fill_(0.37)
     other.load_state_dict(one.state_dict())
     assert other.sigma_data == one.sigma_data

@@ -17,7 +17,7 @@ AT_ONE = {
 
 @pytest.mark.parametrize("name", sorted(AT_ONE))
 def test_closed_form_values(name):
-    got = registry.build("scaling", name)(torch.ones(3, dtype=torch.float64), 0.5)
+    got = registry.create("scaling", name)(torch.ones(3, dtype=torch.float64), 0.5)
     for value, expected in zip(got, AT_ONE[name], strict=True):
         torch.testing.assert_close(value, torch.full((3,), expected, dtype=torch.float64))
 
@@ -25,7 +25,7 @@ def test_closed_form_values(name):
 @pytest.mark.parametrize("name", registry.names("scaling"))
 def test_shape_and_type_follow_sigma(name):
     for sigma in (SIGMA, SIGMA.float()):
-        for value in registry.build("scaling", name)(sigma, torch.tensor(0.5, dtype=sigma.dtype)):
+        for value in registry.create("scaling", name)(sigma, torch.tensor(0.5, dtype=sigma.dtype)):
             assert value.shape == sigma.shape
             assert value.dtype == sigma.dtype
             assert value.isfinite().all()
@@ -48,7 +48,7 @@ def perfect_networks(x, sigma, score):
 def test_all_forms_give_the_same_denoiser_for_the_same_score(name):
     oracle = oracles.two_by_two()
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    c_skip, c_out, _, _ = registry.build("scaling", name)(SIGMA, 0.5)
+    c_skip, c_out, _, _ = registry.create("scaling", name)(SIGMA, 0.5)
     output = perfect_networks(x, SIGMA, oracle.score(x, SIGMA))[name]
     denoised = c_skip[:, None] * x + c_out[:, None] * output
     # at σ = 80 a denoised value of order 1 is the difference of numbers of order σ² = 6400
@@ -58,7 +58,7 @@ def test_all_forms_give_the_same_denoiser_for_the_same_score(name):
 def test_edm_has_unit_variances():
     """Var[c_in·x] = Var[(x0 − c_skip·x)/c_out] = 1, x0 and the noise being independent."""
     sigma_data = 0.7
-    c = registry.build("scaling", "edm")(SIGMA, sigma_data)
+    c = registry.create("scaling", "edm")(SIGMA, sigma_data)
     one = torch.ones_like(SIGMA)
     torch.testing.assert_close(c.c_in**2 * (SIGMA**2 + sigma_data**2), one)
     target = (1 - c.c_skip) ** 2 * sigma_data**2 + c.c_skip**2 * SIGMA**2

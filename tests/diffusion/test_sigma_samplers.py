@@ -16,7 +16,7 @@ def seeded(seed):
 @pytest.mark.parametrize("stratified", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_follow_the_quantiles(name, stratified):
-    sampler = registry.build("sigma_sampler", name, stratified=stratified)
+    sampler = registry.create("sigma_sampler", name, stratified=stratified)
     n = 20_000
     sigma = sampler(n, generator=seeded(0)).double()
     assert sigma.shape == (n,)
@@ -30,7 +30,7 @@ def test_draws_follow_the_quantiles(name, stratified):
 @pytest.mark.parametrize("stratified", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_generator_decides_and_leaves_the_global_one_alone(name, stratified):
-    sampler = registry.build("sigma_sampler", name, stratified=stratified)
+    sampler = registry.create("sigma_sampler", name, stratified=stratified)
     state = torch.random.get_rng_state()
     first, again, other = (sampler(64, generator=seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -44,7 +44,7 @@ def test_generator_decides_and_leaves_the_global_one_alone(name, stratified):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_device_is_where_the_noise_levels_land(name):
-    assert registry.build("sigma_sampler", name)(4, generator=seeded(0), device="meta").device.type == "meta"
+    assert registry.create("sigma_sampler", name)(4, generator=seeded(0), device="meta").device.type == "meta"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,7 +52,7 @@ def test_stratified_batches_agree_more(name):
     """The mean of ln σ over a batch of 64 varies at least five times less (1/√64 of it would be typical)."""
     spread = {}
     for stratified in (False, True):
-        sampler = registry.build("sigma_sampler", name, stratified=stratified)
+        sampler = registry.create("sigma_sampler", name, stratified=stratified)
         source = seeded(0)
         means = torch.stack([sampler(64, generator=source).log().mean() for _ in range(200)])
         spread[stratified] = means.std().item()
@@ -61,7 +61,7 @@ def test_stratified_batches_agree_more(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stratified_covers_every_stratum_in_random_order(name):
-    sampler = registry.build("sigma_sampler", name, stratified=True)
+    sampler = registry.create("sigma_sampler", name, stratified=True)
     n = 50
     sigma = sampler(n, generator=seeded(0))
     edges = sampler.quantile(torch.arange(1, n) / n)
@@ -83,27 +83,27 @@ def test_stratified_covers_every_stratum_in_random_order(name):
 def test_extreme_uniforms_stay_finite(name, stratified, uniform, monkeypatch):
     """torch.rand gives 0 once in 2²⁴ draws, and (n − 1 + u)/n rounds to 1."""
     monkeypatch.setattr(torch, "rand", lambda n, **_: torch.full((n,), uniform))
-    sigma = registry.build("sigma_sampler", name, stratified=stratified)(3, generator=seeded(0))
+    sigma = registry.create("sigma_sampler", name, stratified=stratified)(3, generator=seeded(0))
     assert sigma.isfinite().all()
     assert (sigma > 0).all()
 
 
 def test_edm_is_log_normal():
-    log_sigma = registry.build("sigma_sampler", "edm", p_mean=-0.4, p_std=1.6)(20_000, generator=seeded(0)).log()
+    log_sigma = registry.create("sigma_sampler", "edm", p_mean=-0.4, p_std=1.6)(20_000, generator=seeded(0)).log()
     assert log_sigma.mean().item() == pytest.approx(-0.4, abs=5 * 1.6 / 20_000**0.5)
     assert log_sigma.std().item() == pytest.approx(1.6, abs=5 * 1.6 / 40_000**0.5)  # s.e. of a standard deviation
 
 
 def test_log_uniform_stays_in_its_range():
-    sigma = registry.build("sigma_sampler", "log_uniform", sigma_min=0.1, sigma_max=10.0)(1000, generator=seeded(0))
+    sigma = registry.create("sigma_sampler", "log_uniform", sigma_min=0.1, sigma_max=10.0)(1000, generator=seeded(0))
     assert 0.1 * (1 - 1e-6) <= sigma.min().item() < 0.11
     assert 9.0 < sigma.max().item() <= 10 * (1 + 1e-6)
     with pytest.raises(ConfigurationError, match=r"sigma_min=10 and sigma_max=0\.1"):
-        registry.build("sigma_sampler", "log_uniform", sigma_min=10.0, sigma_max=0.1)
+        registry.create("sigma_sampler", "log_uniform", sigma_min=10.0, sigma_max=0.1)
 
 
 def test_discrete_draws_levels_of_its_table():
-    sampler = registry.build("sigma_sampler", "discrete", num_levels=7, table="cosine")
+    sampler = registry.create("sigma_sampler", "discrete", num_levels=7, table="cosine")
     sigma = sampler(2000, generator=seeded(0))
     levels, counts = sigma.unique(return_counts=True)
     torch.testing.assert_close(levels, sampler.levels.float(), rtol=0, atol=0)
@@ -113,7 +113,7 @@ def test_discrete_draws_levels_of_its_table():
 
 
 def test_discrete_rounds_in_log_sigma():
-    sampler = registry.build("sigma_sampler", "discrete", num_levels=5)
+    sampler = registry.create("sigma_sampler", "discrete", num_levels=5)
     levels = sampler.levels
     assert torch.equal(sampler.nearest(levels), levels)
     border = (levels[1:] * levels[:-1]).sqrt()

@@ -12,14 +12,14 @@ AT_ONE = {"edm": 5.0, "eps": 1.0, "v": 2.0, "unit": 1.0, "min_snr": 1.0, "soft_m
 
 @pytest.mark.parametrize("name", sorted(AT_ONE))
 def test_closed_form_values(name):
-    weight = registry.build("weighting", name)(torch.ones(2, dtype=torch.float64), 0.5)
+    weight = registry.create("weighting", name)(torch.ones(2, dtype=torch.float64), 0.5)
     torch.testing.assert_close(weight, torch.full((2,), AT_ONE[name], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", registry.names("weighting"))
 def test_positive_and_like_sigma(name):
     for sigma in (SIGMA, SIGMA.float()):
-        weight = registry.build("weighting", name)(sigma, SIGMA_DATA.to(sigma))
+        weight = registry.create("weighting", name)(sigma, SIGMA_DATA.to(sigma))
         assert weight.shape == sigma.shape
         assert weight.dtype == sigma.dtype
         assert (weight > 0).all()
@@ -29,33 +29,33 @@ def test_positive_and_like_sigma(name):
 @pytest.mark.parametrize("name", ["edm", "eps", "v"])
 def test_is_the_plain_loss_of_its_scaling(name):
     """‖D − x0‖² = c_out²‖F − target‖², so the weight that leaves F's loss plain is c_out⁻²."""
-    weight = registry.build("weighting", name)(SIGMA, SIGMA_DATA)
-    c_out = registry.build("scaling", name)(SIGMA, SIGMA_DATA).c_out
+    weight = registry.create("weighting", name)(SIGMA, SIGMA_DATA)
+    c_out = registry.create("scaling", name)(SIGMA, SIGMA_DATA).c_out
     torch.testing.assert_close(weight * c_out**2, torch.ones_like(SIGMA))
 
 
 def test_min_snr_caps_the_noise_loss():
-    weight = registry.build("weighting", "min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
+    weight = registry.create("weighting", "min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
     expected = torch.tensor([3.0, 3.0, 1.0, 80.0**-2], dtype=torch.float64)
     torch.testing.assert_close(weight, expected)
 
 
 def test_soft_min_snr_touches_min_snr_at_both_ends_and_stays_below():
-    hard = registry.build("weighting", "min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
-    soft = registry.build("weighting", "soft_min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
+    hard = registry.create("weighting", "min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
+    soft = registry.create("weighting", "soft_min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
     assert (soft < hard).all()
     # soft/hard = 1/(1 + γσ²) below the corner and 1/(1 + σ⁻²/γ) above: 1 − 1.2e-5 and 1 − 5.2e-5 here
     torch.testing.assert_close(soft[[0, -1]], hard[[0, -1]], rtol=1e-4, atol=0)
 
 
 def test_soft_min_snr_is_k_diffusions_at_its_gamma():
-    soft = registry.build("weighting", "soft_min_snr", gamma=(SIGMA_DATA**-2).item())(SIGMA, SIGMA_DATA)
+    soft = registry.create("weighting", "soft_min_snr", gamma=(SIGMA_DATA**-2).item())(SIGMA, SIGMA_DATA)
     preconditioned = (SIGMA * SIGMA_DATA) ** 2 / (SIGMA**2 + SIGMA_DATA**2) ** 2
-    c_out = registry.build("scaling", "edm")(SIGMA, SIGMA_DATA).c_out
+    c_out = registry.create("scaling", "edm")(SIGMA, SIGMA_DATA).c_out
     torch.testing.assert_close(soft * c_out**2, preconditioned)
 
 
 @pytest.mark.parametrize("name", ["min_snr", "soft_min_snr"])
 def test_gamma_has_to_be_positive(name):
     with pytest.raises(registry.ConfigurationError, match="gamma"):
-        registry.build("weighting", name, gamma=0.0)
+        registry.create("weighting", name, gamma=0.0)

@@ -24,7 +24,7 @@ def unconditional(label):
 @pytest.fixture
 def metrics_of(cache_dir):
     def make(data, **overrides):
-        return registry.build("metrics", "default", data=data, **{"cache_dir": str(cache_dir), **overrides})
+        return registry.create("metrics", "default", data=data, **{"cache_dir": str(cache_dir), **overrides})
 
     return make
 
@@ -320,13 +320,13 @@ def test_every_metric_of_every_option_is_there_and_takes_its_settings(option, po
     (tmp_path / "weights").touch()
     weights = str(tmp_path / "weights") if node["inception_weights"] else None
     data = tiny if option == "inception" else points
-    metrics = registry.build("metrics", node, data=data, inception_weights=weights)
+    metrics = registry.create("metrics", node, data=data, inception_weights=weights)
     assert list(metrics.comparisons) == ["frechet", *node["compare"]]
 
 
 def test_every_metric_stands_in_some_option():
     lines = {name for option in config.options("metrics") for name in config.defaults("metrics", option)["compare"]}
-    assert set(registry.names("metric")) == {"frechet", *lines}
+    assert set(registry.names("comparison")) == {"frechet", *lines}
 
 
 def test_a_metric_of_the_users_own(metrics_of, points, tmp_path):
@@ -344,7 +344,7 @@ from flowdiff.evaluation.comparisons.base import Metric
 from flowdiff.registry import register
 
 
-@register("metric", "furthest")
+@register("comparison", "furthest")
 class Furthest(Metric):
     \"\"\"The largest norm of a sample, to some power.\"\"\"
 
@@ -379,7 +379,7 @@ def test_the_ode_refuses_a_flow_that_has_one_derivative(metrics_of, points, gaus
 
 
 def test_home_is_expanded(points):
-    metrics = registry.build("metrics", "default", data=points, cache_dir="~/somewhere")
+    metrics = registry.create("metrics", "default", data=points, cache_dir="~/somewhere")
     assert not str(metrics.cache_dir).startswith("~")
 
 

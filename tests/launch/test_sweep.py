@@ -15,7 +15,7 @@ PLUGIN = '''
 import torch
 
 from flowdiff.errors import DataError
-from flowdiff.registry import build, register
+from flowdiff.registry import create, register
 
 
 @register("schedule", "broken")
@@ -27,7 +27,7 @@ class Broken:
     def __call__(self, num_steps):
         if not self.works and not torch.is_grad_enabled():
             raise DataError("this schedule is broken: take another.")
-        return build("schedule", "karras")(num_steps)
+        return create("schedule", "karras")(num_steps)
 '''
 
 

@@ -44,7 +44,7 @@ def test_a_row_that_was_only_half_written_is_forgotten(tmp_path):
 def test_wandb_is_online_only_with_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    auto = registry.build("logger", "wandb")
+    auto = registry.create("logger", "wandb")
     assert auto._resolved_mode() == "offline"
     (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
     (tmp_path / ".netrc").chmod(0o600)
@@ -52,14 +52,14 @@ def test_wandb_is_online_only_with_a_key(tmp_path, monkeypatch):
     (tmp_path / ".netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     assert auto._resolved_mode() == "online"
-    assert registry.build("logger", "wandb", mode="disabled")._resolved_mode() == "disabled"
+    assert registry.create("logger", "wandb", mode="disabled")._resolved_mode() == "disabled"
 
 
 def test_online_without_a_key_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match=r"logger.mode=online needs a W&B API key and there is none"):
-        registry.build("logger", "wandb", mode="online")
+        registry.create("logger", "wandb", mode="online")
 
 
 def about(run_id, **changed):
@@ -69,7 +69,7 @@ def about(run_id, **changed):
 
 
 def test_two_runs_of_one_process_do_not_leak_into_each_other(tmp_path):
-    trackers = {name: registry.build("logger", "wandb", mode="offline") for name in ("one", "two")}
+    trackers = {name: registry.create("logger", "wandb", mode="offline") for name in ("one", "two")}
     loggers = {}
     for name, tracker in trackers.items():
         (tmp_path / name).mkdir()
@@ -92,7 +92,7 @@ def test_two_runs_of_one_process_do_not_leak_into_each_other(tmp_path):
 
 
 def test_the_least_distance_stands_beside_the_final_one(tmp_path):
-    tracker = registry.build("logger", "wandb", mode="offline")
+    tracker = registry.create("logger", "wandb", mode="offline")
     (logger,) = tracker.start(tmp_path, about("run"))
     for step, distance in enumerate([5.0, 2.0, 3.0]):
         tracker.minimise({"fd_cnn": distance})
@@ -116,7 +116,7 @@ def test_a_checkpoint_becomes_an_artifact_on_request_without_a_copy(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "last.ckpt").write_bytes(b"weights")
-    tracker = registry.build("logger", "wandb", mode="offline", checkpoint=asked)
+    tracker = registry.create("logger", "wandb", mode="offline", checkpoint=asked)
     tracker.start((tmp_path / "run").relative_to(tmp_path), about("run"))
     tracker.checkpoint((tmp_path / "last.ckpt").relative_to(tmp_path))
     tracker.finish()
@@ -125,14 +125,14 @@ def test_a_checkpoint_becomes_an_artifact_on_request_without_a_copy(tmp_path, mo
 
 
 def test_a_refusal_of_wandb_is_a_sentence(tmp_path):
-    tracker = registry.build("logger", "wandb", mode="offline")
+    tracker = registry.create("logger", "wandb", mode="offline")
     with pytest.raises(RunError, match=r"W&B cannot open the run \(.*\): mend it, or take logger.mode=offline"):
         tracker.start(tmp_path, about("an id: with/characters that W&B does not take"))
     tracker.finish(exit_code=1)  # nothing is open
 
 
 def test_a_tracker_that_shows_nothing_takes_everything(tmp_path):
-    for tracker in (registry.build("logger", "csv"), registry.build("logger", "wandb", mode="disabled")):
+    for tracker in (registry.create("logger", "csv"), registry.create("logger", "wandb", mode="disabled")):
         tracker.start(tmp_path, about("run"))
         tracker.minimise({"fd_cnn": 1.0})
         tracker.summary({"fd_cnn": 1.0})

@@ -15,7 +15,7 @@ GRID = torch.cat([torch.linspace(-1e3, 1e3, 2001), torch.linspace(-5, 5, 2001)])
 
 @pytest.fixture(params=NAMES)
 def activation(request):
-    return registry.build("activation", request.param)
+    return registry.create("activation", request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -110,14 +110,14 @@ def test_inverse_is_differentiable(activation):
 
 
 def test_inverse_of_nan_is_an_error():
-    softplus = registry.build("activation", "softplus")
+    softplus = registry.create("activation", "softplus")
     one = torch.ones((), dtype=torch.float64)
     with pytest.raises(InverseDidNotConverge, match="look for NaN"):
         softplus.inverse(torch.tensor([1.0, float("nan")], dtype=torch.float64), 0.5 * one, one)
 
 
 def test_leakyrelu_warns_once(monkeypatch):
-    leaky = registry.build("activation", "leakyrelu")
+    leaky = registry.create("activation", "leakyrelu")
     monkeypatch.setattr(type(leaky), "_warned", False)
     x = torch.ones(2)
     with pytest.warns(UserWarning, match="score contribution is zero"):

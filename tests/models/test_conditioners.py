@@ -11,7 +11,7 @@ from flowdiff.models.conditioning import Conditioning
 
 def test_dropout_replaces_labels_by_the_null_condition():
     torch.manual_seed(0)
-    conditioner = registry.build("conditioner", "class", num_classes=10, drop=0.25)
+    conditioner = registry.create("conditioner", "class", num_classes=10, drop=0.25)
     labels = torch.arange(4000) % 10
     conditioner.train()
     first = conditioner(labels, torch.Generator().manual_seed(1)).vector
@@ -24,7 +24,7 @@ def test_dropout_replaces_labels_by_the_null_condition():
 
 
 def test_null_is_no_class():
-    conditioner = registry.build("conditioner", "class", num_classes=3)
+    conditioner = registry.create("conditioner", "class", num_classes=3)
     null = conditioner.null(2).vector
     assert null.shape == (2, conditioner.dim)
     assert not any(torch.equal(null[0], row) for row in conditioner.embedding.weight[:3])
@@ -32,18 +32,18 @@ def test_null_is_no_class():
 
 def test_class_needs_classes():
     with pytest.raises(ConfigurationError, match="take conditioner=none"):
-        registry.build("conditioner", "class", num_classes=None)
+        registry.create("conditioner", "class", num_classes=None)
 
 
 def test_none():
-    conditioner = registry.build("conditioner", "none")
+    conditioner = registry.create("conditioner", "none")
     assert conditioner(torch.zeros(3)) is None
     assert conditioner.null(3) is None
     assert conditioner.dim == 0
 
 
 def test_one_hot_is_the_class_and_zeros_where_it_is_dropped():
-    conditioner = registry.build("conditioner", "one_hot", num_classes=3, drop=0.5).train()
+    conditioner = registry.create("conditioner", "one_hot", num_classes=3, drop=0.5).train()
     labels = torch.arange(3000) % 3
     vector = conditioner(labels, torch.Generator().manual_seed(1)).vector
     kept = vector.sum(1) == 1
@@ -53,7 +53,7 @@ def test_one_hot_is_the_class_and_zeros_where_it_is_dropped():
     assert torch.equal(conditioner.eval()(labels[:3]).vector, torch.eye(3))
     assert not conditioner.null(2).vector.any()
     with pytest.raises(ConfigurationError, match="conditioner=one_hot needs labelled data"):
-        registry.build("conditioner", "one_hot", num_classes=None)
+        registry.create("conditioner", "one_hot", num_classes=None)
 
 
 class Counted(Conditioner):
@@ -86,7 +86,7 @@ def test_sequences_are_dropped_as_labels_are():
 @pytest.mark.parametrize("name", [name for name in registry.names("conditioner") if name != "none"])
 def test_a_dropped_label_is_the_null_condition(name):
     """Every registered conditioner says of dropped labels what null says, whatever they were."""
-    conditioner = registry.build("conditioner", name, num_classes=3, drop=1 - 1e-9).train()
+    conditioner = registry.create("conditioner", name, num_classes=3, drop=1 - 1e-9).train()
     labels = torch.tensor([0, 1, 2, 2])
     cond = conditioner(labels, torch.Generator().manual_seed(0))
     assert torch.equal(cond.flat(), conditioner.null(4).flat())

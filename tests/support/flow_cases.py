@@ -103,10 +103,10 @@ def make_flow(
     """
     name, overrides = case
     torch.manual_seed(seed)
-    act = registry.build("activation", activation)
+    act = registry.create("activation", activation)
     runtime = {"shape": shape, "embed_dim": embed_dim, "activation": act, "token_dim": token_dim}
     settings = {**SMALL, "levels": halvings(shape), **OWN.get(name, {}), **overrides}
-    flow = registry.build("flow", name, **runtime, **settings).double().eval()
+    flow = registry.create("flow", name, **runtime, **settings).double().eval()
     # Two levels are twice as deep: a little less each, or rounding is all that a test of them would see.
     return perturb(flow, 0.5 / halvings(shape) ** 0.5) if far else flow
 

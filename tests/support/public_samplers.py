@@ -53,7 +53,7 @@ def k_diffusion() -> types.ModuleType | None:
 
 
 def _karras(num_steps: int) -> Tensor:
-    return registry.build("schedule", "karras")(num_steps)
+    return registry.create("schedule", "karras")(num_steps)
 
 
 def _karras_above_zero(num_steps: int) -> Tensor:
@@ -165,6 +165,6 @@ def difference(case: Case, denoiser: Denoiser, noise: Tensor, num_steps: int) ->
     sigmas = case.sigmas(num_steps)
     x = float(sigmas[0]) * noise
     theirs = case.samples(lambda x, sigma, **_: denoiser(x, sigma), x, sigmas.to(x))
-    sampler = registry.build("sampler", case.ours, num_steps=num_steps, **case.settings)
+    sampler = registry.create("sampler", case.ours, num_steps=num_steps, **case.settings)
     ours = sampler(lambda x, sigma, cond: denoiser(x, sigma), x, sigmas, generator=torch.Generator().manual_seed(1))
     return float((ours - theirs).norm() / theirs.norm())

@@ -7,7 +7,7 @@ from flowdiff import registry
 
 
 def rates(name, schedule, warmup=10, steps=100):
-    optimizer = registry.build("optimizer", name, lr=2.0, warmup_steps=warmup, lr_schedule=schedule)
+    optimizer = registry.create("optimizer", name, lr=2.0, warmup_steps=warmup, lr_schedule=schedule)
     torch_optimizer = optimizer.make([torch.nn.Parameter(torch.zeros(1))])
     scheduler = optimizer.scheduler(torch_optimizer, steps)
     seen = []

@@ -69,7 +69,7 @@ def test_load_gives_the_averaged_weights_and_changes_nothing(run):
     assert any(not torch.equal(current[k], v) for k, v in state.items())  # the average is not the last step
     # The same weights give the same table.
     engine.measure()
-    metrics = registry.build("metrics", folder.config()["metrics"], data=engine.data)
+    metrics = registry.create("metrics", folder.config()["metrics"], data=engine.data)
     again = metrics.evaluate(
         engine.denoiser,
         lambda n, seed: engine.denoiser.sample(n, seed=seed, batch_size=metrics.batch_size),

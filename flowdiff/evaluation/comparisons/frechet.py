@@ -12,7 +12,7 @@ from flowdiff.registry import register
 log = logging.getLogger(__name__)
 
 
-@register("metric", "frechet")
+@register("comparison", "frechet")
 class Frechet(Metric):
     """d² of flowdiff/evaluation/features/statistics.py, all samples against the whole training split.
 

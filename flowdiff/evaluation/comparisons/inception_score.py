@@ -15,7 +15,7 @@ from flowdiff.evaluation.features.samples import Real, Samples
 from flowdiff.registry import register
 
 
-@register("metric", "inception_score")
+@register("comparison", "inception_score")
 class InceptionScore(Metric):
     """Mean of the score over `splits` random parts: `is` by the Inception network, else `is_<extractor>`.
 

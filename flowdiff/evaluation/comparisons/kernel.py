@@ -33,7 +33,7 @@ def mmd2(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> fl
     return (within(x) + within(y) - 2 * kernel(x, y).mean()).item()
 
 
-@register("metric", "kernel_distance")
+@register("comparison", "kernel_distance")
 class KernelDistance(Metric):
     """MMD² under k(x, y) = (⟨x, y⟩/d + 1)³, averaged over subsets: `kid` in Inception features, else `kd_<extractor>`.
 
@@ -59,7 +59,7 @@ class KernelDistance(Metric):
         return {name: statistics.fmean(paced(found, self.subsets, f"subsets for {name}", lambda _: 1))}
 
 
-@register("metric", "mmd")
+@register("comparison", "mmd")
 class MMD(Metric):
     """`mmd2`, MMD² of features under k(x, y) = exp(−‖x − y‖²/2h²); h is the median distance within the training split.
 

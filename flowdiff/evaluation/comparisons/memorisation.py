@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 DEVIATIONS = 5  # standard deviations above the floor at which the log warns
 
 
-@register("metric", "memorisation")
+@register("comparison", "memorisation")
 class Memorisation(Metric):
     """`memorised`, the share as above, and `train_distance`, the median of d, in units of [−1, 1].
 

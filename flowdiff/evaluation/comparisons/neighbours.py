@@ -27,7 +27,7 @@ from flowdiff.registry import register
 CHUNK = 1000  # rows of a distance matrix that are held at once
 
 
-@register("metric", "precision_recall")
+@register("comparison", "precision_recall")
 class PrecisionRecall(Metric):
     """`precision` and `recall` ∈ [0, 1]; neighbours: k.  num_samples: of both sets at most, evenly spaced."""
 
@@ -43,7 +43,7 @@ class PrecisionRecall(Metric):
         }
 
 
-@register("metric", "density_coverage")
+@register("comparison", "density_coverage")
 class DensityCoverage(Metric):
     """`density` ≥ 0 and `coverage` ∈ [0, 1]; neighbours: k.  num_samples: of both sets at most, evenly spaced."""
 

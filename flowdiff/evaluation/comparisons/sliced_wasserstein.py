@@ -18,7 +18,7 @@ from flowdiff.evaluation.features.samples import Real, Samples
 from flowdiff.registry import register
 
 
-@register("metric", "sliced_wasserstein")
+@register("comparison", "sliced_wasserstein")
 class SlicedWasserstein(Metric):
     """`sliced_wasserstein`, SW of features from as many of the training split, in units of the features.
 

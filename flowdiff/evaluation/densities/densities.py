@@ -22,7 +22,7 @@ from flowdiff.evaluation.densities.likelihood import Likelihood, bits_per_dim
 from flowdiff.evaluation.densities.ode_likelihood import Solution, ode_bits_per_dim
 from flowdiff.evaluation.densities.outliers import outlier_scores
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.registry import build
+from flowdiff.registry import create
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Densities:
                 found = bits_per_dim(denoiser, data, other, cond_of, **settings)
                 results |= _numbers(found, of, f"_sigma_{other:g}")
         if self.wants("ode", denoiser):
-            sigma_max = build("schedule", denoiser.settings["schedule"]).sigma_max
+            sigma_max = create("schedule", denoiser.settings["schedule"]).sigma_max
             solution = Solution(sigma, sigma_max, *self.ode[1:])
             results |= _numbers(ode_bits_per_dim(denoiser, data, solution, cond_of, **settings), of, "_ode")
         if self.wants("classify", denoiser):

@@ -23,7 +23,7 @@ from flowdiff.errors import DataError
 from flowdiff.evaluation.densities.classification import log_joint
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
-from flowdiff.registry import build, names, resolve
+from flowdiff.registry import create, names, resolve
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def neighbours(data: Any) -> list[tuple[str, Any]]:
     for name in names("dataset"):
         kind = resolve("dataset", name)
         if issubclass(kind, TorchvisionSet) and kind.shape == data.shape and name != data.name:
-            other = build("dataset", name, root=str(data.root), download=False)
+            other = create("dataset", name, root=str(data.root), download=False)
             try:
                 other.setup()
             except DataError as error:  # it is not there, and need not be

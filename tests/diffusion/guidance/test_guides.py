@@ -63,7 +63,7 @@ def guided(name, denoiser=MODEL, load=RUNS.get, **settings):
         settings = {"run": GUIDE_RUN[name], **settings}
     runtime = {"null": MODEL.null, "classes": lambda: MODEL.classes(torch.arange(4)), "num_classes": 4, "shape": (2,)}
     runtime["guided"] = lambda inner: guided(denoiser=denoiser, load=load, **inner)
-    return registry.build("guidance", name, denoiser=denoiser, load=load, **{**runtime, **settings})
+    return registry.create("guidance", name, denoiser=denoiser, load=load, **{**runtime, **settings})
 
 
 def reference(name):
@@ -166,14 +166,14 @@ def test_a_guide_that_asks_about_other_classes_stands_inside(outer):
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 8), (1.0, 4), (2.0, 8)])
 def test_cfg_makes_one_call_a_step(scale, rows):
     counted = CountCalls(MODEL)
-    sampler, schedule = registry.build("sampler", "euler", num_steps=5), registry.build("schedule", "karras")
+    sampler, schedule = registry.create("sampler", "euler", num_steps=5), registry.create("schedule", "karras")
     generate(guided("cfg", counted, scale=scale), sampler, schedule, (2,), n=4, seed=0, cond_of=lambda indices: COND)
     assert (counted.calls, counted.rows) == (5, 5 * rows)
 
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_guided_samples_are_clearer_members_of_their_class(name):
-    sampler, schedule = registry.build("sampler", "heun", num_steps=10), registry.build("schedule", "karras")
+    sampler, schedule = registry.create("sampler", "heun", num_steps=10), registry.create("schedule", "karras")
 
     def log_posterior(scale):
         x = generate(

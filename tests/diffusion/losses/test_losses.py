@@ -42,7 +42,7 @@ class Raw(nn.Module):
 
 @pytest.fixture
 def denoiser():
-    return Denoiser(OracleFlow(), registry.build("scaling", "score")).double()
+    return Denoiser(OracleFlow(), registry.create("scaling", "score")).double()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def batch():
 
 
 def build(name, **settings):
-    return registry.build("loss", name, weighting=registry.build("weighting", "edm"), **settings)
+    return registry.create("loss", name, weighting=registry.create("weighting", "edm"), **settings)
 
 
 def test_denoising(denoiser, batch):
@@ -69,7 +69,7 @@ def test_denoising(denoiser, batch):
 def test_score_matching_is_denoising_with_the_eps_weighting(denoiser, batch):
     # σ²‖s − (x0 − x)/σ²‖² = σ⁻²‖D − x0‖², by Tweedie.
     x0, sigma, noise = batch
-    denoising = registry.build("loss", "denoising", weighting=registry.build("weighting", "eps"))
+    denoising = registry.create("loss", "denoising", weighting=registry.create("weighting", "eps"))
     assert torch.allclose(
         build("score_matching")(denoiser, x0, sigma, noise).loss, denoising(denoiser, x0, sigma, noise).loss
     )
@@ -86,7 +86,7 @@ def test_nll_and_hybrid(denoiser, batch):
 
 @pytest.mark.parametrize("name", [n for n in registry.names("loss") if registry.resolve("loss", n).needs_density])
 def test_losses_of_a_density_refuse_a_raw_network(name, batch):
-    raw = Denoiser(Raw(), registry.build("scaling", "edm")).double()
+    raw = Denoiser(Raw(), registry.create("scaling", "edm")).double()
     with pytest.raises(NotADensity, match="only network=score_flow"):
         build(name)(raw, *batch)
 
@@ -109,15 +109,15 @@ def test_all_gradients_reach_the_network(batch):
     x0, sigma, noise = (v.float() for v in batch)
     for name in OF_DENOISERS:
         torch.manual_seed(0)
-        activation = registry.build("activation", "softplus")
-        flow = registry.build("flow", "linear_activation", shape=(2,), embed_dim=8, activation=activation)
-        whitening = registry.build("whitening", "zca", shape=(2,))
-        network = registry.build(
+        activation = registry.create("activation", "softplus")
+        flow = registry.create("flow", "linear_activation", shape=(2,), embed_dim=8, activation=activation)
+        whitening = registry.create("whitening", "zca", shape=(2,))
+        network = registry.create(
             "network", "score_flow", flow=flow, whitening=whitening, shape=(2,), cond_dim=0, embed_dim=8
         )
         for parameter in network.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
-        denoiser = Denoiser(network, registry.build("scaling", "score")).train()
+        denoiser = Denoiser(network, registry.create("scaling", "score")).train()
         build(name)(denoiser, x0, sigma, noise).loss.mean().backward()
         without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
         assert not without, (name, without)
@@ -135,9 +135,9 @@ def elbo_terms(**settings):
     """loss=elbo of a fixed batch, with the autoencoder's own two terms beside it."""
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    denoiser = Denoiser(LinearGaussian(off=0.2), registry.build("scaling", "score"))
+    denoiser = Denoiser(LinearGaussian(off=0.2), registry.create("scaling", "score"))
     terms = denoiser.network.autoencoder.elbo(x0, noise[:, :2])
-    loss = registry.build("loss", "elbo", **{"kl_weight": 1.0, "warmup_steps": 0, "free_bits": 0.0, **settings})
+    loss = registry.create("loss", "elbo", **{"kl_weight": 1.0, "warmup_steps": 0, "free_bits": 0.0, **settings})
     return loss, lambda loss: loss(denoiser, x0, torch.ones(6), noise), terms
 
 
@@ -167,13 +167,13 @@ def test_elbo_lets_free_bits_go_unpaid():
 def prior(dim):
     """A score flow of vectors (dim,), which begins as N(0, 1 + σ²)."""
     torch.manual_seed(0)
-    activation = registry.build("activation", "softplus")
-    flow = registry.build("flow", "linear_activation", shape=(dim,), embed_dim=8, activation=activation)
-    whitening = registry.build("whitening", "isotropic", shape=(dim,))
-    network = registry.build(
+    activation = registry.create("activation", "softplus")
+    flow = registry.create("flow", "linear_activation", shape=(dim,), embed_dim=8, activation=activation)
+    whitening = registry.create("whitening", "isotropic", shape=(dim,))
+    network = registry.create(
         "network", "score_flow", flow=flow, whitening=whitening, shape=(dim,), cond_dim=0, embed_dim=8
     )
-    return Denoiser(network, registry.build("scaling", "score")).train()
+    return Denoiser(network, registry.create("scaling", "score")).train()
 
 
 def joint(autoencoder, own):
@@ -228,4 +228,4 @@ def test_the_autoencoder_hears_the_bound_alone_and_the_flow_both(own):
 def test_a_learned_prior_has_to_be_a_density():
     loss, given = joint(VAE((4,), (2,), nn.Linear(4, 4), nn.Linear(2, 4), GaussianLaw()), build("denoising"))
     with pytest.raises(NotADensity, match="only network=score_flow"):
-        loss(Denoiser(Raw(), registry.build("scaling", "edm")), *given)
+        loss(Denoiser(Raw(), registry.create("scaling", "edm")), *given)

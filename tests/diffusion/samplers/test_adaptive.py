@@ -10,7 +10,7 @@ SIGMAS = [80.0, 0.002, 0.0]
 
 
 def adaptive(tolerance):
-    return registry.build("sampler", "adaptive", rtol=tolerance, atol=tolerance)
+    return registry.create("sampler", "adaptive", rtol=tolerance, atol=tolerance)
 
 
 def start(n):
@@ -19,7 +19,7 @@ def start(n):
 
 def test_error_and_cost_follow_the_tolerance():
     x = start(64)
-    exact = registry.build("sampler", "heun")(MIXTURE, x, registry.build("schedule", "karras")(1000))
+    exact = registry.create("sampler", "heun")(MIXTURE, x, registry.create("schedule", "karras")(1000))
     errors, rows = [], []
     for tolerance in (1e-1, 1e-2, 1e-3):
         counted = CountCalls(MIXTURE)
@@ -73,7 +73,7 @@ def test_a_lost_sample_ends_and_disturbs_no_other():
 def test_a_tolerance_that_cannot_be_met_ends_too():
     """The smallest steps are made whatever their error: 1e-3 in ln σ."""
     counted = CountCalls(MIXTURE)
-    got = registry.build("sampler", "adaptive", rtol=1e-14, atol=0.0)(counted, start(1), [1.05, 1.0, 0.0])
+    got = registry.create("sampler", "adaptive", rtol=1e-14, atol=0.0)(counted, start(1), [1.05, 1.0, 0.0])
     assert got.isfinite().all()
     assert counted.rows < 200
 

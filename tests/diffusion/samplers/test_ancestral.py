@@ -17,7 +17,7 @@ def test_mean_and_variance_on_a_gaussian_are_the_chains(eta):
     generator = torch.Generator().manual_seed(0)
     x = 10 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
     oracle = oracles.Gaussian(torch.tensor([mu]), torch.tensor([[tau2]]))
-    got = registry.build("sampler", "ancestral", eta=eta)(oracle, x, SIGMAS, generator=generator)
+    got = registry.create("sampler", "ancestral", eta=eta)(oracle, x, SIGMAS, generator=generator)
 
     mean, variance = -mu, 100.0  # of x − μ
     for sigma, after in pairwise(SIGMAS):
@@ -36,15 +36,15 @@ def test_eta_zero_is_euler_and_draws_nothing():
     source = torch.Generator().manual_seed(0)
     state = source.get_state()
     x = 10 * torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    got = registry.build("sampler", "ancestral", eta=0.0)(mixture, x, SIGMAS, generator=source)
-    torch.testing.assert_close(got, registry.build("sampler", "euler")(mixture, x, SIGMAS))
+    got = registry.create("sampler", "ancestral", eta=0.0)(mixture, x, SIGMAS, generator=source)
+    torch.testing.assert_close(got, registry.create("sampler", "euler")(mixture, x, SIGMAS))
     assert torch.equal(source.get_state(), state)
 
 
 def test_no_noise_is_added_at_the_end():
     """With as many draws as steps but one, the last result is free of noise."""
     source = torch.Generator().manual_seed(0)
-    registry.build("sampler", "ancestral", eta=1.0)(oracles.two_by_two(), torch.ones(3, 2), SIGMAS, generator=source)
+    registry.create("sampler", "ancestral", eta=1.0)(oracles.two_by_two(), torch.ones(3, 2), SIGMAS, generator=source)
     expected = torch.Generator().manual_seed(0)
     for _ in range(len(SIGMAS) - 2):
         torch.randn(3, 2, generator=expected)

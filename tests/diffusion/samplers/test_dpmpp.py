@@ -34,7 +34,7 @@ def test_2s_takes_the_denoised_of_the_middle():
     oracle = oracles.Gaussian(torch.zeros(1), torch.tensor([[tau2]]))
     x = torch.tensor([[1.0], [-3.0]], dtype=torch.float64)
     counted = CountCalls(oracle)
-    got = registry.build("sampler", "dpmpp_2s")(counted, x, [2.0, 0.5])
+    got = registry.create("sampler", "dpmpp_2s")(counted, x, [2.0, 0.5])
     middle = math.sqrt(2.0 * 0.5)
     shrink = tau2 / (tau2 + 4.0)
     x_middle = x * (shrink + middle / 2.0 * (1 - shrink))
@@ -48,14 +48,14 @@ def test_2s_takes_the_denoised_of_the_middle():
 def test_without_noise_none_is_drawn(name, settings):
     source = torch.Generator().manual_seed(0)
     state = source.get_state()
-    registry.build("sampler", name, **settings)(MIXTURE, start(4, 5.0), levels(5.0, 0.1, 6), generator=source)
+    registry.create("sampler", name, **settings)(MIXTURE, start(4, 5.0), levels(5.0, 0.1, 6), generator=source)
     assert torch.equal(source.get_state(), state)
 
 
 def test_2m_sde_without_noise_is_2m():
     x, sigmas = start(4, 5.0), [*levels(5.0, 0.1, 20), 0.0]
-    plain = registry.build("sampler", "dpmpp_2m")(MIXTURE, x, sigmas)
-    torch.testing.assert_close(registry.build("sampler", "dpmpp_2m_sde", eta=0.0)(MIXTURE, x, sigmas), plain)
+    plain = registry.create("sampler", "dpmpp_2m")(MIXTURE, x, sigmas)
+    torch.testing.assert_close(registry.create("sampler", "dpmpp_2m_sde", eta=0.0)(MIXTURE, x, sigmas), plain)
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0, 2.0])
@@ -63,7 +63,7 @@ def test_2m_sde_without_noise_is_2m():
 def test_noise_keeps_the_marginals_of_a_point_on_any_grid(name, eta):
     """x ~ N(0, σ²) at every σ where all data are 0, exactly; and noise and grid go their own ways: see below."""
     n = 20_000
-    x = registry.build("sampler", name, eta=eta)(point, start(n, 5.0), [5.0, 1.0, 0.7], generator=seeded())
+    x = registry.create("sampler", name, eta=eta)(point, start(n, 5.0), [5.0, 1.0, 0.7], generator=seeded())
     # 4 standard errors of a standard deviation of 2n normal numbers
     assert x.std().item() == pytest.approx(0.7, rel=4 / math.sqrt(4 * n))
 
@@ -76,7 +76,7 @@ def seeded(seed=1):
 @pytest.mark.parametrize("name", SDES)
 def test_noise_is_the_same_for_every_number_of_steps(name, eta):
     """Where all data are 0 the noise is all there is to x, and the sum of its parts is the whole."""
-    sampler = registry.build("sampler", name, eta=eta)
+    sampler = registry.create("sampler", name, eta=eta)
     x = start(8, 5.0)
     once, often = (sampler(point, x, levels(5.0, 0.5, n), generator=seeded()) for n in (1, 16))
     # times are rounded by 8e-6 of themselves, so that the coarse grid's noise is off by the root of that at most
@@ -87,7 +87,7 @@ def test_noise_is_the_same_for_every_number_of_steps(name, eta):
 @pytest.mark.parametrize("name", SDES)
 def test_converges_sample_by_sample(name):
     """Strong convergence, which noise drawn anew for every grid would not have."""
-    sampler = registry.build("sampler", name)
+    sampler = registry.create("sampler", name)
     x = MIXTURE.sample(torch.full((64,), 3.0, dtype=torch.float64), generator=seeded())
     ends = [sampler(MIXTURE, x, levels(3.0, 0.05, n), generator=seeded()) for n in (32, 64, 128, 256)]
     changes = [float((a - b).norm()) for a, b in pairwise(ends)]
@@ -99,4 +99,4 @@ def test_converges_sample_by_sample(name):
 @pytest.mark.parametrize("name", SDES)
 def test_too_much_noise_is_refused(name):
     with pytest.raises(ConfigurationError, match=r"sampler\.eta=11\.0 is not allowed"):
-        registry.build("sampler", name, eta=11.0)
+        registry.create("sampler", name, eta=11.0)

@@ -10,8 +10,8 @@ from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
 SAMPLERS = registry.names("sampler")
-EULER = registry.build("sampler", "euler", num_steps=6)
-KARRAS = registry.build("schedule", "karras")
+EULER = registry.create("sampler", "euler", num_steps=6)
+KARRAS = registry.create("schedule", "karras")
 
 
 def classes_in_turn(indices):
@@ -21,7 +21,7 @@ def classes_in_turn(indices):
 @pytest.mark.parametrize("start", ["noise", "flow"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_batch_size_changes_nothing(name, start):
-    sampler = registry.build("sampler", name, num_steps=5)
+    sampler = registry.create("sampler", name, num_steps=5)
     sigma_start = 2.0 if start == "flow" else None
     settings = {"n": 7, "seed": 3, "cond_of": classes_in_turn, "start": start, "sigma_start": sigma_start}
     whole, thirds, single = (
@@ -59,7 +59,7 @@ def test_images_keep_their_shape():
 
 def test_one_shot_flow_sampling_is_one_denoising_step():
     counted, seen = CountCalls(MIXTURE), []
-    sampler = registry.build("sampler", "heun")
+    sampler = registry.create("sampler", "heun")
     generate(counted, sampler, KARRAS, (2,), n=5, seed=0, start="flow", callback=lambda *step: seen.append(step))
     assert (counted.calls, counted.rows) == (1, 5)
     assert seen[0][:2] == (0, KARRAS.sigma_min)
@@ -68,7 +68,7 @@ def test_one_shot_flow_sampling_is_one_denoising_step():
 @pytest.mark.parametrize("sigma_start", [None, 0.5, 80.0])
 def test_flow_start_gives_the_distribution(sigma_start):
     n = 4000
-    sampler = registry.build("sampler", "heun", num_steps=18)
+    sampler = registry.create("sampler", "heun", num_steps=18)
     x = generate(
         MIXTURE, sampler, KARRAS, (2,), n=n, seed=0, start="flow", sigma_start=sigma_start, batch_size=n
     ).double()
@@ -98,7 +98,7 @@ def test_own_grid_replaces_the_schedule():
 
 
 def test_condition_reaches_the_samples():
-    x = generate(MIXTURE, registry.build("sampler", "heun"), KARRAS, (2,), n=8, seed=0, cond_of=classes_in_turn)
+    x = generate(MIXTURE, registry.create("sampler", "heun"), KARRAS, (2,), n=8, seed=0, cond_of=classes_in_turn)
     k = torch.arange(8) % 4
     distance = (x.double() - MIXTURE.means[k]).norm(dim=1)
     assert (distance < 5 * MIXTURE.stds[k]).all()  # the norm of two normal numbers is below 5 but for 4e-6

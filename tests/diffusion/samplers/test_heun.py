@@ -13,7 +13,7 @@ SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 
 
 def heun(**settings):
-    return registry.build("sampler", "heun", num_steps=5, **settings)
+    return registry.create("sampler", "heun", num_steps=5, **settings)
 
 
 def test_two_calls_a_step_and_one_in_the_last():

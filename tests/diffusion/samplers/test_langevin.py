@@ -13,7 +13,7 @@ SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 
 
 def langevin(**settings):
-    return registry.build("sampler", "langevin", **settings)
+    return registry.create("sampler", "langevin", **settings)
 
 
 @pytest.mark.parametrize("settings", [{"eta": 0.0, "snr": 0.4}, {"eta": 1.0, "snr": 0.1, "corrector_steps": 3}])
@@ -49,7 +49,7 @@ def test_corrector_mends_what_few_steps_leave():
         got = sampler(mixture, x, SIGMAS, generator=torch.Generator().manual_seed(1))
         return float((got.T.cov() - mixture.covariance).norm() / mixture.covariance.norm())
 
-    alone = error(registry.build("sampler", "euler"))
+    alone = error(registry.create("sampler", "euler"))
     corrected = error(langevin(eta=0.0, snr=0.3, corrector_steps=30))
     assert corrected < alone / 2
     assert corrected < 0.15  # 5 standard errors of the covariance; the rest is one step from σ = 0.2 to 0

@@ -21,7 +21,7 @@ def seeded(seed=1):
 
 @pytest.fixture(params=SAMPLERS)
 def sampler(request):
-    return registry.build("sampler", request.param)
+    return registry.create("sampler", request.param)
 
 
 def test_one_step_is_the_denoiser(sampler):
@@ -108,7 +108,7 @@ def test_fine_grid_gives_the_distribution(sampler):
     """Mean and covariance of a correlated Gaussian, from noise."""
     oracle = oracles.Gaussian(torch.tensor([0.3, -0.2]), torch.tensor([[0.3, 0.1], [0.1, 0.1]]))
     n = 4000
-    sigmas = registry.build("schedule", "karras", sigma_max=20.0)(150)
+    sigmas = registry.create("schedule", "karras", sigma_max=20.0)(150)
     x = sampler(oracle, start(n, 20.0), sigmas, generator=seeded())
     spread = oracle.covariance.diagonal().sqrt()
     # 5 standard errors, and 2 % of a covariance (0.02 of a spread for the mean, whose start is 0 instead of
@@ -144,7 +144,7 @@ def test_order_of_convergence(name, settings, order):
     The last step, from 0.05 to 0, is the same denoiser for every N. At N = 128, 256, 512 the next term of the error
     still shifts the measured order by about 1/N times a constant of the problem: 0.1 covers it.
     """
-    sampler = registry.build("sampler", name, **settings)
+    sampler = registry.create("sampler", name, **settings)
     x = MIXTURE.sample(torch.full((64,), 3.0, dtype=torch.float64), generator=seeded())
     ends = []
     for num_steps in (128, 256, 512):

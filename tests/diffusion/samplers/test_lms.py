@@ -31,7 +31,7 @@ def test_order_is_the_degree_it_follows(order):
     sigmas = [5.0, 4.0, 2.5, 2.0, 1.2, 0.3]
     seen = []
     x = torch.zeros(1, 1, dtype=torch.float64)
-    end = registry.build("sampler", "lms", order=order)(
+    end = registry.create("sampler", "lms", order=order)(
         denoiser, x, sigmas, callback=lambda step, sigma, x, denoised: seen.append(x.item())
     )
     i = order - 1  # from here on every step is exact
@@ -42,6 +42,6 @@ def test_order_one_is_euler():
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sigmas = [5.0, 1.0, 0.1]
     lms, euler = (
-        registry.build("sampler", name, order=1)(lambda x, s, c: 0.3 * x, x, sigmas) for name in ("lms", "euler")
+        registry.create("sampler", name, order=1)(lambda x, s, c: 0.3 * x, x, sigmas) for name in ("lms", "euler")
     )
     torch.testing.assert_close(lms, euler)

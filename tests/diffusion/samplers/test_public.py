@@ -38,7 +38,7 @@ def test_with_noise_same_samples_as_k_diffusion(name, eta, num_steps):
         pytest.skip("k-diffusion is not installed: pip install -e '.[bench]'")
     if name == "dpmpp_3m_sde" and num_steps < 15:
         pytest.skip("k-diffusion keeps the order to the end for few steps too")
-    sigmas = registry.build("schedule", "karras")(num_steps)
+    sigmas = registry.create("schedule", "karras")(num_steps)
     x, settings = 80 * NOISE, {"eta": eta, "s_noise": 0.9}
     path = BrownianPath(x, torch.Generator().manual_seed(1))
 
@@ -48,7 +48,7 @@ def test_with_noise_same_samples_as_k_diffusion(name, eta, num_steps):
         increment = after**eta * path.increment(sigma ** (-2 * eta), after ** (-2 * eta))
         return increment / math.sqrt(1 - (after / sigma) ** (2 * eta))
 
-    sampler = registry.build("sampler", name, **settings)
+    sampler = registry.create("sampler", name, **settings)
     ours = sampler(lambda x, sigma, cond: MIXTURE(x, sigma), x, sigmas, generator=torch.Generator().manual_seed(1))
     sample = getattr(k_diffusion(), f"sample_{name}")
     theirs = sample(MIXTURE, x, sigmas, disable=True, noise_sampler=noise, **settings)

@@ -30,6 +30,6 @@ def test_a_single_difference_counts_half():
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_correcting_costs_nothing(order):
     counted = CountCalls(lambda x, sigma, cond: 0.3 * x)
-    sampler = registry.build("sampler", "unipc", order=order)
+    sampler = registry.create("sampler", "unipc", order=order)
     sampler(counted, torch.ones(3, 2), [5.0, 2.0, 1.0, 0.5, 0.1, 0.0])
     assert counted.calls == 5

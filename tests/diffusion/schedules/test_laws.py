@@ -12,7 +12,7 @@ SCHEDULES = registry.names("schedule")
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 18, 60])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_grid_decreases_to_zero(name, num_steps):
-    schedule = registry.build("schedule", name)
+    schedule = registry.create("schedule", name)
     sigmas = schedule(num_steps)
     assert sigmas.shape == (num_steps + 1,)
     assert sigmas.dtype == torch.float64
@@ -25,7 +25,7 @@ def test_grid_decreases_to_zero(name, num_steps):
 @pytest.mark.parametrize("num_steps", [1, 2, 10])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_grid_can_start_lower(name, num_steps):
-    schedule = registry.build("schedule", name)
+    schedule = registry.create("schedule", name)
     sigmas = schedule(num_steps, sigma_max=1.7)
     assert sigmas.shape == (num_steps + 1,)
     assert sigmas[0].item() == 1.7
@@ -36,14 +36,14 @@ def test_grid_can_start_lower(name, num_steps):
 @pytest.mark.parametrize("share", [1.0, 0.3])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_start_at_the_bottom_is_one_step(name, share):
-    schedule = registry.build("schedule", name)
+    schedule = registry.create("schedule", name)
     start = share * schedule.sigma_min
     assert schedule(10, sigma_max=start).tolist() == [start, 0]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_refuses_what_makes_no_grid(name):
-    schedule = registry.build("schedule", name)
+    schedule = registry.create("schedule", name)
     with pytest.raises(ConfigurationError, match="num_steps=0 "):
         schedule(0)
     for start in (0.0, -1.0, schedule.sigma_max * 1.01, float("nan")):
@@ -55,4 +55,4 @@ def test_refuses_what_makes_no_grid(name):
 @pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (1.0, float("inf"))])
 def test_refuses_an_empty_range(name, low, high):
     with pytest.raises(ConfigurationError, match=r"sigma_min=.* sigma_max="):
-        registry.build("schedule", name, sigma_min=low, sigma_max=high)
+        registry.create("schedule", name, sigma_min=low, sigma_max=high)

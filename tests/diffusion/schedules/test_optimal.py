@@ -14,8 +14,8 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
 
 MIXTURE = oracles.two_by_two()
-KARRAS = registry.build("schedule", "karras")
-WALKER = registry.build("sampler", "dpmpp_2m")
+KARRAS = registry.create("schedule", "karras")
+WALKER = registry.create("sampler", "dpmpp_2m")
 
 
 def walk(sigmas, n, callback):
@@ -24,7 +24,7 @@ def walk(sigmas, n, callback):
 
 
 def optimal(**settings):
-    return registry.build("schedule", "optimal", **settings)
+    return registry.create("schedule", "optimal", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +55,15 @@ def test_grid_can_start_lower(fitted, start):
 @pytest.mark.parametrize("num_steps", [5, 10, 20])
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "dpmpp_2s", "unipc"])
 def test_is_nearer_to_the_solution_than_karras(fitted, name, num_steps):
-    sampler = registry.build("sampler", name, num_steps=num_steps)
+    sampler = registry.create("sampler", name, num_steps=num_steps)
     settings = {"n": 64, "seed": 1, "batch_size": 64}  # other samples than those it was measured on
-    exact = generate(MIXTURE, registry.build("sampler", "heun", num_steps=200), KARRAS, (2,), **settings)
+    exact = generate(MIXTURE, registry.create("sampler", "heun", num_steps=200), KARRAS, (2,), **settings)
     errors = [(generate(MIXTURE, sampler, schedule, (2,), **settings) - exact).norm() for schedule in (fitted, KARRAS)]
     assert errors[0] < 0.9 * errors[1]
 
 
 def test_until_measured_it_is_exponential():
-    even = registry.build("schedule", "exponential")
+    even = registry.create("schedule", "exponential")
     assert torch.equal(optimal()(7), even(7))
     assert torch.equal(optimal()(7, sigma_max=2.0), even(7, sigma_max=2.0))
 

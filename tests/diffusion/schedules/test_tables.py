@@ -7,7 +7,7 @@ from flowdiff.errors import ConfigurationError
 
 
 def test_ddpm_takes_every_level_and_no_more():
-    schedule = registry.build("schedule", "ddpm", num_levels=20)
+    schedule = registry.create("schedule", "ddpm", num_levels=20)
     torch.testing.assert_close(schedule(20)[:-1].flip(0), schedule.table, rtol=0, atol=0)
     torch.testing.assert_close(schedule(4)[:-1], schedule.table[[19, 14, 9, 4]], rtol=0, atol=0)
     with pytest.raises(ConfigurationError, match="20 levels"):
@@ -15,7 +15,7 @@ def test_ddpm_takes_every_level_and_no_more():
 
 
 def test_ddpm_started_low_runs_out_of_levels():
-    schedule = registry.build("schedule", "ddpm", num_levels=20)
+    schedule = registry.create("schedule", "ddpm", num_levels=20)
     start = (schedule.table[2] + schedule.table[3]).item() / 2
     expected = [start, *schedule.table[[2, 1, 0]].tolist(), 0]
     assert schedule(10, sigma_max=start).tolist() == expected
@@ -71,7 +71,7 @@ def test_betas_can_be_given():
 )
 def test_senseless_tables_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
-        registry.build("schedule", "ddpm", **settings)
+        registry.create("schedule", "ddpm", **settings)
     with pytest.raises(ConfigurationError, match=message):
         ddpm_sigmas(**{"table": "linear", "num_levels": 1000} | settings)
 
@@ -83,13 +83,13 @@ def test_spacing_equals_diffusers(spacing, num_steps):
 
     scheduler = DDPMScheduler(1000, timestep_spacing=spacing)
     scheduler.set_timesteps(num_steps)
-    schedule = registry.build("schedule", "ddpm", spacing=spacing)
+    schedule = registry.create("schedule", "ddpm", spacing=spacing)
     torch.testing.assert_close(schedule(num_steps)[:-1], schedule.table[scheduler.timesteps], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("spacing", sorted(SPACINGS))
 def test_every_spacing_starts_where_it_is_told_to(spacing):
-    schedule = registry.build("schedule", "ddpm", num_levels=20, spacing=spacing)
+    schedule = registry.create("schedule", "ddpm", num_levels=20, spacing=spacing)
     start = (schedule.table[12] + schedule.table[13]).item() / 2
     for num_steps in (1, 2, 5, 13, 20):
         sigmas = schedule(num_steps, sigma_max=start)

@@ -30,7 +30,7 @@ def measure(blobs, tmp_path):
     train, test = (Real(blobs, which, extractor, 250, tmp_path) for which in ("train", "test"))
 
     def call(name, x=None, **settings):
-        metric = registry.build("metric", {"name": name, **SETTINGS[name], **settings})
+        metric = registry.create("comparison", {"name": name, **SETTINGS[name], **settings})
         return metric(test if x is None else Generated(x, extractor, blobs, 250), train, test)
 
     return call
@@ -131,7 +131,7 @@ def test_a_floor_of_fewer_samples_than_features_is_said(blobs, tmp_path, caplog)
     few = copy.copy(blobs)
     few.test = type(blobs.test)(blobs.test.x[:2], blobs.test.label[:2])
     train, test = (Real(few, which, IdentityFeatures(2), 250, tmp_path) for which in ("train", "test"))
-    registry.build("metric", {"name": "frechet"})(test, train, test)
+    registry.create("comparison", {"name": "frechet"})(test, train, test)
     assert "fd_data of 2 test samples, the floor: the covariance of 2 features is singular below 3" in caplog.text
 
 
@@ -149,5 +149,5 @@ def test_inception_score_counts_classes_that_are_sure(classes):
         def features(self, most=None):
             return 1000 * torch.eye(4)[torch.arange(400) % classes]
 
-    metric = registry.build("metric", {"name": "inception_score", "splits": 1})
+    metric = registry.create("comparison", {"name": "inception_score", "splits": 1})
     assert metric(Set(), None, None) == {"is_data": pytest.approx(classes, rel=1e-6)}

@@ -71,13 +71,13 @@ def test_the_estimated_trace_is_right_on_average():
 def score_flow(digits):
     """A score flow as it starts: the Gaussian fit of the digits, whose score follows from its density by autograd."""
     torch.manual_seed(0)
-    runtime = {"shape": digits.shape, "embed_dim": 8, "activation": registry.build("activation", "softplus")}
-    flow = registry.build("flow", "linear_activation", **runtime, n_flows=1)
-    whitening = registry.build("whitening", "zca", shape=digits.shape)
+    runtime = {"shape": digits.shape, "embed_dim": 8, "activation": registry.create("activation", "softplus")}
+    flow = registry.create("flow", "linear_activation", **runtime, n_flows=1)
+    whitening = registry.create("whitening", "zca", shape=digits.shape)
     x = digits.to_model(digits.train.x, torch.Generator().manual_seed(0))
     whitening.fit([x])
     denoiser = Denoiser(
-        ScoreFlow(flow, whitening, digits.shape, 0, embed_dim=8), registry.build("scaling", "score")
+        ScoreFlow(flow, whitening, digits.shape, 0, embed_dim=8), registry.create("scaling", "score")
     ).eval()
     denoiser.sigma_data.fill_(x.square().mean().sqrt())
     return denoiser

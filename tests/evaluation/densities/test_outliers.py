@@ -60,7 +60,7 @@ def idx_files(tmp_path):
 
     make("MNIST", 10)
     make("FashionMNIST", 200)
-    return lambda name: registry.build("dataset", name, root=str(tmp_path), download=False)
+    return lambda name: registry.create("dataset", name, root=str(tmp_path), download=False)
 
 
 def test_the_other_set_of_the_same_shape_is_used_where_it_is_at_hand(idx_files, tmp_path, gaussian, monkeypatch):

@@ -32,7 +32,7 @@ def weights(tmp_path_factory):
 def metrics_of(tmp_path):
     def make(data, weights, option="inception", **overrides):
         given = {"inception_weights": str(weights), "cache_dir": str(tmp_path), **overrides}
-        return registry.build("metrics", config.defaults("metrics", option), data=data, **given)
+        return registry.create("metrics", config.defaults("metrics", option), data=data, **given)
 
     return make
 

@@ -29,7 +29,7 @@ def saved(tmp_path_factory):
 
 
 def stage(model, **settings):
-    return registry.build("first_stage", "autoencoder_kl", shape=SHAPE, model=str(model), **settings)
+    return registry.create("first_stage", "autoencoder_kl", shape=SHAPE, model=str(model), **settings)
 
 
 X = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -81,14 +81,14 @@ def test_half_precision_and_tiles_are_at_hand(saved):
 )
 def test_images_that_do_not_fit_are_refused(saved, shape, sentence):
     with pytest.raises(ConfigurationError) as error:
-        registry.build("first_stage", "autoencoder_kl", shape=shape, model=str(saved[0]))
+        registry.create("first_stage", "autoencoder_kl", shape=shape, model=str(saved[0]))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_model_that_is_not_there_is_a_sentence(tmp_path):
     with pytest.raises(ConfigurationError, match=r"needs first_stage\.model: a folder with config\.json"):
-        registry.build("first_stage", "autoencoder_kl", shape=SHAPE)
+        registry.create("first_stage", "autoencoder_kl", shape=SHAPE)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError) as error:
         stage(tmp_path)

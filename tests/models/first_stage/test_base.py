@@ -30,8 +30,8 @@ class Seen(nn.Module):
 def vae(**settings):
     torch.manual_seed(0)
     given = {"channels": [4, 8], "norm_groups": 2, "latent_dim": 5, **settings}
-    activation = registry.build("activation", "swish")
-    return registry.build("network", "vae", shape=(1, 8, 8), activation=activation, **given).autoencoder
+    activation = registry.create("activation", "swish")
+    return registry.create("network", "vae", shape=(1, 8, 8), activation=activation, **given).autoencoder
 
 
 def stage(autoencoder=None, **settings):
@@ -40,7 +40,7 @@ def stage(autoencoder=None, **settings):
 
 
 def test_identity_changes_nothing():
-    identity = registry.build("first_stage", "identity", shape=(1, 8, 8))
+    identity = registry.create("first_stage", "identity", shape=(1, 8, 8))
     assert identity.latent_shape == (1, 8, 8)
     assert torch.equal(identity.decode(identity.encode(X)), X)
 
@@ -155,7 +155,7 @@ def test_a_trained_autoencoder_is_a_part_like_any_other():
 
 def test_a_space_is_its_autoencoder_and_its_scale():
     one, other = stage(vae()), stage(vae())
-    identity = registry.build("first_stage", "identity", shape=(1, 8, 8))
+    identity = registry.create("first_stage", "identity", shape=(1, 8, 8))
     assert one.shares_space(other)
     assert identity.shares_space(identity)
     assert not one.shares_space(identity)

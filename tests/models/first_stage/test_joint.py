@@ -13,7 +13,7 @@ import flowdiff
 from flowdiff import api, config
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.densities.autoencoding import image_bound
-from flowdiff.registry import build
+from flowdiff.registry import create
 from flowdiff.runs import identity
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.run_folder import RunFolder
@@ -62,7 +62,7 @@ def begun(*overrides):
 
 
 def bound(denoiser, data):
-    sigma = build("schedule", denoiser.settings["schedule"]).sigma_min
+    sigma = create("schedule", denoiser.settings["schedule"]).sigma_min
     return image_bound(denoiser, data, sigma, denoiser.cond_of, seed=0, batch_size=250).mean
 
 

@@ -57,9 +57,9 @@ def rk4(steps: int, backprop: str = "direct") -> Solver:
 def make(dim: int = 4, act: str = "swish", **settings) -> nn.Module:
     """Far from the identity, narrow, in float64."""
     torch.manual_seed(0)
-    runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.build("activation", act)}
+    runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.create("activation", act)}
     settings = {"shape": (dim,), "hidden": 16, "n_flows": 1, **settings}
-    return perturb(registry.build("flow", "ffjord", **runtime, **settings).double().eval())
+    return perturb(registry.create("flow", "ffjord", **runtime, **settings).double().eval())
 
 
 def inputs(n: int = 4, dim: int = 4):
@@ -78,12 +78,12 @@ def log_density(flow, x, cond):
 def test_a_rate_alone_is_an_exponential(backprop):
     """Where the net is silent dz/dt = a(e)·z: z = x·e^a, and the volume grows by Σ a."""
     x, cond = inputs()
-    flow = registry.build(
+    flow = registry.create(
         "flow",
         "ffjord",
         shape=(4,),
         embed_dim=EMBED,
-        activation=registry.build("activation", "swish"),
+        activation=registry.create("activation", "swish"),
         n_flows=1,
         steps=64,
         backprop=backprop,

@@ -20,8 +20,8 @@ EMBED = 4
 
 def make(shape=(1, 4, 4), **settings) -> Flow:
     torch.manual_seed(0)
-    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
-    return registry.build("flow", "glow", **runtime, **{"hidden": 8, "n_flows": 2, **settings})
+    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.create("activation", "swish")}
+    return registry.create("flow", "glow", **runtime, **{"hidden": 8, "n_flows": 2, **settings})
 
 
 def inputs(n: int, shape=(1, 4, 4), scale: float = 1.0, shift: float = 0.0) -> tuple[torch.Tensor, Conditioning]:

@@ -17,8 +17,8 @@ EMBED = 4
 
 def make(shape=(1, 4, 4), **settings):
     torch.manual_seed(0)
-    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
-    return registry.build("flow", "hybrid", **runtime, **{"hidden": 8, "n_flows": 2, "features": 4, **settings})
+    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.create("activation", "swish")}
+    return registry.create("flow", "hybrid", **runtime, **{"hidden": 8, "n_flows": 2, "features": 4, **settings})
 
 
 def inputs(n: int, shape=(1, 4, 4)) -> tuple[torch.Tensor, Conditioning]:

@@ -14,9 +14,9 @@ LATENT = (4, 64, 64)  # of Stable Diffusion's autoencoders, at 512×512 pixels
 
 
 def built(shape=(1, 3, 3), activation="softplus", **settings):
-    activation = registry.build("activation", activation)
+    activation = registry.create("activation", activation)
     runtime = {"shape": shape, "embed_dim": 4, "activation": activation}
-    return registry.build("flow", "linear_activation", **runtime, **settings)
+    return registry.create("flow", "linear_activation", **runtime, **settings)
 
 
 @pytest.mark.parametrize("activation", registry.names("activation"))

@@ -15,8 +15,8 @@ DIM, EMBED, HIDDEN = 7, 3, 16
 
 def make(name: str, **settings) -> torch.nn.Module:
     torch.manual_seed(0)
-    runtime = {"shape": (DIM,), "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
-    return perturb(registry.build("flow", name, **runtime, **{"hidden": HIDDEN, **settings}).double())
+    runtime = {"shape": (DIM,), "embed_dim": EMBED, "activation": registry.create("activation", "swish")}
+    return perturb(registry.create("flow", name, **runtime, **{"hidden": HIDDEN, **settings}).double())
 
 
 @pytest.mark.parametrize("name", ["maf", "nsf"])

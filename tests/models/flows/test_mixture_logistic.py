@@ -147,8 +147,8 @@ def test_components_part():
 
 def build(shape=(6,), **settings):
     torch.manual_seed(0)
-    runtime = {"shape": shape, "embed_dim": 4, "activation": registry.build("activation", "swish")}
-    flow = registry.build("flow", "mixture_logistic", **runtime, **{"hidden": 8, "n_flows": 2, "heads": 2, **settings})
+    runtime = {"shape": shape, "embed_dim": 4, "activation": registry.create("activation", "swish")}
+    flow = registry.create("flow", "mixture_logistic", **runtime, **{"hidden": 8, "n_flows": 2, "heads": 2, **settings})
     return flow.double()
 
 

@@ -18,7 +18,7 @@ EMBED = 3
 def make(levels: int) -> MultiScale:
     """Without steps: squeezes and split priors alone."""
     torch.manual_seed(0)
-    act = registry.build("activation", "swish")
+    act = registry.create("activation", "swish")
     nets = conv_nets(NetSettings(8, 1, EMBED, act, "film"))
     return perturb(MultiScale((1, 8, 8), levels, lambda shape: [], nets, 2.0, False).double())
 

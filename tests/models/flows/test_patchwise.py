@@ -18,9 +18,9 @@ CONTEXTS = pytest.mark.parametrize("context", ["causal", "none"])
 def make(shape=SHAPE, **settings):
     """Far from the identity, narrow, in float64."""
     torch.manual_seed(0)
-    runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.build("activation", "swish")}
+    runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.create("activation", "swish")}
     settings = {"shape": shape, "n_flows": 2, "hidden": 16, **settings}
-    return perturb(registry.build("flow", "patchwise", **runtime, **settings).double().eval())
+    return perturb(registry.create("flow", "patchwise", **runtime, **settings).double().eval())
 
 
 def inputs(shape=SHAPE, n: int = 3):

@@ -17,8 +17,8 @@ EMBED = 4
 
 def make(dim: int, seed: int = 0, shape=None, **settings):
     torch.manual_seed(seed)
-    runtime = {"shape": shape or (dim,), "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
-    return registry.build("flow", "realnvp", **runtime, **{"hidden": 16, **settings}).double()
+    runtime = {"shape": shape or (dim,), "embed_dim": EMBED, "activation": registry.create("activation", "swish")}
+    return registry.create("flow", "realnvp", **runtime, **{"hidden": 16, **settings}).double()
 
 
 def inputs(n: int, dim: int) -> tuple[torch.Tensor, Conditioning]:

@@ -130,8 +130,8 @@ def test_derivatives_between_the_knots(direction):
 
 
 def build(shape=(6,), **settings):
-    runtime = {"shape": shape, "embed_dim": 4, "activation": registry.build("activation", "swish")}
-    return registry.build("flow", "spline", **runtime, **{"hidden": 8, "n_flows": 2, **settings})
+    runtime = {"shape": shape, "embed_dim": 4, "activation": registry.create("activation", "swish")}
+    return registry.create("flow", "spline", **runtime, **{"hidden": 8, "n_flows": 2, **settings})
 
 
 @pytest.mark.parametrize(

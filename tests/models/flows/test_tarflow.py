@@ -23,8 +23,8 @@ SMALL = {"hidden": 8, "heads": 2, "n_flows": 2, "n_layers": 1, "deep_layers": 2}
 
 def make(shape=SHAPE, far: bool = True, **settings):
     torch.manual_seed(0)
-    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.build("activation", "swish")}
-    flow = registry.build("flow", "tarflow", **runtime, **{**SMALL, "patch": 2, **settings}).double()
+    runtime = {"shape": shape, "embed_dim": EMBED, "activation": registry.create("activation", "swish")}
+    flow = registry.create("flow", "tarflow", **runtime, **{**SMALL, "patch": 2, **settings}).double()
     return perturb(flow) if far else flow
 
 
@@ -285,9 +285,9 @@ def test_the_inverse_that_is_asked_for_runs(inverse, calls, monkeypatch):
 
 
 def score_flow(flow, shape=SHAPE):
-    whitening = registry.build("whitening", "isotropic", shape=shape)
+    whitening = registry.create("whitening", "isotropic", shape=shape)
     runtime = {"flow": flow, "whitening": whitening, "shape": shape, "cond_dim": 0, "embed_dim": EMBED}
-    return registry.build("network", "score_flow", **runtime).double()
+    return registry.create("network", "score_flow", **runtime).double()
 
 
 @pytest.mark.parametrize(

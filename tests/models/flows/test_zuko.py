@@ -32,9 +32,9 @@ ALL = pytest.mark.parametrize("name", FAMILIES)
 
 def make(name: str, far: bool = True, seed: int = 0, **settings) -> nn.Module:
     torch.manual_seed(seed)
-    runtime = {"embed_dim": EMBED, "activation": registry.build("activation", "swish")}
+    runtime = {"embed_dim": EMBED, "activation": registry.create("activation", "swish")}
     settings = {"shape": (DIM,), "hidden": 16, **FAMILIES[name][0], **settings}
-    flow = registry.build("flow", name, **runtime, **settings).double()
+    flow = registry.create("flow", name, **runtime, **settings).double()
     return perturb(flow) if far else flow
 
 

@@ -17,9 +17,9 @@ ONE_HOT = Conditioning(torch.eye(4)[[0, 1, 2, 3, 0, 1]])
 
 def network(**runtime):
     torch.manual_seed(0)
-    given = {"shape": (2,), "cond_dim": 4, "num_classes": 4, "activation": registry.build("activation", "swish")}
-    whitening = registry.build("whitening", "zca", shape=(2,))
-    return registry.build(
+    given = {"shape": (2,), "cond_dim": 4, "num_classes": 4, "activation": registry.create("activation", "swish")}
+    whitening = registry.create("whitening", "zca", shape=(2,))
+    return registry.create(
         "network", "classifier", whitening=whitening, width=32, depth=1, embed_dim=16, **{**given, **runtime}
     )
 
@@ -30,7 +30,7 @@ def test_at_the_start_every_class_is_equally_likely_and_D_is_the_wiener_filter()
     torch.testing.assert_close(classifier.class_log_prob(X, SIGMA).exp(), torch.full((6, 4), 0.25))
     covariance = classifier.whitening.basis @ classifier.whitening.eigenvalues.diag() @ classifier.whitening.basis.T
     wiener = oracles.Gaussian(classifier.whitening.mean, covariance)
-    D = Denoiser(classifier.eval(), registry.build("scaling", "score"))(X, SIGMA, ONE_HOT)
+    D = Denoiser(classifier.eval(), registry.create("scaling", "score"))(X, SIGMA, ONE_HOT)
     torch.testing.assert_close(D, wiener(X, SIGMA), atol=1e-5, rtol=1e-4)  # σ² = 2,500 times float32's rounding
 
 
@@ -54,8 +54,8 @@ def test_its_score_is_the_gradient_of_both_terms():
 def test_cross_entropy_finds_the_true_posterior():
     """Trained on the mixture's own samples, it says of new ones what Bayes' rule says."""
     classifier = network(cond_dim=4)
-    denoiser = Denoiser(classifier, registry.build("scaling", "score")).train()
-    loss = registry.build("loss", "cross_entropy")
+    denoiser = Denoiser(classifier, registry.create("scaling", "score")).train()
+    loss = registry.create("loss", "cross_entropy")
     optimizer = torch.optim.Adam(classifier.parameters(), 5e-3)
     for _ in range(200):
         labels = torch.randint(4, (128,))

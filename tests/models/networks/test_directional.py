@@ -16,13 +16,13 @@ LOSSES = ["denoising", "score_matching", "hybrid"]
 
 def denoiser(flow, gradient, dtype):
     torch.manual_seed(0)
-    parts = {"shape": SHAPE, "embed_dim": EMBED, "activation": registry.build("activation", "softplus")}
+    parts = {"shape": SHAPE, "embed_dim": EMBED, "activation": registry.create("activation", "softplus")}
     small = {"hidden": 16, "deep_layers": 1}
-    network = registry.build(
+    network = registry.create(
         "network",
         "score_flow",
-        flow=registry.build("flow", flow, **parts, **small),
-        whitening=registry.build("whitening", "isotropic", shape=SHAPE),
+        flow=registry.create("flow", flow, **parts, **small),
+        whitening=registry.create("whitening", "isotropic", shape=SHAPE),
         shape=SHAPE,
         cond_dim=COND,
         gradient=gradient,
@@ -30,7 +30,7 @@ def denoiser(flow, gradient, dtype):
     )
     # Farther out tarflow's density bends so much that the O(h²) of the difference shows (5 % at gain 0.3 in float32).
     far = perturb(network, gain=0.1 if flow == "tarflow" else 0.3)
-    return Denoiser(far, registry.build("scaling", "score")).to(dtype).train()
+    return Denoiser(far, registry.create("scaling", "score")).to(dtype).train()
 
 
 def gradients(flow, loss, gradient, dtype):
@@ -40,7 +40,7 @@ def gradients(flow, loss, gradient, dtype):
     x0, noise = torch.randn(2, 32, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
     sigma = torch.exp(1.2 * torch.randn(32, generator=generator, dtype=torch.float64) - 1.2).to(dtype)
     vector = torch.randn(32, COND, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    objective = registry.build("loss", loss, weighting=registry.build("weighting", "edm"))
+    objective = registry.create("loss", loss, weighting=registry.create("weighting", "edm"))
     output = objective(model, 0.5 * x0, sigma, noise, Conditioning(vector)).loss
     wanted = [*model.parameters(), vector]
     found = torch.autograd.grad(output.mean(), wanted, allow_unused=True)

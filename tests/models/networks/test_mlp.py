@@ -15,8 +15,8 @@ COND_DIMS = pytest.mark.parametrize("cond_dim", [0, 5])
 
 def make(shape, cond_dim=0, **settings):
     torch.manual_seed(0)
-    activation = registry.build("activation", "swish")
-    return registry.build("network", "mlp", shape=shape, cond_dim=cond_dim, activation=activation, **settings)
+    activation = registry.create("activation", "swish")
+    return registry.create("network", "mlp", shape=shape, cond_dim=cond_dim, activation=activation, **settings)
 
 
 def cond(n: int, cond_dim: int) -> Conditioning | None:

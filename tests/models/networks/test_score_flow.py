@@ -51,11 +51,11 @@ def data(shape) -> torch.Tensor:
 
 
 def make(case, whitening: str, shape=(3,), cond_dim: int = 0, far: bool = True) -> ScoreFlow:
-    fitted = registry.build("whitening", whitening, shape=shape).double()
+    fitted = registry.create("whitening", whitening, shape=shape).double()
     fitted.fit([data(shape)])
     flow = make_flow(case, shape, EMBED, token_dim=0)
     runtime = {"flow": flow, "whitening": fitted, "shape": shape, "cond_dim": cond_dim, "embed_dim": EMBED}
-    model = registry.build("network", "score_flow", **runtime).double().eval()
+    model = registry.create("network", "score_flow", **runtime).double().eval()
     return perturb(model) if far else model
 
 

@@ -16,7 +16,7 @@ TOKENS = 3
 
 def make(shape, cond_dim=0, **settings):
     torch.manual_seed(0)
-    return registry.build("network", "unet", shape=shape, cond_dim=cond_dim, **settings)
+    return registry.create("network", "unet", shape=shape, cond_dim=cond_dim, **settings)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (1, 28, 28)], ids=str)

@@ -16,7 +16,7 @@ SMALL = {"channels": [4, 8], "norm_groups": 2, "latent_dim": 5}
 def vae(shape=(1, 8, 12), **settings):
     torch.manual_seed(0)
     given = {**SMALL, **settings}
-    return registry.build("network", "vae", shape=shape, activation=registry.build("activation", "swish"), **given)
+    return registry.create("network", "vae", shape=shape, activation=registry.create("activation", "swish"), **given)
 
 
 def images(shape=(1, 8, 12)):
@@ -46,8 +46,8 @@ def test_shapes(settings, latent):
 @pytest.mark.parametrize("reconstruction", LAWS)
 def test_a_few_steps_of_elbo_lower_it(reconstruction):
     network = vae(reconstruction=reconstruction)
-    denoiser = Denoiser(network, registry.build("scaling", "score"))
-    loss = registry.build("loss", "elbo", warmup_steps=0)
+    denoiser = Denoiser(network, registry.create("scaling", "score"))
+    loss = registry.create("loss", "elbo", warmup_steps=0)
     x0, noise = images(), torch.randn(3, 1, 8, 12)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     values = []
@@ -63,7 +63,7 @@ def test_a_few_steps_of_elbo_lower_it(reconstruction):
 
 def test_its_denoiser_is_the_reconstruction_at_any_sigma():
     network = vae()
-    denoiser = Denoiser(network, registry.build("scaling", "score"))
+    denoiser = Denoiser(network, registry.create("scaling", "score"))
     D = denoiser(images(), torch.tensor([0.01, 1.0, 50.0]))
     torch.testing.assert_close(D, network.autoencoder.reconstruct(images()), atol=1e-4, rtol=1e-4)  # through σ² and 1/σ²
 

@@ -19,7 +19,7 @@ def data(n=400, dim=6):
 
 
 def fitted(name, x):
-    whitening = registry.build("whitening", name, shape=tuple(x.shape[1:])).double()
+    whitening = registry.create("whitening", name, shape=tuple(x.shape[1:])).double()
     whitening.fit(x.split(64))
     return whitening
 
@@ -51,7 +51,7 @@ def test_zca_whitens_noised_data_at_every_sigma():
 @pytest.mark.parametrize("name", NAMES)
 def test_statistics_do_not_depend_on_the_batches(name):
     x = data(300)
-    one, many = fitted(name, x), registry.build("whitening", name, shape=(6,)).double()
+    one, many = fitted(name, x), registry.create("whitening", name, shape=(6,)).double()
     many.fit(x.split(7))
     for a, b in zip(one.state_dict().values(), many.state_dict().values(), strict=True):
         assert torch.allclose(a.abs(), b.abs())  # an eigenvector may come with either sign
@@ -112,7 +112,7 @@ def test_constant_dimensions_do_not_break_zca():
 
 def test_zca_of_a_large_image_is_refused():
     with pytest.raises(ConfigurationError, match=r"16,384×16,384 matrix \(1.0 GiB\).*take whitening=dct"):
-        registry.build("whitening", "zca", shape=(4, 64, 64))
+        registry.create("whitening", "zca", shape=(4, 64, 64))
 
 
 def test_identity_flow_behind_zca_is_the_wiener_filter():
@@ -135,10 +135,10 @@ def test_identity_flow_behind_isotropic_is_c_skip():
 
 
 def score_flow(whitening, x):
-    activation = registry.build("activation", "softplus")
+    activation = registry.create("activation", "softplus")
     shape = tuple(x.shape[1:])
-    flow = registry.build("flow", "linear_activation", shape=shape, embed_dim=64, activation=activation)
-    network = registry.build(
+    flow = registry.create("flow", "linear_activation", shape=shape, embed_dim=64, activation=activation)
+    network = registry.create(
         "network", "score_flow", flow=flow, whitening=fitted(whitening, x), shape=shape, cond_dim=0, embed_dim=64
     )
     return network.double().eval()

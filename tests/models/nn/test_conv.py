@@ -14,7 +14,7 @@ from flowdiff.models.nn.residual import NetSettings
 
 def make(depth: int, far: bool = True, heads: int = 0) -> ResidualConv:
     torch.manual_seed(0)
-    act = registry.build("activation", "swish")
+    act = registry.create("activation", "swish")
     settings = NetSettings(8, depth, 4, act, "film")
     net = ResidualConv(2, 3, settings, attention_heads=heads, positions=81).double()
     return perturb(net) if far else net

@@ -22,7 +22,7 @@ NETS = pytest.mark.parametrize(("kind", "grid"), [(ResidualMLP, ()), (ResidualCo
 
 def make(kind, inject: str, token_dim: int = TOKEN):
     torch.manual_seed(0)
-    act = registry.build("activation", "swish")
+    act = registry.create("activation", "swish")
     return perturb(kind(3, 4, NetSettings(10, 2, EMBED, act, inject, token_dim)).double())
 
 

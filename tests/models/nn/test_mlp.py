@@ -14,7 +14,7 @@ from flowdiff.models.nn.residual import NetSettings
 
 def make(activation: str = "swish", far: bool = False) -> ResidualMLP:
     torch.manual_seed(0)
-    net = ResidualMLP(3, 4, NetSettings(16, 2, 6, registry.build("activation", activation), "film")).double()
+    net = ResidualMLP(3, 4, NetSettings(16, 2, 6, registry.create("activation", activation), "film")).double()
     return perturb(net) if far else net
 
 

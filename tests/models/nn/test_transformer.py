@@ -16,7 +16,7 @@ FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "written o
 
 def make(inject: str = "film", far: bool = True, checkpoint: bool = False) -> PastTransformer:
     torch.manual_seed(0)
-    act = registry.build("activation", "swish")
+    act = registry.create("activation", "swish")
     net = PastTransformer(T, IN, OUT, WIDTH, 2, 2, EMBED, act, inject, checkpoint).double()
     return perturb(net) if far else net
 

@@ -29,13 +29,13 @@ PLUGIN = '''
 import time
 from pathlib import Path
 
-from flowdiff.registry import build, register
+from flowdiff.registry import create, register
 
 
 @register("sigma_sampler", "paced")
 class Paced:
     def __init__(self):
-        self.edm = build("sigma_sampler", "edm")
+        self.edm = create("sigma_sampler", "edm")
 
     def __call__(self, n, generator=None, device=None):
         if not Path("go").exists():
