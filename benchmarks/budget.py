@@ -58,7 +58,7 @@ def step_times(engine: Engine) -> list[float]:
     times = []
     for step in range(WARMUP + STEPS):
         began = time.process_time()
-        loss = engine.loss(engine.denoiser.denoiser, *engine.draw(batch, step)).loss.mean()
+        loss = engine.loss(engine.denoiser.denoiser, *engine.loss_inputs(batch, step)).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

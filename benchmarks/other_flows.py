@@ -1,9 +1,9 @@
 """RealNVP, spline couplings and MAF of flowdiff, zuko, nflows and normflows, of equal size and behind one interface.
 
 Every model maps x (B, DIM) with a context (B, CONTEXT) to z and log|det ∂z/∂x|, and back; every net has three hidden
-layers of HIDDEN units and SiLU between them. What a package adds of its own to reach the context (FiLM, gates, a longer
-first layer) is left as it is: it is worth 4 % of the parameters at most. Where a package's coupling takes no context
-(normflows' affine one) its net is told the context beforehand. Splines have BINS bins on [−BOUND, BOUND].
+layers of HIDDEN units with SiLU between them. Each package adds its own parts that read the context (FiLM, gates, a
+longer first layer); they are at most 4 % of the parameters. normflows' affine coupling takes no context, so the context
+is set on its net before every call. Splines have BINS bins on [−BOUND, BOUND].
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALTERNATING = torch.arange(DIM) % 2  # a coupling's mask
 class Flowdiff(nn.Module):
     def __init__(self, family: str):
         super().__init__()
-        depth = 3 if family == "maf" else 1  # a residual block is two layers behind the first
+        depth = 3 if family == "maf" else 1  # a residual block adds two layers to the first one
         size = {"n_flows": LAYERS[family], "hidden": HIDDEN, "depth": depth, "bins": BINS, "bound": BOUND}
         runtime = {"shape": (DIM,), "embed_dim": CONTEXT, "activation": create("activation", "swish"), "token_dim": 0}
         self.flow = create("flow", family, **runtime, **size)
@@ -104,18 +104,18 @@ class NormFlows(nn.Module):
 
         made = {"context_features": CONTEXT, "num_blocks": 1, "activation": silu}
         net = partial(ResidualNet, hidden_features=HIDDEN, **made)
-        self.told: list[Told] = []
+        self.nets: list[NetWithContext] = []
         layers: list[nn.Module] = []
         for i in range(LAYERS[family]):
             if family == "realnvp":
-                self.told.append(Told(net(DIM // 2, DIM)))  # starts at 0, as its examples have it: e^s is not bounded
-                nn.init.zeros_(self.told[-1].net.final_layer.weight)
-                nn.init.zeros_(self.told[-1].net.final_layer.bias)
-                layers += [AffineCouplingBlock(self.told[-1]), Permute(DIM, "swap")]
+                self.nets.append(NetWithContext(net(DIM // 2, DIM)))
+                nn.init.zeros_(self.nets[-1].net.final_layer.weight)  # as in its examples, because e^s is not bounded
+                nn.init.zeros_(self.nets[-1].net.final_layer.bias)
+                layers += [AffineCouplingBlock(self.nets[-1]), Permute(DIM, "swap")]
             elif family == "spline":
                 spline = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
                 layers.append(PiecewiseRationalQuadraticCoupling((ALTERNATING + i) % 2, net, **spline))
-            else:  # the direction that its authors call forward is the one in parallel
+            else:  # normflows' forward direction is the parallel one, as ours
                 layers += [MaskedAffineAutoregressive(DIM, HIDDEN, **made), Permute(DIM, "swap")]
         self.layers = nn.ModuleList(layers)
 
@@ -126,17 +126,17 @@ class NormFlows(nn.Module):
         return self._through([layer.inverse for layer in reversed(self.layers)], z, c)
 
     def _through(self, steps: list[Callable], x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        for net in self.told:
+        for net in self.nets:
             net.context = c
         total = x.new_zeros(len(x))
         for step in steps:
-            x, logdet = step(x) if self.told else step(x, c)
+            x, logdet = step(x) if self.nets else step(x, c)
             total = total + logdet
         return x, total
 
 
-class Told(nn.Module):
-    """net(x, context) as a function of x: its owner sets the context."""
+class NetWithContext(nn.Module):
+    """net(x, context) as a function of x; `context` is set before the call."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -151,5 +151,5 @@ PACKAGES = {"flowdiff": Flowdiff, "zuko": Zuko, "nflows": NFlows, "normflows": N
 
 
 def installed() -> dict[str, type[nn.Module]]:
-    """The packages that are here, flowdiff first."""
+    """The installed packages, flowdiff first."""
     return {name: made for name, made in PACKAGES.items() if importlib.util.find_spec(name)}

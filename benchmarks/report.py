@@ -2,9 +2,9 @@
 
     python benchmarks/report.py [--runs 1000] [--json FILE]
 
-Both times are whole processes, start-up and imports included: `table` reads the runs, prints the table and writes
-report.csv and report.md; `page` is all of `flowdiff report`. Where Chromium is installed, its times to open the page
-and to sort and filter the table stand beside them.
+Both times are those of whole processes, with start-up and imports: `table` reads the runs, prints the table and writes
+report.csv and report.md; `page` is all of `flowdiff report`. If Chromium is installed, it also measures the times to
+open the page and to sort and filter the table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAGE = "import sys; from flowdiff.cli.report import main; main([sys.argv[1], '--
 
 
 def make(root: Path, count: int) -> None:
-    """`count` finished runs: n_flows × activation × learning rate × 5 seeds, 200 logged steps, a 242-pixel grid."""
+    """Write `count` finished runs: n_flows × activation × learning rate × 5 seeds, 200 steps, a 242-pixel grid."""
     import numpy as np
     from PIL import Image
 
@@ -58,7 +58,7 @@ def seconds(script: str, *arguments: str) -> float:
 
 
 def in_browser(page: Path, scratch: Path) -> dict[str, float]:
-    """Seconds to open the page, and to sort and filter every single run, until the next frame is drawn."""
+    """Seconds to open the page, and to sort and to filter all runs, each until the next frame is drawn."""
     timed = (
         "const done = arguments[arguments.length - 1], start = performance.now();"
         "{action}; requestAnimationFrame(() => setTimeout(() => done((performance.now() - start) / 1000)));"
@@ -72,15 +72,15 @@ def in_browser(page: Path, scratch: Path) -> dict[str, float]:
         typed = "const f = document.querySelector('#filter'); f.value = 'elu n_flows=3'; f.oninput()"
         return {
             "browser: open": opened,
-            "browser: sort": browser.run_async(sort),
-            "browser: filter": browser.run_async(timed.format(action=typed)),
+            "browser: sort": browser.run(sort, kind="async"),
+            "browser: filter": browser.run(timed.format(action=typed), kind="async"),
         }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well as printing it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         runs, out = Path(scratch) / "runs", Path(scratch) / "report"
@@ -94,13 +94,8 @@ def main() -> None:
     print("| what | seconds | limit |\n| --- | ---: | ---: |")
     for what, value in measured.items():
         print(f"| {what} | {value:.2f} | {LIMITS.get(what, '')} |")
-    result = json.dumps(
-        {
-            "runs": given.runs,
-            "page_megabytes": round(megabytes, 2),
-            "seconds": {k: round(v, 3) for k, v in measured.items()},
-        }
-    )
+    times = {what: round(value, 3) for what, value in measured.items()}
+    result = json.dumps({"runs": given.runs, "page_megabytes": round(megabytes, 2), "seconds": times})
     print(f"\n{result}")
     if given.json:
         given.json.write_text(result + "\n")

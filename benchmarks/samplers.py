@@ -1,11 +1,11 @@
 """Writes docs/samplers.md: how fast every sampler converges, that it is what others call so, and what its loop costs.
 
-    pip install -e '.[bench]'
+    pip install -e '.[bench]' && pip install --no-deps k-diffusion
     python benchmarks/samplers.py [--run FOLDER] [--samples 20000] [--rounds 40] [--output FILE] [--json FILE]
 
 Orders and errors are measured on a mixture of four Gaussians in the plane, whose denoiser is exact. Equality with
 k-diffusion and diffusers is measured there and on a trained run, by default a small one of the digits that is trained
-first. A package that is not installed is left out.
+first. k-diffusion is left out if it is not installed; --no-deps, because one of its dependencies requires numpy<2.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ import flowdiff
 from flowdiff import config, registry
 from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.diffusion.samplers.base import Sampler
-from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.noise import generators, randn
 from flowdiff.runs import identity
 from flowdiff.runs.run_folder import RunFolder
+from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
 from flowdiff.training import run as training
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))  # the mixture and the public samplers are those of the tests
-import oracles  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests" / "support"))  # the public samplers are those of the tests
 from public_samplers import CASES, Case, difference, k_diffusion  # noqa: E402
 
 SMALL = ["dataset=digits", "trainer.max_steps=300", "metrics.frechet=false", "metrics.likelihood=false", "logger=csv"]
@@ -62,6 +62,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    if k_diffusion() is None:
+        print("k-diffusion is not installed and left out: pip install --no-deps k-diffusion")
     run = given.run or trained(SMALL)
     denoiser = flowdiff.load(run)
     measured = {
@@ -235,7 +237,7 @@ def levels(denoiser: ConditionedDenoiser) -> list[dict[str, Any]]:
 
 
 def denoiser_alone(denoiser: ConditionedDenoiser) -> Any:
-    return denoiser.guided({"name": "none"})
+    return registry.create("guidance", "none", denoiser=denoiser)
 
 
 def misses(measured: dict[str, Any]) -> Any:
@@ -318,43 +320,45 @@ Made by `{command}`, torch {torch.__version__.split("+")[0]}, one CPU thread.
 
 ## How fast they converge
 
-On a mixture of four Gaussians in the plane, whose denoiser is exact, from σ = 80 to 0.002 on `schedule=karras`: the
-median distance of 256 samples from the probability-flow ODE's solution (of a sampler that ends in `_sde`: from its own
-solution along the same Brownian paths) against the number of denoiser calls a sample, and the error of the distribution
-for all that draw noise. The order is the slope between {STEPS[-3]} and {STEPS[-2]} steps, the error that of the first
-of these; `adaptive` is given tolerances from {TOLERANCES[0]} to {TOLERANCES[-1]} in their place. Of order 1 and 2 by
-what they are made of: `euler` and the noisy ones 1, `heun`, `dpm_solver_2`, `dpmpp_2s`, `dpmpp_2m` 2; `unipc` is of
-order 3 at its default settings, `lms` of 4.
+The samplers run from σ = 80 to 0.002 on `schedule=karras`, on a mixture of four Gaussians in the plane, whose denoiser
+is exact. The error is the median distance of 256 samples from the solution of the probability-flow ODE, or, for a
+sampler whose name ends in `_sde`, from its own solution along the same Brownian paths. It is plotted against the number
+of denoiser calls per sample; the second plot shows the error of the distribution for the samplers with noise. The order
+is the slope between {STEPS[-3]} and {STEPS[-2]} steps, and the error is that at {STEPS[-3]} steps; `adaptive` has
+tolerances from {TOLERANCES[0]} to {TOLERANCES[-1]} instead of steps. The theoretical orders are 1 for `euler` and the
+samplers with noise, 2 for `heun`, `dpm_solver_2`, `dpmpp_2s` and `dpmpp_2m`, and at the default settings 3 for `unipc`
+and 4 for `lms`.
 
 ![error against denoiser calls]({given.output.with_suffix(".png").name})
 
 {markdown(("sampler", "order", "denoiser calls", "error"), of_samples)}
-`dpm_solver_1`, `ddim` and `euler` are one method in these coordinates. `dpmpp_3m_sde` without noise is of order 2, in
-every public implementation too: see `flowdiff/diffusion/samplers/dpmpp.py`.
+`dpm_solver_1`, `ddim` and `euler` are the same method in these coordinates. `dpmpp_3m_sde` without noise has order 2,
+as in every public implementation: see `flowdiff/diffusion/samplers/dpmpp.py`.
 
-The error of mean and covariance of {given.samples:,} samples by samplers with noise, as a share of the covariance; that
-of as many exact samples is about {1 / math.sqrt(given.samples):.3f}.
+The next table shows the samplers with noise: the error of the mean and covariance of {given.samples:,} samples,
+relative to the covariance. As many exact samples have an error of about {1 / math.sqrt(given.samples):.3f}.
 
 {markdown(("sampler", *(f"{num_steps} steps" for num_steps in FEW)), drawn)}
-## What they are called elsewhere
+## Names in other packages
 
-‖ours − theirs‖/‖theirs‖ from the same noise on the same levels, the larger of 10 and of 20 steps, on that mixture and
-on a trained run, in float64; diffusers keeps its levels and parts of its arithmetic in float32.
+The table shows ‖ours − theirs‖/‖theirs‖ from the same noise on the same levels, the larger value of 10 and 20 steps, on
+the mixture and on a trained run, in float64; diffusers keeps its levels and parts of its arithmetic in float32.
 
 {markdown(("package", "theirs", "ours", "mixture", "run"), equal)}
-k-diffusion's `sample_lms` is compared down to σ_min: it extrapolates to σ = 0, where all samplers here end in x = D.
+k-diffusion's `sample_lms` is compared down to σ_min: it extrapolates to σ = 0, where all samplers here end with x = D.
 
-## What their loop costs
+## Cost of the loop
 
-CPU seconds of ours / k-diffusion's for 18 steps of 16 samples by the run's denoiser, the median of {given.rounds}
-pairs that took turns with its standard error; and microseconds a step of each loop alone, with a denoiser that does
-nothing.
+The first column shows CPU seconds of ours / k-diffusion's for 18 steps of 16 samples by the run's denoiser: the median
+of {given.rounds} alternating pairs with its standard error. The other columns show microseconds per step of each loop
+alone, with a denoiser that does nothing.
 
-{markdown(("sampler", "ours / theirs", "ours, µs a step", "theirs, µs a step"), costs)}
-## Levels of least error
+{markdown(("sampler", "ours / theirs", "ours, µs per step", "theirs, µs per step"), costs)}
+## Levels of smallest error
 
-`schedule=optimal` measures where the run's own trajectories bend and places its levels there: distance of 64 of the
-run's samples from the solution, relative, beside `karras`. It is nearer in {nearer} of {len(placed)} rows.
+`schedule=optimal` measures where the run's own trajectories bend and places its levels there. The table shows the
+relative distance of 64 of the run's samples from the solution, for `karras` and for `optimal`, which is closer in
+{nearer} of {len(placed)} rows.
 
 {markdown(("sampler", "steps", "karras", "optimal"), placed)}"""
 

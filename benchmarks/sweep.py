@@ -3,8 +3,8 @@
     pip install -e '.[bench]'
     python benchmarks/sweep.py [--runs 20] [--seconds 10] [--json FILE]
 
-The runs are the same (digits, a few seconds each, as many steps as take `--seconds` alone with the basic launcher), the
-times are whole commands, start-up and imports included. joblib is left out where it is not installed.
+The runs are the same (digits, as many steps as take `--seconds` in a run alone with the basic launcher). The times are
+those of whole commands, start-up and imports included. joblib is left out if it is not installed.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def main() -> None:
     launchers = ["local", "basic"]
     if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher"):
         launchers.append("joblib")
+    else:
+        print("hydra-joblib-launcher is not installed and left out: pip install -e '.[bench]'")
     scratch = Path(tempfile.mkdtemp())
     try:
         steps = steps_for(given.seconds, scratch)

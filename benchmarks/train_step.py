@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from flowdiff.training.progress_bar import TrainingBar
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,6 @@ from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import run as training
 from flowdiff.training.engine import Engine
-from flowdiff.training.progress_bar import TrainingBar
 
 BLOCKS, STEPS, WARMUP = 5, 40, 10  # 5 × 40 = 200 measured steps each
 

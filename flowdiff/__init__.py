@@ -1,16 +1,18 @@
 """flowdiff: diffusion models whose score is the exact gradient of a normalizing flow's log-density.
 
-`build`, `load` and `sample` are imported when first used, so that `import flowdiff` stays cheap.
+`build`, `load` and `sample` are imported at their first use, so that `import flowdiff` stays fast.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flowdiff.version import __version__
+
 if TYPE_CHECKING:
     from flowdiff.api import build, load, sample
 
-__all__ = ["build", "load", "sample"]
+__all__ = ["__version__", "build", "load", "sample"]
 
 
 def __getattr__(name: str) -> Any:

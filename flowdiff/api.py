@@ -1,62 +1,41 @@
-"""flowdiff from Python: what the command line does goes through the same functions."""
+"""flowdiff from Python. The command line uses the same functions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from flowdiff import config, registry
+from flowdiff import config
 from flowdiff.diffusion.model import ConditionedDenoiser
-from flowdiff.errors import ConfigurationError, RunError, nearest
-from flowdiff.runs.run_folder import RunFolder
-from flowdiff.training.assembly import Parts, assemble
+from flowdiff.errors import ConfigurationError, nearest
+from flowdiff.registry import create
+from flowdiff.training.assembly import guide_by, load
 
 if TYPE_CHECKING:
     from flowdiff.training.engine import Engine
+
+__all__ = ["build", "load", "sample"]
 
 
 def build(*overrides: str) -> Engine:
     """The untrained engine of a configuration, e.g. build("flow=realnvp", "dataset=digits").
 
-    Has `.denoiser`, `.denoiser.network`, `.conditioner`, `.data`; `.measure()` reads the data and sets sigma_data and
-    the whitening's statistics, as training does first. Raises ConfigurationError with the command line's sentences.
+    It has `.denoiser`, `.denoiser.network`, `.conditioner` and `.data`; `.measure()` reads the data and sets sigma_data
+    and the whitening's statistics, which is the first thing that training does.
+
+    Args:
+        *overrides: what would follow `python train.py`.
+
+    Raises:
+        ConfigurationError: the configuration does not work, in the sentences of the command line.
     """
-    from flowdiff.training.engine import Engine  # which needs Lightning; what has been trained does not
+    from flowdiff.training.engine import Engine  # imports Lightning, which only training needs
 
     composed = config.compose(overrides)
     config.check(composed)
     return Engine.of(config.resolved(composed))
-
-
-def load(run: str | Path, device: torch.device | str = "cpu") -> ConditionedDenoiser:
-    """The trained denoiser of a run folder, with its averaged weights, in eval mode; RunError if there is none."""
-    return load_parts(run, device).denoiser
-
-
-def load_parts(run: str | Path, device: torch.device | str = "cpu") -> Parts:
-    """The trained denoiser of a run folder, what trained it, and the data it was trained on (not read yet)."""
-    folder = RunFolder.open(run)
-    parts = assemble(config.of_run(folder))
-    if not folder.checkpoint.is_file():
-        raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
-    try:
-        checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
-        weights = {key.removeprefix("denoiser."): value for key, value in checkpoint["state_dict"].items()}
-        parts.denoiser.load_state_dict(weights)
-        parts.denoiser.levels_file = folder.path / f"levels_of_step_{checkpoint['global_step']}.json"
-    except Exception as error:
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
-        raise RunError(
-            f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
-            "run made by this version of flowdiff."
-        ) from error
-    parts.denoiser.to(device).eval().requires_grad_(False)
-    return parts
 
 
 def sample(
@@ -73,16 +52,28 @@ def sample(
     batch_size: int = 512,
     **settings: Any,
 ) -> Tensor:
-    """n samples in model space, (n, *shape): images in [-1, 1].
+    """n samples in data space, (n, *shape): images in [-1, 1]. Sample i of a seed does not depend on batch_size.
 
-    sampler, schedule, guidance: names of conf/ options, by default what the run was configured with; further keywords
-    are their hyperparameters, e.g. sample(denoiser, 16, sampler="heun", num_steps=18, guidance="cfg", scale=2.0).
-    label: a class, one per sample, or None for every class in turn. Sample i of a seed does not depend on batch_size.
-    Raises ConfigurationError for a name or keyword that does not exist.
+    Args:
+        denoiser: a model from `load`.
+        n: number of samples.
+        sampler: name of an option in conf/sampler; the run's own sampler by default.
+        schedule: name of an option in conf/schedule; the run's own schedule by default.
+        guidance: name of an option in conf/guidance; the run's own guidance by default.
+        label: one class, one class per sample, or None: every class in turn.
+        seed: seed of all random numbers.
+        start: noise, or flow: an exact sample of the density at sigma_start.
+        sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
+        batch_size: samples per batch.
+        **settings: hyperparameters of the three, e.g. sample(denoiser, 16, sampler="heun", num_steps=18,
+            guidance="cfg", scale=2.0).
+
+    Raises:
+        ConfigurationError: a name or a setting does not exist, or does not fit the model.
     """
     nodes, left = {}, dict(settings)
     for group, name in (("sampler", sampler), ("schedule", schedule), ("guidance", guidance)):
-        node = dict(denoiser.settings[group] if name is None else config.defaults(group, name))
+        node = dict(denoiser.sampling.settings[group] if name is None else config.defaults(group, name))
         node.update({key: left.pop(key) for key in list(left) if key in node and key != "name"})
         nodes[group] = node
     if left:
@@ -92,9 +83,9 @@ def sample(
         n,
         label=label,
         seed=seed,
-        sampler=registry.create("sampler", nodes["sampler"]),
-        schedule=registry.create("schedule", nodes["schedule"]),
-        guidance=partial(ConditionedDenoiser.guided, node=nodes["guidance"]),
+        sampler=create("sampler", nodes["sampler"]),
+        schedule=create("schedule", nodes["schedule"]),
+        guidance=guide_by(nodes["guidance"])(denoiser),
         start=start,
         sigma_start=sigma_start,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""Hashes of what a result was computed from, for the names of the files that keep it."""
+"""Hashes of the inputs of a result, for the names of cache files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def digest(*parts: Any) -> str:
-    """Hash of anything JSON knows, and of bytes: 12 hexadecimal digits."""
+    """Hash of JSON values and bytes: 12 hexadecimal digits."""
     sha = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else json.dumps(part).encode()
@@ -20,15 +20,8 @@ def digest(*parts: Any) -> str:
     return sha.hexdigest()[:12]
 
 
-def fingerprint(split: Any) -> str:
-    """Hash of a split of data: its size, and up to 1,024 of its samples and labels, evenly spaced."""
-    indices = torch.linspace(0, len(split) - 1, min(len(split), 1024)).round().long()
-    batch = split[indices]
-    return digest(len(split), list(batch.x.shape), batch.x.cpu().numpy().tobytes(), batch.label.cpu().numpy().tobytes())
-
-
 def weight_hash(weights: Mapping[str, Tensor]) -> str:
-    """Hash of a state dict: names, types, shapes and bytes."""
+    """Hash of a state dict: names, dtypes, shapes and bytes."""
     parts: list[Any] = []
     for name, value in weights.items():
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

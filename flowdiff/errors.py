@@ -1,29 +1,32 @@
-"""What can go wrong by a user's hand: every message says what was given, what is allowed and what to do."""
+"""Errors that a user can cause and fix; every message says what was given, what is allowed and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class FlowdiffError(Exception):
-    """Base of all errors that the command line prints as a sentence, without a traceback; exit_status is its own."""
+    """Base of the errors that the command line prints as one sentence, without a traceback.
+
+    exit_status: the status with which the command exits.
+    """
 
     exit_status = 2
 
 
 class ConfigurationError(FlowdiffError, ValueError):
-    """A configuration key, value or combination that makes no sense."""
+    """An invalid configuration key, value or combination."""
 
 
 class NotADensity(FlowdiffError, TypeError):
-    """A log-density or a flow sample was asked of a network that has none (unet, mlp)."""
+    """A log-density or a flow sample was requested from a network that has none (unet, mlp)."""
 
 
 class DataError(FlowdiffError, RuntimeError):
-    """Data that is missing, unreadable, or not of the declared shape."""
+    """Data that is missing, unreadable or of another shape than declared."""
 
 
 class RunError(FlowdiffError, RuntimeError):
-    """A run folder or checkpoint that is missing, foreign, or does not fit."""
+    """A run folder or checkpoint that is missing, foreign or incompatible."""
 
 
 class InverseDidNotConverge(FlowdiffError, ArithmeticError):
@@ -31,7 +34,7 @@ class InverseDidNotConverge(FlowdiffError, ArithmeticError):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """'did you mean "x"? Allowed are a, b, c' — the half-sentence every unknown name ends with."""
+    """'did you mean "x"? Allowed are a, b, c': the end of every error about an unknown name."""
     allowed = [str(a) for a in allowed]
     if not allowed:
         return "there are none to choose from"

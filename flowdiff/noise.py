@@ -1,6 +1,6 @@
-"""Random numbers that belong to samples: sample i of seed s is the same in every batch size and on every worker.
+"""Random numbers that belong to samples: sample i of seed s is the same for every batch size and on every worker.
 
-`BrownianPath` belongs to samples in another sense too: W(t) is the same however the time axis is cut into steps.
+A `BrownianPath` is also independent of the steps: W(t) is the same however the time axis is divided.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def generators(seed: int, indices: Iterable[int], device: torch.device | str = "
 
 
 def step_generator(seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The generator of one training step: seeded by (seed, step, rank, …), so that a resumed run draws the same."""
+    """The generator of one training step, seeded by (seed, step, rank, …): a resumed run draws the same numbers."""
     for counter in counters:
         seed = _mix(seed, counter)
     return torch.Generator(device).manual_seed(seed)
@@ -34,7 +34,7 @@ def randn(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Standard normal numbers of `shape` (B, …); a sequence of B generators draws each sample from its own."""
+    """Standard normal numbers of `shape` (B, …); with a sequence of B generators, each sample is drawn by its own."""
     shape = tuple(shape)
     if generator is None or isinstance(generator, torch.Generator):
         source = generator.device if generator is not None else device
@@ -53,13 +53,17 @@ def randn_like(x: Tensor, generator: Generators = None) -> Tensor:
 class BrownianPath:
     """Brownian motions W(t), t > 0, one for every number of a batch: Var[W(t') − W(t)] = |t' − t|.
 
-    like (B, …): gives shape, type and device.  generator: as in `randn`; a path takes one integer from it, its key,
-    when it is first asked, and W is a function of the key and t from there on: increments add up exactly, and a
-    sampler that takes other steps sees the same noise.
+    At the first increment a path draws one integer per sample, its key. From then on W is a function of the key and t:
+    increments add up exactly, and a sampler with other steps sees the same noise.
 
-    A virtual Brownian tree on each octave [2^e, 2^(e+1)]: the midpoint of an interval of length l between known ends
-    is their mean + √(l/4)·z, with z a hash of (key, e, place in the tree), so that nothing is stored. An octave has
-    2^16 intervals; t is rounded to their ends, by 8e-6 of itself at most.
+    Each octave [2^e, 2^(e+1)] is a virtual Brownian tree: the midpoint of an interval of length l between known ends is
+    their mean + √(l/4)·z, where z is a hash of (key, e, node of the tree), so that nothing is stored. An octave has
+    2^16 intervals; t is rounded to their ends, which changes it by a factor of at most 1 ± 8e-6.
+
+    Args:
+        like: (B, …), a tensor with the shape, dtype and device of the increments.
+        generator: as in `randn`.
+
     Source: Li, Wong, Chen, Duvenaud, Scalable gradients for stochastic differential equations, 2020.
     """
 
@@ -85,12 +89,12 @@ class BrownianPath:
         return exponent - 1 + carry, u
 
     def _total(self, octave: int) -> Tensor:
-        """W(2^(e+1)) − W(2^e): (B, numbers of a sample), float64."""
+        """W(2^(e+1)) − W(2^e): (B, numbers per sample), float64."""
         return 2.0 ** (octave / 2) * self._normal(octave, [0])[0]
 
     def _within(self, octave: int, u: int) -> Tensor:
         """W(2^e·(1 + u/2^DEPTH)) − W(2^e), like `_total`."""
-        if self._latest is None or self._latest[0] != (octave, u):  # or a step begins where the last one ended
+        if self._latest is None or self._latest[0] != (octave, u):  # the next step asks for the same point again
             nodes, weights = _descent(u, self.DEPTH)
             z = self._normal(octave, nodes)
             found = 2.0 ** (octave / 2) * torch.tensordot(z.new_tensor(weights), z, 1)
@@ -108,27 +112,28 @@ class BrownianPath:
 
     @cached_property
     def _counters(self) -> Tensor:
-        """A stride of the hash for every number of a sample: (1, numbers)."""
+        """The offset in the hash of every number of a sample: (1, numbers per sample)."""
         count = self._like[:1].numel()
         return torch.arange(1, count + 1, device=self._like.device)[None] * _signed(0x9E3779B97F4A7C15)
 
     def _normal(self, octave: int, nodes: Sequence[int]) -> Tensor:
-        """Standard normal numbers that belong to K nodes: (K, B, numbers) float64, by the method of Box and Muller."""
+        """Standard normal numbers of K nodes by the Box–Muller method: (K, B, numbers per sample) float64."""
         places = torch.tensor([_mix(octave, node) for node in nodes], device=self._like.device)[:, None, None]
         bits = _mixed(_mixed(self._keys + places) + self._counters)
-        # in float32, whose logarithm is ten times faster: z is known to 1e-7 and reaches 6.7
+        # in float32, whose logarithm is ten times faster: z has a relative accuracy of 1e-7, and |z| ≤ 6.7
         radius = (bits >> 32 & 0xFFFFFFFF).float().add_(0.5).div_(2**32).log_().mul_(-2).sqrt_()
         return radius.mul_((bits & 0xFFFFFFFF).float().mul_(2 * math.pi / 2**32).cos_()).double()
 
 
 def _descent(u: int, depth: int) -> tuple[list[int], list[float]]:
-    """The nodes of a Brownian tree on [0, 1] above u/2^depth, and W there as a weighted sum of their z.
+    """The nodes of a Brownian tree on [0, 1] that determine W(u/2^depth), and the weights of their z in it.
 
-    Node 0 is the whole, W(1) = z; 1 the midpoint of all, 2n and 2n + 1 those of the halves of the interval of n.
+    Node 0 is the end, W(1) = z. Node 1 is the midpoint of [0, 1]; nodes 2n and 2n + 1 are the midpoints of the halves
+    of the interval whose midpoint is node n.
     """
     low, high, node = 0, 2**depth, 1
     nodes, at_low, at_high = [0], [0.0], [1.0]
-    while low < u:  # u < high all the while
+    while low < u:  # and u < high
         middle = (low + high) // 2
         at_middle = [(a + b) / 2 for a, b in zip(at_low, at_high, strict=True)]
         at_middle.append(math.sqrt((high - low) / 2 ** (depth + 2)))
@@ -141,19 +146,19 @@ def _descent(u: int, depth: int) -> tuple[list[int], list[float]]:
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """The finaliser of `_mix` on int64, whose products wrap around; >> keeps the sign, which a mask takes away."""
+    """The finaliser of `_mix` on int64, whose products wrap around; >> copies the sign bit, which the mask removes."""
     z = (z ^ (z >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
     return z ^ (z >> 31 & (1 << 33) - 1)
 
 
 def _signed(word: int) -> int:
-    """An unsigned 64-bit word as the int64 of the same bits."""
+    """The int64 with the bits of an unsigned 64-bit word."""
     return word - 2**64 if word >= 2**63 else word
 
 
 def _mix(seed: int, counter: int) -> int:
-    """Hash two integers to a well-spread 63-bit seed (the splitmix64 finaliser, Steele et al., 2014)."""
+    """Hash two integers to a well-distributed 63-bit seed (the splitmix64 finaliser, Steele et al., 2014)."""
     z = (seed * 0x9E3779B97F4A7C15 + counter * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & (2**64 - 1)
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

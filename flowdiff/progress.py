@@ -1,4 +1,4 @@
-"""The progress bar of whatever counts; training has one of its own (flowdiff/training/progress_bar.py)."""
+"""Progress bars for counted work; training has its own (flowdiff/training/progress_bar.py)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def bar(*columns: str) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         *(TextColumn(column) for column in columns),
-        refresh_per_second=2,  # drawing takes the interpreter from the training step
+        refresh_per_second=2,  # drawing holds the interpreter, which the training step needs
     )
 
 
 @contextmanager
 def counting(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a loop that reports (done, in all); it appears with the first report."""
+    """A bar for a loop that reports (done, total); it appears with the first report."""
     progress = bar()
     task = progress.add_task(description, total=None)
 

@@ -16,7 +16,7 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ class Requirement:
         fits: (class of the other component, its config node) → whether the two go together.
         reason: why they do not go together: a clause that follows a colon.
         remedy: what to do instead: a clause that follows a semicolon.
-        when: (own config node) → whether the requirement applies; always by default.
+        when: ({group: config node}) → whether the requirement applies; always by default.
         setting: the setting of the component that brings the requirement, named in the sentence; its name by default.
         other_setting: the setting of the other component that breaks it, named in the sentence; its name by default.
     """
@@ -70,7 +70,7 @@ class Requirement:
     fits: Callable[[type, Mapping[str, Any]], bool]
     reason: str
     remedy: str
-    when: Callable[[Mapping[str, Any]], bool] = lambda node: True
+    when: Callable[[Mapping[str, Mapping[str, Any]]], bool] = lambda nodes: True
     setting: str | None = None
     other_setting: str | None = None
 
@@ -123,6 +123,11 @@ def resolve(group: str, name: str) -> type:
     return _components[group][name]
 
 
+def name_of(group: str, component: object) -> str:
+    """The registered name of a component's class."""
+    return next(name for name, known in _components[group].items() if known is type(component))
+
+
 def requirements(component: type) -> tuple[Requirement, ...]:
     """What a registered class needs of the components of other groups."""
     return _requirements[component]
@@ -143,6 +148,8 @@ def runtime_parameters(component: type) -> list[str]:
 def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
     """Check a config node against its component's signature and return the hyperparameters.
 
+    A hyperparameter whose type is a dataclass is a group of settings, checked in the same way.
+
     Args:
         group: the config group.
         node: `name` and hyperparameters.
@@ -151,9 +158,6 @@ def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict
     Raises:
         ConfigurationError: the first of: unknown name or key, missing key, wrong type, value out of range.
     """
-    import pydantic
-
-    where = where or group
     component = resolve(group, str(node["name"]))
     hints = typing.get_type_hints(component.__init__, include_extras=True)
     fields = {
@@ -161,10 +165,20 @@ def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict
         for name, p in hyperparameters(component).items()
     }
     given = {key: value for key, value in node.items() if key != "name"}
-    for key in given:
+    return _checked(fields, given, where or group, f"{group}={node['name']}")
+
+
+def _checked(fields: Mapping[str, tuple[Any, Any]], given: dict[str, Any], where: str, owner: str) -> dict[str, Any]:
+    """The given settings in the types of the fields {key: (type, default)}."""
+    import pydantic
+
+    for key, value in given.items():
         if key not in fields:
             allowed = nearest(key, fields) if fields else "it takes no settings"
-            raise ConfigurationError(f"{where}.{key} is not a setting of {group}={node['name']}: {allowed}.")
+            raise ConfigurationError(f"{where}.{key} is not a setting of {owner}: {allowed}.")
+        kind = fields[key][0]
+        if is_dataclass(kind) and isinstance(kind, type) and not isinstance(value, kind):
+            given[key] = _checked_group(kind, value, f"{where}.{key}")
     config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     # A pydantic model's fields must not shadow its attributes: the fields get a prefix, the settings' names are aliases.
     model: type[pydantic.BaseModel] = pydantic.create_model(  # type: ignore[call-overload]  # fields are computed
@@ -178,12 +192,21 @@ def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict
         first = error.errors()[0]
         key = str(first["loc"][0])
         if first["type"] == "missing":
-            raise ConfigurationError(f"{where}.{key} is missing: {group}={node['name']} needs it.") from None
+            raise ConfigurationError(f"{where}.{key} is missing: {owner} needs it.") from None
         # A union fails once for each of its members: each message names one of the allowed types.
         messages = [e["msg"] for e in error.errors() if e["loc"][0] == first["loc"][0]]
         expected = ", or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
         raise ConfigurationError(f"{where}.{key}={given[key]} is not allowed: {expected}.") from None
     return {k: getattr(valid, f"p_{k}") for k in fields}
+
+
+def _checked_group(kind: type, given: Any, where: str) -> Any:
+    """The dataclass `kind` made of a mapping of settings."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    if not isinstance(given, Mapping):
+        keys = ", ".join(f"{where}.{key}" for key in hints)
+        raise ConfigurationError(f"{where}={given} is not allowed: it is a group of settings; set {keys}.")
+    return kind(**_checked({key: (hint, ...) for key, hint in hints.items()}, dict(given), where, where))
 
 
 def create(group: str, node: Mapping[str, Any] | str, **runtime: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Broadcasting a per-sample number over a sample, summing a sample to a number, and a shape in words."""
+"""Broadcasting one number per sample over a batch, reducing each sample to one number, and a shape as text."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def append_dims(v: Tensor, ndim: int) -> Tensor:
-    """View v (B,) as (B, 1, …, 1) with `ndim` dimensions, so that it multiplies a batch x of that many."""
+    """View v (B,) as (B, 1, …, 1) with `ndim` dimensions, so that it multiplies a batch x of that shape."""
     return v if v.ndim == ndim else v.reshape(v.shape + (1,) * (ndim - v.ndim))
 
 
@@ -21,5 +21,5 @@ def mean_except_batch(x: Tensor) -> Tensor:
 
 
 def times(shape: Iterable[int]) -> str:
-    """A shape as sentences have it: "3×32×32"."""
+    """A shape as text, for error messages: "3×32×32"."""
     return "×".join(map(str, shape))

@@ -1,7 +1,9 @@
-"""The options of every config group and their default settings, read from conf/; no torch."""
+"""The options of every config group and their default settings, read from conf/. Nothing here imports torch."""
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +13,57 @@ from omegaconf import OmegaConf
 from flowdiff.errors import ConfigurationError, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
-
-
-# Installed from a wheel, conf/ lies inside the package; in a checkout (pip install -e .), beside it.
+# A wheel holds conf/ inside the package; in a checkout (pip install -e .) it lies beside the package.
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
 def defaults(group: str, name: str) -> dict[str, Any]:
-    """The settings in conf/<group>/<name>.yaml, or those of a plugin's constructor."""
-    path = CONF / group / f"{name}.yaml"
-    if path.is_file():
-        node = OmegaConf.load(path)
-    else:
-        stored = ConfigStore.instance().repo.get(group, {}).get(f"{name}.yaml")
-        if stored is None:
-            raise ConfigurationError(f"{group}={name} is unknown: {nearest(name, options(group))}.")
-        node = OmegaConf.create(stored.node)
+    """The settings in conf/<group>/<name>.yaml, or the defaults of a plugin's constructor."""
+    node = _node(group, name)
     inherited = [entry for entry in node.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    settings = OmegaConf.to_container(node, resolve=True)
-    return OmegaConf.to_container(OmegaConf.merge(*(defaults(group, name) for name in inherited), settings))
+    return _plain(OmegaConf.merge(*(defaults(group, name) for name in inherited), _plain(OmegaConf.create(node))))
 
 
 def options(group: str) -> list[str]:
     """The names that can stand behind `<group>=`."""
     stored = ConfigStore.instance().repo.get(group, {})
     return sorted({p.stem for p in (CONF / group).glob("*.yaml")} | {name.removesuffix(".yaml") for name in stored})
+
+
+def config_groups() -> set[str]:
+    """The config groups: the folders of conf/."""
+    return {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+@cache
+def bringers(group: str) -> tuple[tuple[str, str, str], ...]:
+    """Which options add `group` to a config: (their group, their name, the option of `group` that they add)."""
+    key, found = f"/{group}@_global_.{group}", []
+    for path in sorted(CONF.glob("*/*.yaml")):
+        entries = OmegaConf.load(path).get("defaults", [])
+        found += [
+            (path.parent.name, path.stem, entry[key]) for entry in entries if OmegaConf.is_dict(entry) and key in entry
+        ]
+    return tuple(found)
+
+
+def usual_option(group: str) -> str:
+    """The option of `group` that most options add which add one."""
+    return Counter(option for _, _, option in bringers(group)).most_common(1)[0][0]
+
+
+def _node(group: str, name: str) -> dict[str, Any]:
+    path = CONF / group / f"{name}.yaml"
+    if path.is_file():
+        return _plain(OmegaConf.load(path), resolve=False)
+    stored = ConfigStore.instance().repo.get(group, {}).get(f"{name}.yaml")
+    if stored is None:
+        raise ConfigurationError(f"{group}={name} is unknown: {nearest(name, options(group))}.")
+    return _plain(OmegaConf.create(stored.node), resolve=False)
+
+
+def _plain(node: Any, resolve: bool = True) -> dict[str, Any]:
+    """A config node as plain containers with text keys."""
+    plain = OmegaConf.to_container(node, resolve=resolve)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

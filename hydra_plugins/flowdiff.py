@@ -1,4 +1,4 @@
-"""Hydra finds launchers and sweepers only in this namespace package; what they do is in flowdiff.cli.sweep."""
+"""Hydra finds launchers and sweepers only in this namespace package; their code is in flowdiff/launch."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class SlurmLauncher(Launcher):
 class GridSweeper(BasicSweeper):
     """Hydra's own sweeper, with cases beside its params.
 
-    Each case is a set of overrides that belong together, written as one types them behind train.py; the jobs are
-    cases × params. What the command line says of a key replaces what params and cases say of it.
+    Each case is a set of overrides that belong together, written as after `python train.py`; the jobs are cases ×
+    params. An override of the command line replaces that of the params and the cases.
     """
 
     def __init__(self, max_batch_size: int | None, params: DictConfig | None = None, cases: ListConfig | None = None):
@@ -71,11 +71,11 @@ class GridSweeper(BasicSweeper):
         return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Nothing: the launchers check all jobs and name every offence."""
+        """Nothing to do: the launchers check all jobs and report every invalid one."""
 
 
 class OptunaSweeper(Sweeper):
-    """hydra/sweeper=optuna: choose the values to try by what the earlier ones gave."""
+    """hydra/sweeper=optuna: choose the next values by the results of the earlier ones."""
 
     def __init__(self, params: DictConfig | None, **settings: Any):
         self.params = params or {}
@@ -92,6 +92,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         from flowdiff.launch.search.sweeper import run
+        from flowdiff.report.search_progress import draw, print_table
 
         params = [f"{key}={values}" for key, values in self.params.items()]
-        run(self.context, self.config, self.launcher, self.settings, [*params, *arguments])
+        run(self.context, self.config, self.launcher, self.settings, [*params, *arguments], print_table, draw)

@@ -1,4 +1,4 @@
-"""Random numbers belong to samples: independent of the batch, reproducible, standard normal."""
+"""Random numbers that belong to samples: independent of the batch, reproducible, standard normal."""
 
 import math
 from itertools import pairwise
@@ -18,7 +18,7 @@ def test_a_sample_is_the_same_in_every_batch():
 def test_seeds_and_indices_differ():
     draws = torch.stack([randn((1, 50), generators(s, [i]))[0] for s in range(5) for i in range(5)])
     correlation = torch.corrcoef(draws) - torch.eye(25)
-    assert correlation.abs().max() < 0.6  # 300 pairs of 50 numbers: sd 0.14, four sigma
+    assert correlation.abs().max() < 0.6  # 300 pairs of 50 numbers: 4 standard deviations of 0.14
 
 
 def test_step_generators_depend_on_every_counter():
@@ -33,7 +33,7 @@ def test_moments():
     assert (x.std() - 1).abs() < 0.03
 
 
-def test_as_many_generators_as_samples():
+def test_a_wrong_number_of_generators_is_refused():
     with pytest.raises(ValueError, match="2 generators were given for a batch of 3"):
         randn((3, 1), generators(0, range(2)))
 
@@ -48,7 +48,7 @@ def brownian(n=1, seed=0):
     return BrownianPath(torch.zeros(n, 3, dtype=torch.float64), torch.Generator().manual_seed(seed))
 
 
-# within an octave, next to its ends, over many octaves, over a step of 4e-3
+# within an octave, close to its ends, over many octaves, a relative length of 4e-3
 SPANS = [(1.1, 1.9), (1.0, 2.0), (0.5, 1.0001), (0.003, 700.0), (1e-9, 1e9), (5.0, 5.02)]
 
 
@@ -57,7 +57,7 @@ def test_increments_are_normal_with_the_variance_of_their_length(start, end):
     n = 20_000
     w = brownian(n).increment(start, end) / math.sqrt(end - start)
     assert w.mean().abs() < 4 / math.sqrt(3 * n)  # 4 standard errors, here and below
-    # rounding t adds 8e-6·t at each end, which is 0.004 of the shortest span
+    # rounding t changes each end by up to 8e-6·t, which is 0.004 of the shortest span
     assert w.var().item() == pytest.approx(1, abs=4 * math.sqrt(2 / (3 * n)) + 0.004)
     assert (w**4).mean().item() == pytest.approx(3, abs=4 * math.sqrt(96 / (3 * n)) + 0.02)
     across = torch.corrcoef(w.T) - torch.eye(3)
@@ -75,7 +75,7 @@ def test_increments_add_up(start, end):
     assert torch.equal(path.increment(start, end), whole)
 
 
-def test_increments_after_one_another_are_independent():
+def test_successive_increments_are_independent():
     n = 20_000
     path = brownian(n)
     ends = [0.4, 0.9, 1.3, 1.31, 4.0, 90.0]
@@ -93,7 +93,7 @@ def test_a_path_belongs_to_its_sample():
     assert torch.corrcoef(whole.flatten(1)).abs().fill_diagonal_(0).max() < 0.999
 
 
-def test_a_path_draws_its_key_when_first_asked():
+def test_a_path_draws_its_key_at_the_first_increment():
     source = torch.Generator().manual_seed(0)
     state = source.get_state()
     path = BrownianPath(torch.zeros(2, 3), source)

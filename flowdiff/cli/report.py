@@ -1,4 +1,4 @@
-"""`flowdiff report FOLDER…`: any set of runs to a table, plots and one page."""
+"""`flowdiff report FOLDER…`: a table, plots and one HTML page of any set of runs."""
 
 from __future__ import annotations
 

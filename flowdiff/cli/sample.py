@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -16,13 +16,21 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from flowdiff import config
-from flowdiff.cli import hydra_command, in_sentences
+from flowdiff import config, registry
+from flowdiff.cli.sentences import hydra_command, run_in_sentences
 from flowdiff.errors import ConfigurationError
-from flowdiff.evaluation.evaluate import Way, describe, evaluate
 from flowdiff.runs.files import whole
 from flowdiff.runs.identity import slug
 from flowdiff.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from flowdiff.data.base import DataModule
+    from flowdiff.diffusion.model import ConditionedDenoiser
+    from flowdiff.evaluation.evaluate import Request, Way
+    from flowdiff.training.assembly import ModelParts
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +45,11 @@ def main() -> None:
                 sys.argv[1:] = swept_together(arguments)
                 hydra_command(run, "sample")
 
-    in_sentences(command, "sample")
+    run_in_sentences(command, "sample")
 
 
 def _other_processes() -> AbstractContextManager[None]:
-    """Those that torchrun has started beside this one; it tells by the environment, without importing torch."""
+    """The group of the processes that torchrun started; detected by the environment, without importing torch."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return nullcontext()
     if int(os.environ["RANK"]) > 0:
@@ -52,7 +60,7 @@ def _other_processes() -> AbstractContextManager[None]:
 
 
 def one_run_each(arguments: list[str]) -> list[list[str]]:
-    """The command line once for each folder of run=a,b,…: each run brings settings of its own to sweep from."""
+    """The command line once for each folder of run=a,b,…, because each run has its own settings to sweep from."""
     for i, argument in enumerate(arguments):
         key, _, folders = argument.partition("=")
         if key == "run" and "," in folders:
@@ -61,10 +69,10 @@ def one_run_each(arguments: list[str]) -> list[list[str]]:
 
 
 def swept_together(arguments: list[str]) -> list[str]:
-    """The command line with each key of a swept group swept, too, if only over one value.
+    """The command line with each setting of a swept group turned into a sweep too, if only over one value.
 
-    Before it expands a sweep, Hydra composes all that is not swept, and guidance.rescale=0.5 has to wait until one of
-    guidance=cfg,flow_classifier is there to have it.
+    Before it expands a sweep, Hydra composes everything that is not swept; guidance.rescale=0.5 exists only after one
+    of guidance=cfg,flow_classifier has been chosen.
     """
     read = OverridesParser.create().parse_override
     given = [read(a) if "=" in a and not a.startswith("-") else None for a in arguments]
@@ -82,80 +90,95 @@ def swept_together(arguments: list[str]) -> list[str]:
 
 
 def offer_settings_of_run(arguments: list[str]) -> None:
-    """Make the run's own sampler, schedule, guidance and metrics the options `of_run`, from which sampling starts."""
+    """Offer the run's own sampler, schedule, guidance and metrics as the options `of_run`, the defaults of sampling."""
     runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
     if not runs:
         if any(a in ("--help", "-h", "--cfg", "-c") for a in arguments):
             settings = {group: config.defaults(group, name) for group, name in _FALLBACK.items()}
         else:
-            raise ConfigurationError("sample.py needs run=<run folder>: the folder of a training run, e.g. outputs/….")
+            raise ConfigurationError(
+                "sample.py needs run=<run folder>: give the folder of a training run, e.g. outputs/…."
+            )
     else:
         settings = config.of_run(RunFolder.open(runs[-1]))
     for group in _FALLBACK:
         ConfigStore.instance().store(group=group, name="of_run", node=settings[group])
 
 
-BETWEEN = 3.0  # start=compare: the flow that is denoised starts at sigma_data over this, where noise hides its errors
-# What --help shows without a run.
+BETWEEN = 3.0  # start=compare denoises a flow sample at σ = sigma_data/BETWEEN, where the noise hides the flow's errors
+# The options that --help shows without a run.
 _FALLBACK = {"sampler": "heun", "schedule": "karras", "guidance": "none", "metrics": "default"}
 
 
 def run(cfg: DictConfig) -> float | None:
     """Draw the samples, write the picture and samples.npz, and with evaluate=true measure them."""
     for group in _FALLBACK:
-        config.registry.check(group, config.resolved(cfg)[group])
+        registry.check(group, config.resolved(cfg)[group])
     config.check(cfg)
     settings = config.resolved(cfg)
     folder = RunFolder.open(settings["run"])
-    return _sample(settings, folder, _what(list(HydraConfig.get().overrides.task)))
+    return _sample(settings, folder, _folder_name(list(HydraConfig.get().overrides.task)))
 
 
-def _sample(settings: dict[str, Any], folder: RunFolder, what: str) -> float | None:
+def _sample(settings: dict[str, Any], folder: RunFolder, name: str) -> float | None:
+    from flowdiff.evaluation import ranks
+    from flowdiff.evaluation.evaluate import Request, evaluate
+    from flowdiff.training.assembly import guide_by, load_parts
+
+    parts = load_parts(folder.path, _device(settings["device"]))
+    ways = _ways(settings, parts.denoiser)
+    request = Request(
+        registry.create("sampler", settings["sampler"]),
+        registry.create("schedule", settings["schedule"]),
+        guide_by(settings["guidance"])(parts.denoiser),
+        settings["class_label"],
+        settings["seed"],
+        settings["batch_size"],
+        settings,
+    )
+    if ranks.rank() == 0:
+        out = Path(settings["out"] or folder.path / "samples" / name)
+        _show(request, settings["num_samples"], ways, parts, out)
+    if not settings["evaluate"]:
+        return None
+    parts.data.prepare_data()
+    parts.data.setup()
+    metrics = registry.create("metrics", settings["metrics"], data=parts.data)
+    made_with = config.of_run(folder)
+    return evaluate(
+        request, ways, parts.denoiser, metrics, folder, made_with["seed"], lambda rows: _log(made_with, folder, rows)
+    )
+
+
+def _device(asked: str) -> torch.device | str:
     import torch
 
-    from flowdiff.api import load_parts
     from flowdiff.evaluation import ranks
-    from flowdiff.registry import create
 
-    device = settings["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and ranks.world_size() > 1:
-        device = ranks.local_device()
-    parts = load_parts(folder.path, device)
-    ways = _ways(settings, parts.denoiser)
-    guide = parts.denoiser.guided(settings["guidance"])  # once: it may be a run of its own
-    options = {
-        "label": settings["class_label"],
-        "sampler": create("sampler", settings["sampler"]),
-        "schedule": create("schedule", settings["schedule"]),
-        "guidance": lambda inner: guide,
-        "batch_size": settings["batch_size"],
-    }
-    if ranks.rank() == 0:
-        _show(settings, ways, parts, options, Path(settings["out"] or folder.path / "samples" / what))
-    return evaluate(settings, ways, parts, folder, options) if settings["evaluate"] else None
+    device = "cuda" if asked == "auto" and torch.cuda.is_available() else "cpu" if asked == "auto" else asked
+    return ranks.local_device() if device == "cuda" and ranks.world_size() > 1 else device
 
 
-def _show(settings: dict[str, Any], ways: list[Way], parts: Any, options: dict[str, Any], out: Path) -> None:
-    """Draw each way's samples, timed, into a picture and samples.npz."""
+def _show(request: Request, n: int, ways: list[Way], parts: ModelParts, out: Path) -> None:
+    """Draw n samples of each way, timed, into a picture and samples.npz."""
     import numpy as np
 
-    drawn = [_timed(parts.denoiser, way, settings, options, warm=len(ways) > 1) for way in ways]
+    drawn = [_timed(parts.denoiser, way, request, n, warm=len(ways) > 1) for way in ways]
     out.mkdir(parents=True, exist_ok=True)
-    n = settings["num_samples"]
     for way, (_, seconds) in zip(ways, drawn, strict=True):
-        log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, describe(settings, way), out)
-    kept = _draw(parts.data, settings, list(zip(ways, drawn, strict=True)), out)
-    with whole(out / "samples.npz") as path:
-        np.savez_compressed(path, **kept)
+        log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, request.describe(way), out)
+    arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), out)
+    with whole(out / "samples.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
-def _ways(settings: dict[str, Any], denoiser: Any) -> list[Way]:
+def _ways(settings: dict[str, Any], denoiser: ConditionedDenoiser) -> list[Way]:
+    from flowdiff.evaluation.evaluate import Way
+
     if denoiser.is_autoencoder:
         if settings["start"] != "noise":
             raise ConfigurationError(
-                f"start={settings['start']} makes no sense for an autoencoder, which samples its prior: leave it out."
+                f"start={settings['start']} makes no sense for an autoencoder, which samples its prior: remove start."
             )
         return [Way("arr_0", "prior", None)]
     if settings["start"] != "compare":
@@ -164,22 +187,23 @@ def _ways(settings: dict[str, Any], denoiser: Any) -> list[Way]:
     return [Way("flow", "flow", None), Way("denoised", "flow", between), Way("diffusion", "noise", None)]
 
 
-def _timed(denoiser: Any, way: Way, settings: dict[str, Any], options: dict[str, Any], warm: bool) -> Any:
-    """Samples on the CPU, and the seconds they took; warm: not counting what only the first sample of all takes."""
+def _timed(denoiser: ConditionedDenoiser, way: Way, request: Request, n: int, warm: bool) -> tuple[Tensor, float]:
+    """n samples on the CPU, and their seconds; warm: draw one sample first, so that set-up costs are not counted."""
     from flowdiff.progress import counting
 
-    start = {"start": way.start, "sigma_start": way.sigma_start, "seed": settings["seed"]}
     if warm:
-        denoiser.sample(1, **start, **{**options, "label": None})
+        denoiser.sample(1, seed=request.seed, **{**request.options(way), "label": None})
     with counting("sampling") as progress:
         began = time.perf_counter()
-        samples = denoiser.sample(settings["num_samples"], progress=progress, **start, **options).cpu()
+        samples = denoiser.sample(n, seed=request.seed, progress=progress, **request.options(way)).cpu()
         return samples, time.perf_counter() - began
 
 
-def _draw(data: Any, settings: dict[str, Any], drawn: list[tuple[Way, Any]], out: Path) -> dict[str, Any]:
-    """Draw samples.png, or comparison.png; the arrays to keep, images as (n, H, W, C) uint8."""
-    from flowdiff.evaluation.pictures import plots as pictures
+def _draw(
+    data: DataModule, request: Request, n: int, drawn: list[tuple[Way, tuple[Tensor, float]]], out: Path
+) -> dict[str, Any]:
+    """Draw samples.png or comparison.png; returns the arrays to keep, images as (n, H, W, C) uint8."""
+    from flowdiff.evaluation.pictures import plots
     from flowdiff.evaluation.pictures.drawing import points_of
 
     vectors = len(data.shape) == 1
@@ -190,22 +214,32 @@ def _draw(data: Any, settings: dict[str, Any], drawn: list[tuple[Way, Any]], out
         data.setup()
         points = points_of(data)
     if len(drawn) > 1:
-        n = settings["num_samples"]
-        titles = [f"{describe(settings, way)}\n{n} samples in {seconds:.2f} s" for way, (_, seconds) in drawn]
+        titles = [f"{request.describe(way)}\n{n} samples in {seconds:.2f} s" for way, (_, seconds) in drawn]
         panels = [(title, x[: 2000 if vectors else 64]) for title, x in zip(titles, shown.values(), strict=True)]
         with whole(out / "comparison.png") as path:
-            pictures.side_by_side(panels, path, columns=8, data=points)
+            plots.side_by_side(panels, path, columns=8, data=points)
     else:
         (samples,) = shown.values()
         with whole(out / "samples.png") as path:
-            if vectors:
-                pictures.scatter(samples, points[: len(samples)], path)
+            if points is not None:
+                plots.scatter(samples, points[: len(samples)], path)
             else:
-                pictures.sample_grid(samples[:100], path, columns=10)
+                plots.sample_grid(samples[:100], path, columns=10)
     return {name: (x if vectors else x.permute(0, 2, 3, 1)).numpy() for name, x in shown.items()}
 
 
-def _what(overrides: list[str]) -> str:
-    """A folder name for what was asked: the overrides less the run, or "default"."""
+def _log(made_with: dict[str, Any], folder: RunFolder, rows: list[dict[str, Any]]) -> None:
+    """Append the rows to the run in its logger, if the run is complete."""
+    if not folder.is_complete:
+        log.info("%s is not complete yet: its logger does not receive this evaluation", folder.path)
+        return
+    result = folder.result()
+    about = {key: result.get(key) for key in ("run_id", "name", "sweep")}
+    tracker = registry.create("logger", made_with["logger"])
+    tracker.evaluations(folder.path, {**about, "tags": made_with["tags"]}, rows)
+
+
+def _folder_name(overrides: list[str]) -> str:
+    """A folder name for what was asked: the overrides without the run, or "default"."""
     kept = [o for o in overrides if o.split("=")[0] not in ("run", "out", "evaluate", "device", "batch_size")]
     return slug(" ".join(kept)) or "default"

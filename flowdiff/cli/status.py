@@ -1,4 +1,4 @@
-"""`flowdiff status SWEEP`: every run of a sweep, where it stands and why."""
+"""`flowdiff status SWEEP`: the state of every run of a sweep, and why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flowdiff.launch.status import State, Status
 
-# In the table, from top to bottom.
+# The order of the table, from top to bottom.
 STYLES: dict[State, str] = {
     "running": "bold",
     "failed": "red",
@@ -24,18 +24,18 @@ STYLES: dict[State, str] = {
     "pruned": "dim green",
     "done": "green",
 }
-NO_WIDTH = 1000
+WIDTH_OF_FILES = 1000  # characters of a line in a file or a pipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table, or with --json a list of objects."""
     parser = argparse.ArgumentParser(
         prog="flowdiff status",
-        description="Show the runs of a sweep: running, queued, done, pruned, failed, stopped or lost (its SLURM job "
-        "has ended without a result).",
+        description="Show the state of every run of a sweep: running, queued, submitted (SLURM does not answer), done, "
+        "pruned (ended early by a search), failed, stopped, or lost (its SLURM job ended without a result).",
     )
     parser.add_argument("sweep", metavar="SWEEP", help="the folder of a sweep, or of one run")
-    parser.add_argument("--json", action="store_true", help="print a list of objects instead of a table")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects, not a table")
     given = parser.parse_args(argv)
 
     from flowdiff.launch.status import statuses
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(found: Sequence[Status]) -> None:
-    """Print the table, what needs attention first."""
+    """Print the table; runs that need attention come first."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -75,5 +75,5 @@ def show(found: Sequence[Status]) -> None:
         )
     console = Console()
     if not console.is_terminal:
-        console = Console(width=NO_WIDTH)  # a file or a pipe has no width to fit
+        console = Console(width=WIDTH_OF_FILES)
     console.print(table)

@@ -1,4 +1,4 @@
-"""`flowdiff sync FOLDER`: upload to W&B what was logged offline."""
+"""`flowdiff sync FOLDER`: upload runs that were logged offline to W&B."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from flowdiff.errors import FlowdiffError, RunError
 if TYPE_CHECKING:
     from flowdiff.loggers.offline import OfflineRun
 
-AT_ONCE = 4  # uploads
+PARALLEL_UPLOADS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Upload the pending runs and print a table; 1 where some could not be uploaded."""
+    """Upload the pending runs and print a table; returns 1 if an upload failed."""
     parser = argparse.ArgumentParser(
         prog="flowdiff sync",
-        description="Upload runs that W&B has logged offline; what is there already is skipped.",
+        description="Upload runs that W&B has logged offline; uploaded and running ones are skipped.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the folder of a sweep, or of one run")
-    parser.add_argument("--dry-run", action="store_true", help="only list them")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs without uploading")
     given = parser.parse_args(argv)
 
     from flowdiff.loggers.offline import offline_runs
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(given.folder)
     found = offline_runs(folder)
     if not found:
-        raise RunError(f"{folder} contains nothing that W&B has logged offline (wandb/offline-run-* in a run folder).")
+        raise RunError(f"{folder} contains no run that W&B logged offline (no wandb/offline-run-* in a run folder).")
     if not given.dry_run and any(map(_is_due, found)):
         _need_key()
     outcomes = [_plan(run) for run in found] if given.dry_run else _upload(found)
@@ -49,7 +49,7 @@ def _need_key() -> None:
 def _upload(runs: Sequence[OfflineRun]) -> list[str]:
     from flowdiff.progress import counting
 
-    with counting("uploading") as progress, ThreadPoolExecutor(AT_ONCE) as pool:
+    with counting("uploading") as progress, ThreadPoolExecutor(PARALLEL_UPLOADS) as pool:
         outcomes = [pool.submit(_outcome, run) for run in runs]
         try:
             for done, outcome in enumerate(outcomes, 1):
@@ -62,7 +62,7 @@ def _upload(runs: Sequence[OfflineRun]) -> list[str]:
 
 
 def _outcome(run: OfflineRun) -> str:
-    """What became of one run; no failure stops the others."""
+    """Upload one run and say what happened; a failure does not stop the others."""
     if not _is_due(run):
         return _plan(run)
     try:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from flowdiff import config
-from flowdiff.cli import hydra_command, in_sentences
+from flowdiff.cli.sentences import hydra_command, run_in_sentences
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.runs.identity import NOT_IDENTITY
 from flowdiff.runs.job import Job, checked_retry, is_first_rank
@@ -19,7 +19,7 @@ from flowdiff.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-CHANGEABLE = (*NOT_IDENTITY, "accelerator")  # what may be given anew with resume
+CHANGEABLE = (*NOT_IDENTITY, "accelerator")  # groups that resume= may change
 
 
 def main() -> None:
@@ -29,14 +29,14 @@ def main() -> None:
         config.load_plugins(sys.argv[1:])
         for argument in sys.argv[1:]:
             if argument.startswith("resume=") and argument != "resume=null":
-                RunFolder.open(argument.partition("=")[2])  # before Hydra makes the folder it is to run in
+                RunFolder.open(argument.partition("=")[2])  # an error before Hydra creates the folder
         hydra_command(run, "config")
 
-    in_sentences(command, "config")
+    run_in_sentences(command, "config")
 
 
 def run(cfg: DictConfig) -> float | None:
-    """One training run, in the folder Hydra made for it; returns the test loss (for sweepers that optimise)."""
+    """One training run, in the folder that Hydra made for it; returns the test loss, for sweepers that optimise."""
     runtime = HydraConfig.get()
     overrides = list(runtime.overrides.task)
     path = Path(runtime.runtime.output_dir)
@@ -50,24 +50,27 @@ def run(cfg: DictConfig) -> float | None:
         if verdict == "complete":
             return _already_complete(folder)
         if verdict == "failed":
-            raise RunError(f"{folder.path} has failed before: {folder.failure()} (retry=failed tries again)")
+            raise RunError(f"{folder.path} has failed before: {folder.failure()} (retry=failed runs it again)")
         job.prepare(cfg.force)
         return _train(job)
     except FlowdiffError:
         if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()  # a run that was refused leaves no folder behind
+            path.rmdir()  # a refused run leaves no folder
             with contextlib.suppress(OSError):
-                path.parent.rmdir()  # nor the one that Hydra made to hold it, unless others are in it
+                path.parent.rmdir()  # and no parent folder, unless other runs are in it
         raise
 
 
 def _train(job: Job) -> float | None:
+    from functools import partial
+
+    from flowdiff.launch.search.pruning import pruning
     from flowdiff.runs import result_table
-    from flowdiff.training import run as training
+    from flowdiff.training.run import train
 
     if is_first_rank():
         _print_tree(job.config)
-    result = job.execute(training.train)
+    result = job.execute(partial(train, more_callbacks=pruning))
     if result:
         result_table.show(result, job.folder.path)
     return result.get("metrics", {}).get("test_loss")
@@ -77,13 +80,13 @@ def _already_complete(folder: RunFolder) -> float | None:
     from flowdiff.runs import result_table
 
     result = folder.result()
-    log.info("%s is complete; force=true trains it anew.", folder.path)
+    log.info("%s is complete; force=true trains it from scratch.", folder.path)
     result_table.show(result, folder.path)
     return folder.test_loss()
 
 
 def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
-    """The config of the run to go on with; only logging and hardware may be given anew."""
+    """The config of the run to resume; only settings of logging and hardware may be changed."""
     folder = RunFolder.open(cfg.resume)
     only_shown = folder.is_complete and cfg.retry != "all"
     settings = folder.config() if only_shown else config.of_run(folder)
@@ -91,7 +94,7 @@ def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
         key = override.lstrip("+~").partition("=")[0]
         if key.split(".")[0] not in CHANGEABLE:
             raise ConfigurationError(
-                f"{override} cannot be changed with resume={cfg.resume}: a resumed run goes on as it was configured; "
+                f"{override} cannot be changed with resume={cfg.resume}: a resumed run keeps its configuration; "
                 f"allowed are {', '.join(k for k in CHANGEABLE if k != 'hydra')}."
             )
         group = key.split(".")[0]

@@ -1,9 +1,9 @@
-"""Hydra's and OmegaConf's errors as sentences."""
+"""Errors of Hydra and OmegaConf in one sentence: what was given, what is allowed, what to do."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from hydra import compose as hydra_compose
@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import registry
 from flowdiff.errors import nearest
-from flowdiff.yaml_defaults import CONF, options
+from flowdiff.yaml_defaults import CONF, bringers, config_groups, options
 
 
 def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = "config") -> str:
@@ -38,27 +38,24 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
 
 
 @contextmanager
-def hydra_initialized():
-    used = GlobalHydra.instance().hydra  # by the sweep in which something is to be composed or explained
+def hydra_initialized() -> Iterator[None]:
+    """Hydra's compose API on conf/, inside the `with`; an outer Hydra, as of a running sweep, is restored afterwards."""
+    outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3", job_name="flowdiff"):
             yield
     finally:
-        if used is not None:
-            GlobalHydra.instance().initialize(used)
-
-
-def _without(overrides: list[str], key: str) -> list[str]:
-    return [o for o in overrides if o.lstrip("+~").partition("=")[0] != key]
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
 
 
 def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
     parent, _, leaf = key.rpartition(".")
     group = parent.split(".")[0]
     try:
-        # Composed without any key like it, the config shows what would have been allowed there.
-        kept = [o for o in overrides if o.lstrip("+~").partition("=")[0] in options_of_groups() or "=" not in o]
+        # Composed with the groups' choices alone, the config shows which keys are allowed there.
+        kept = [o for o in overrides if o.lstrip("+~").partition("=")[0] in config_groups() or "=" not in o]
         with hydra_initialized():
             config = hydra_compose(config_name, kept)
         if group and group not in config:
@@ -68,24 +65,22 @@ def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
     except (HydraException, OmegaConfBaseException):
         allowed = []
     if not allowed:
-        return f"{key} is not a setting of this configuration: see --cfg job for all of them."
+        return f"{key} is not a setting of this configuration: --cfg job prints all settings."
     hint = nearest(leaf, [f for f in allowed if f != "name"])
     return f"{key} is not a setting{f' of {parent}' if parent else ''}: {hint}."
 
 
-def options_of_groups() -> set[str]:
-    """The config groups that have a folder under conf/."""
-    return {p.name for p in CONF.iterdir() if p.is_dir()}
-
-
 def _misplaced_group(group: str, overrides: list[str]) -> str:
     if group not in registry.GROUP_MODULES:
-        return f"{group} is not a config group: {nearest(group, sorted(options_of_groups() - {'hydra'}))}."
-    bringers = {
-        "flow": "network=score_flow",
-        "whitening": "network=score_flow",
-        "weighting": "loss=denoising or hybrid",
-    }
-    needs = bringers.get(group, "network=score_flow or network=mlp")
+        return f"{group} is not a config group: {nearest(group, sorted(config_groups() - {'hydra'}))}."
     given = " ".join(o for o in overrides if o.split("=")[0] in ("network", "loss")) or "this configuration"
-    return f"{group} has no part in {given}: it belongs to {needs}; leave {group} out or change that."
+    article = "an" if group[0] in "aeiou" else "a"
+    return f"{given} does not use {article} {group}: remove {group}=… or set {' or '.join(_users(group))}."
+
+
+def _users(group: str) -> list[str]:
+    """The options that use a group: those that add it, or, where such an option is itself added, what adds that."""
+    found: list[str] = []
+    for bringer, name, _ in bringers(group):
+        found += [f"{outer}={option}" for outer, option, _ in bringers(bringer)] or [f"{bringer}={name}"]
+    return list(dict.fromkeys(found))

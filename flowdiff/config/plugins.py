@@ -1,4 +1,4 @@
-"""A user's own components: their files are imported and their defaults offered to Hydra as options."""
+"""Plugins: the user's Python files are imported, and their components become config options."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from hydra.errors import OverrideParseException
 from flowdiff import registry
 from flowdiff.config.explain import explain
 from flowdiff.errors import ConfigurationError
-
-# The options that a plugin's flow, network or loss brings along when its constructor asks for one of these groups.
-PLUGIN_BRINGS = {"flow": "linear_activation", "activation": "swish", "whitening": "isotropic", "weighting": "edm"}
+from flowdiff.yaml_defaults import bringers, usual_option
 
 
 def load_plugins(overrides: Iterable[str]) -> None:
-    """Import the files named by a `plugins=[…]` override and offer their components as config options.
+    """Import the files that a `plugins=[…]` override names, and offer their components as config options.
 
-    A plugin has no YAML: the keyword-only parameters of its constructor, with their defaults, take its place.
+    A plugin has no YAML file: the defaults of its constructor's keyword-only parameters are its settings.
     """
     for override in overrides:
         if override.startswith("plugins="):
@@ -32,7 +30,7 @@ def load_plugins(overrides: Iterable[str]) -> None:
 
 
 def import_plugins(paths: Iterable[str]) -> None:
-    """Import plugin files, and offer each component's defaults to Hydra as an option of its group."""
+    """Import plugin files, and offer each component to Hydra as an option of its group."""
     for path in paths:
         for group, names in registry.import_plugin(path).items():
             for name in names:
@@ -46,9 +44,9 @@ def _plugin_node(path: str, group: str, name: str) -> dict[str, Any]:
     if missing:
         raise ConfigurationError(
             f"plugin {path}: {group} {name!r} has no default for {', '.join(missing)}: give every keyword-only "
-            "parameter one, the defaults stand in for a YAML file."
+            "parameter a default, because the defaults replace a YAML file."
         )
-    # As the YAML files of its group do, it brings the groups that its constructor asks for.
-    wanted = {*registry.runtime_parameters(component), *(["whitening"] if group == "flow" else [])}
-    brought = [{f"/{g}@_global_.{g}": option} for g, option in PLUGIN_BRINGS.items() if g in wanted]
-    return {"defaults": ["_self_", *brought], "name": name, **{k: p.default for k, p in parameters.items()}}
+    # Like the YAML files of its group, it adds the groups that its constructor asks for, by their usual options.
+    asked = {*registry.runtime_parameters(component), *(["whitening"] if group == "flow" else [])}
+    added = [{f"/{g}@_global_.{g}": usual_option(g)} for g in registry.GROUP_MODULES if g in asked and bringers(g)]
+    return {"defaults": ["_self_", *added], "name": name, **{k: p.default for k, p in parameters.items()}}

@@ -1,12 +1,12 @@
-"""The data room's contract: whole batches by index, and an endless stream of them that starts at any step.
+"""Data sets: splits that return whole batches by index, and an endless training stream that can start at any step.
 
-The training stream is one long row of sample indices, the epochs' permutations one after the other:
+The training stream is one long sequence of sample indices, the permutations of the epochs one after the other:
 
     stream(p) = π_{p div n}(p mod n),    π_e a permutation of {0, …, n-1} drawn from (seed, e) alone.
 
-Batch k of rank r of W ranks is stream(p) for p = (kW + r)B, …, (kW + r)B + B - 1. It runs across epoch
-borders, so all batches have B samples, every sample is seen once per epoch, and batch k is a pure function
-of (seed, k): a run that resumes at step k gets the batch it would have had.
+Batch k of rank r of W ranks is stream(p) for p = (kW + r)B, …, (kW + r)B + B - 1. Batches cross epoch
+borders, so every batch has B samples, every sample occurs once per epoch, and batch k depends on (seed, k)
+alone: a run that resumes at step k gets the same batch as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -16,33 +16,37 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 
-from flowdiff.data.pixels import Pixels, Vectors
-from flowdiff.data.workers import DeafContext, heed_parent_only
+from flowdiff.data.pixels import Values, centred
+from flowdiff.data.workers import SignalBlockingContext, exit_on_parent_signal
+from flowdiff.digests import digest
 from flowdiff.errors import DataError
 from flowdiff.noise import step_generator
 
-# First counter of the shuffling generator: training steps count from 0 and never draw the same numbers.
+# First counter of the shuffling generator. Training steps count from 0, so they never draw the same numbers.
 SHUFFLE = -1
 
 
 class Batch(NamedTuple):
-    """Raw samples x (B, …), uint8 levels or float32 vectors, and classes int64 (B,), zeros when unlabelled."""
+    """Raw samples x (B, …), uint8 levels or float32 vectors, and classes int64 (B,), all 0 without labels."""
 
     x: Tensor
     label: Tensor
 
 
-class Split(ABC):
-    """Samples that are taken many at a time: `split[indices]` is a Batch.
+class Split(TorchDataset[Batch], ABC):
+    """Samples that are read many at a time: `split[indices]` is a Batch.
 
-    indices: a LongTensor or list of positions in 0…n-1, a slice, or one integer, which gives a batch of one.
-    label: int64 (n,), zeros when unlabelled.
+    `indices` is a LongTensor or list of positions in 0…n-1, a slice, or one integer, which gives a batch of one.
+
+    Args:
+        label: classes, int64 (n,); all 0 without labels.
     """
 
     def __init__(self, label: Tensor) -> None:
@@ -67,10 +71,21 @@ class Split(ABC):
             raise IndexError(f"an index is outside 0…{len(self) - 1}.")
         return Batch(self.read(indices), self.label[indices])
 
+    @final
+    def fingerprint(self) -> str:
+        """Hash of the number of samples and of at most 1,024 samples and labels, evenly spaced."""
+        x, label = self[torch.linspace(0, len(self) - 1, min(len(self), 1024)).round().long()]
+        return digest(len(self), list(x.shape), x.cpu().numpy().tobytes(), label.cpu().numpy().tobytes())
+
 
 @final
 class TensorSplit(Split):
-    """A split that lies in memory: x (n, …), label (n,) or None."""
+    """A split in memory.
+
+    Args:
+        x: raw samples (n, …).
+        label: classes (n,), or None without labels.
+    """
 
     def __init__(self, x: Tensor, label: Tensor | None = None) -> None:
         super().__init__(torch.zeros(len(x), dtype=torch.int64) if label is None else label.long())
@@ -81,7 +96,7 @@ class TensorSplit(Split):
 
 
 def held_out(n: int, num_test: int) -> tuple[Tensor, Tensor]:
-    """Positions 0…n-1 parted into (train, test) by a fixed permutation, the same whatever the run's seed."""
+    """Positions 0…n-1 split into (train, test) by a fixed permutation that does not depend on the run's seed."""
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     return order[num_test:].sort().values, order[:num_test].sort().values
 
@@ -89,9 +104,9 @@ def held_out(n: int, num_test: int) -> tuple[Tensor, Tensor]:
 @final
 @dataclass(frozen=True)
 class EndlessBatches(Sampler[Tensor]):
-    """The module's stream as index batches (B,), without end, from batch `start_step` on.
+    """The training stream as index batches (B,), without end, from batch `start_step` on.
 
-    It has no length, by which Lightning knows that the epoch does not end.
+    It has no length, which tells Lightning that the epoch does not end.
     """
 
     num_samples: int
@@ -127,9 +142,9 @@ class EndlessBatches(Sampler[Tensor]):
 @final
 @dataclass(frozen=True)
 class OrderedBatches(Sampler[Tensor]):
-    """Every sample once, in order, in batches of at most `batch_size`; rank r of W takes the r-th of W runs.
+    """Every sample once, in order, in batches of at most `batch_size`; rank r of W takes the r-th of W parts.
 
-    Nothing is padded: runs differ in length by at most one sample, so ranks may differ by one batch.
+    Nothing is padded: parts differ in length by at most one sample, so ranks may differ by one batch.
     """
 
     num_samples: int
@@ -138,37 +153,74 @@ class OrderedBatches(Sampler[Tensor]):
     world_size: int = 1
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._run.split(self.batch_size) if len(self._run) else ())
+        return iter(self._part.split(self.batch_size) if len(self._part) else ())
 
     def __len__(self) -> int:
-        return -(-len(self._run) // self.batch_size)
+        return -(-len(self._part) // self.batch_size)
 
     @property
-    def _run(self) -> Tensor:
+    def _part(self) -> Tensor:
         first, last = (self.num_samples * r // self.world_size for r in (self.rank, self.rank + 1))
         return torch.arange(first, last)
 
 
+class Dataset(Protocol):
+    """What a measurement in a model's own space needs of a data set: a DataModule or its latent view `Encoded`."""
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample in the model's space."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, None without labels."""
+
+    @property
+    def levels(self) -> int | None:
+        """Number of values a pixel can take, None for continuous data."""
+
+    @property
+    def train(self) -> Split:
+        """The raw training samples."""
+
+    @property
+    def test(self) -> Split:
+        """The raw test samples."""
+
+    def dequantize(self, x_raw: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
+        """Raw samples (B, …) in the model's space, float32; sample i draws its noise from its own generator."""
+
+
 class DataModule(ABC):
-    """A data set: what its samples are is known at once, the files are read by `setup`.
+    """A data set. Its attributes are known after construction; `setup` reads the files.
 
-    name: the registered name.  shape: of one sample, (C, H, W) or (D,).  num_classes: None when unlabelled.
-    values: what the numbers mean, Pixels or Vectors; `levels` is its number of levels or None.
-    train, test: the splits, after `prepare_data()` and `setup()`, which raise DataError.
-    seed, start_step: of the training stream, set before training; start_step is the number of batches already
-    taken.
+    A subclass defines `load`, and the first three attributes.
 
-    batch_size counts the samples of one process; workers draw no random numbers, so their number changes
-    nothing but speed. A subclass says how to `load` and is final, or abstract where several sources share it.
+    Args:
+        values: what the numbers of raw samples mean, Pixels or Vectors.
+        batch_size: samples per batch of one process, ≥ 1.
+        num_workers: loader processes, ≥ 0. They draw no random numbers, so this changes the speed only.
+
+    Attributes:
+        name: the registered name.
+        shape: shape of one sample, (C, H, W) or (D,).
+        num_classes: number of classes; None without labels.
+        train, test: the splits; available after `prepare_data()` and `setup()`, which raise DataError.
+        seed: seed of the training stream; set before training.
+        start_step: number of batches that training has already taken; set before training.
     """
 
-    name: ClassVar[str]
+    name: str
     shape: tuple[int, ...]
     num_classes: int | None
     train: Split
     test: Split
 
-    def __init__(self, values: Pixels | Vectors, batch_size: int, num_workers: int) -> None:
+    def __init__(self, values: Values, batch_size: int, num_workers: int) -> None:
         self.values = values
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -178,10 +230,10 @@ class DataModule(ABC):
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
-        """Open the data: (train, test), or DataError."""
+        """Open the data and return (train, test); raises DataError."""
 
-    def prepare_data(self) -> None:  # noqa: B027, most have nothing to fetch
-        """Fetch what is missing; DataError where that fails."""
+    def prepare_data(self) -> None:  # noqa: B027, most data sets have nothing to fetch
+        """Fetch missing files; raises DataError if that fails."""
 
     @property
     def levels(self) -> int | None:
@@ -189,20 +241,32 @@ class DataModule(ABC):
         return self.values.levels
 
     def to_model(self, x: Tensor, generator: torch.Generator | None = None, train: bool = False) -> Tensor:
-        """Raw samples to model space, float32; dequantisation and training flips draw from `generator`."""
+        """Raw samples to model space, float32; dequantisation and mirroring draw from `generator`."""
         return self.values.to_model(x, generator, train)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Model-space samples snapped to the midpoints of the data's levels."""
         return self.values.quantize(x)
 
+    def centre(self, x_raw: Tensor) -> Tensor:
+        """Raw samples in model space without dequantisation noise."""
+        return centred(self.values, x_raw)
+
+    def dequantize(self, x_raw: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
+        """Raw samples in model space; each is spread uniformly over its grey levels by its own generator."""
+        x = self.centre(x_raw)
+        if self.levels is None:
+            return x
+        u = torch.stack([torch.rand(x.shape[1:], generator=source) for source in sources]).to(x.device)  # (B, C, H, W)
+        return x + (2 * u - 1) / self.levels
+
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Model-space images as uint8 pictures of the same layout."""
+        """Model-space images as uint8 pictures of the same shape."""
         return self.values.to_uint8(x)
 
     @final
     def setup(self) -> None:
-        """Load once; DataError where a split does not have the declared shape and classes."""
+        """Load once; raises DataError if a split does not have the declared shape and classes."""
         if self._loaded:
             return
         train, test = self.load()
@@ -222,26 +286,26 @@ class DataModule(ABC):
         self._loaded = True
 
     @final
-    def train_dataloader(self, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> DataLoader:
-        """The endless training stream from batch `start_step` on, of one process out of world_size."""
+    def train_dataloader(self, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> DataLoader[Batch]:
+        """The endless training stream from batch `start_step` on, for one of world_size processes."""
         stream = EndlessBatches(len(self.train), self.batch_size, self.seed, rank, world_size, self.start_step)
         return self._loader(self.train, stream, pin_memory)
 
     @final
-    def test_dataloader(self, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> DataLoader:
-        """The test split in order, of one process its part."""
+    def test_dataloader(self, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> DataLoader[Batch]:
+        """The test split in order, or this process's part of it."""
         return self._loader(self.test, OrderedBatches(len(self.test), self.batch_size, rank, world_size), pin_memory)
 
-    def _loader(self, split: Split, batches: Sampler[Tensor], pin_memory: bool) -> DataLoader:
+    def _loader(self, split: Split, batches: Sampler[Tensor], pin_memory: bool) -> DataLoader[Batch]:
         return DataLoader(
             split,
             sampler=batches,
-            batch_size=None,  # the sampler yields whole batches and the split takes them whole
+            batch_size=None,  # the sampler yields the indices of a whole batch, which the split reads at once
             num_workers=self.num_workers,
-            worker_init_fn=heed_parent_only,
-            multiprocessing_context=DeafContext() if self.num_workers else None,
+            worker_init_fn=exit_on_parent_signal,
+            multiprocessing_context=SignalBlockingContext() if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=pin_memory,
-            # Its own generator: making a loader must not move the global one.
+            # Its own generator, because making a loader must not advance the global one.
             generator=torch.Generator().manual_seed(self.seed),
         )

@@ -15,7 +15,13 @@ from flowdiff.registry import register
 @final
 @register("dataset", "digits")
 class Digits(DataModule):
-    """1,500 training and 297 test images (1, 8, 8), the same in every run.
+    """Handwritten digits: 1,500 training and 297 test images (1, 8, 8), the same in every run.
+
+    Args:
+        batch_size: images per batch of one process, ≥ 1.
+        num_workers: loader processes, ≥ 0; they change the speed only.
+        dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
+        flip: mirror each training image left to right with probability 1/2.
 
     Source: Alpaydin, Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998 (test part).
     """

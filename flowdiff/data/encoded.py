@@ -1,40 +1,41 @@
-"""Data behind a first stage, as whoever measures a density of latents sees them."""
+"""A data set in the space of a model that works in the latents of an autoencoder."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor
+
+from flowdiff.data.base import DataModule, Dataset
+from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.models.first_stage.base import FirstStage
 
 
 class Encoded:
-    """A data set whose samples are latents z = encode(x): of its own kind are shape and levels (none), and what
-    `flowdiff.evaluation.data.readers.dequantised` makes of raw samples; splits hold the raw images.
+    """A dataset viewed in latent space: `shape` is the latent shape, `levels` is None; splits hold raw images.
+
+    Args:
+        data: the data set.
+        first_stage: maps images to latents.
     """
 
     levels = None
 
-    def __init__(self, pixels: Any, first_stage: nn.Module) -> None:
-        self.pixels = pixels
+    def __init__(self, data: DataModule, first_stage: FirstStage) -> None:
+        self.data = data
         self.first_stage = first_stage
-        self.name = pixels.name
-        self.num_classes = pixels.num_classes
+        self.name = data.name
+        self.num_classes = data.num_classes
         self.shape = first_stage.latent_shape
-        self.train = pixels.train
-        self.test = pixels.test
+        self.train = data.train
+        self.test = data.test
+
+    def dequantize(self, x_raw: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
+        """Latents (B, *shape) of dequantised images; dequantisation and encoding of an image share its generator."""
+        return self.first_stage.encode(self.data.dequantize(x_raw, sources), sources)
 
 
-def encodes(denoiser: nn.Module) -> bool:
-    """Whether a model lives in the latents of an autoencoder; one without a first stage lives where its data do."""
-    first_stage = getattr(denoiser, "first_stage", None)
-    return first_stage is not None and not first_stage.is_identity
-
-
-def is_autoencoder(denoiser: nn.Module) -> bool:
-    """Whether a model's network is an autoencoder itself."""
-    return hasattr(getattr(denoiser, "network", None), "autoencoder")
-
-
-def as_seen_by(denoiser: nn.Module, data: Any) -> Any:
-    """The data in the space that a model lives in."""
-    return Encoded(data, denoiser.first_stage) if encodes(denoiser) else data
+def in_model_space(denoiser: ConditionedDenoiser, data: DataModule) -> Dataset:
+    """The data in the space that the model works in: `data` itself, or a view in the latents of its autoencoder."""
+    return data if denoiser.first_stage.is_identity else Encoded(data, denoiser.first_stage)

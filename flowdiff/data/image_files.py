@@ -1,9 +1,9 @@
-"""What an archive and a folder of pictures share: a list of names, decoded when a batch asks for them."""
+"""Base of the data sets of picture files: a list of names, decoded when a batch needs them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, final
 
@@ -21,28 +21,29 @@ MODES = {1: "L", 3: "RGB"}  # PIL's names for grey and colour
 
 
 class Listing(NamedTuple):
-    """The pictures of one source.
-
-    names: what `decode` turns into uint8 (H, W, C).  labels: class per picture, None when unlabelled.
-    class_names: what the classes are called, where the source says so.
-    """
+    """The pictures of one folder or archive."""
 
     names: list[str]
-    labels: list[int] | None
-    decode: Callable[[str], np.ndarray]
-    class_names: list[str] | None = None
+    labels: list[int] | None  # class of each picture; None without labels
+    decode: Callable[[str], np.ndarray]  # name to uint8 (H, W, C)
+    class_names: Sequence[str] = ()  # of the source, if it has any
 
 
 @final
 class LazySplit(Split):
-    """The pictures of a listing, or those at positions `part`, decoded anew whenever they are asked for."""
+    """The pictures of a listing, decoded each time they are read.
+
+    Args:
+        listing: the pictures.
+        part: positions of those in this split, int64; None for all.
+    """
 
     def __init__(self, listing: Listing, part: Tensor | None = None) -> None:
         n = len(listing.names)
         label = torch.zeros(n, dtype=torch.int64) if listing.labels is None else torch.tensor(listing.labels)
         part = torch.arange(n) if part is None else part
         super().__init__(label[part])
-        # An array of strings is one object: worker processes share it instead of copying a list page by page.
+        # An array of strings is one object, which loader processes share; they would copy a list page by page.
         self.names = np.array(listing.names)[part.numpy()]
         self.decode = listing.decode
 
@@ -52,12 +53,7 @@ class LazySplit(Split):
 
 
 class ImageFiles(DataModule):
-    """Square images (channels, image_size, image_size), uint8, from `path`.
-
-    path, test_path: training and test pictures; with test_path None a fixed part `test_fraction` of `path`
-    is held out.  channels: 1 grey or 3 colour.  num_classes: None for an unconditional model, which looks
-    at no labels.
-    """
+    """Square images (channels, image_size, image_size), uint8, from `path`."""
 
     def __init__(
         self,
@@ -82,7 +78,7 @@ class ImageFiles(DataModule):
 
     @abstractmethod
     def listing(self, path: Path, key: str) -> Listing:
-        """The pictures at `path`, the value of config key dataset.`key`; DataError where none there fit."""
+        """The pictures at `path`, the value of the config key dataset.`key`; raises DataError if none fit."""
 
     @final
     def load(self) -> tuple[Split, Split]:
@@ -99,7 +95,7 @@ class ImageFiles(DataModule):
         n = len(train.names)
         if n < 2:
             raise DataError(
-                f"{self.path} holds one image, none to hold out: set dataset.test_path or give more images."
+                f"{self.path} holds one image, so none can be held out: set dataset.test_path or give more images."
             )
         kept, tested = held_out(n, num_test=min(max(1, round(n * self.test_fraction)), n - 1))
         return LazySplit(train, kept), LazySplit(train, tested)

@@ -1,4 +1,4 @@
-"""A folder of pictures of any size: one subfolder per class, or one flat heap."""
+"""A folder of pictures of any size, with one subfolder per class or without classes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from flowdiff.registry import register
 
 @final
 class FileReader:
-    """Decodes a file below `root` to uint8 (S, S, C): its largest centred square, resized by Lanczos."""
+    """Decodes a file below `root` to uint8 (S, S, C): its largest centred square, resized by Lanczos.
 
-    def __init__(self, root: Path, shape: tuple[int, int, int]) -> None:
+    Args:
+        root: folder that the names are relative to.
+        shape: (C, S, S).
+    """
+
+    def __init__(self, root: Path, shape: tuple[int, ...]) -> None:
         self.root = root
         self.shape = shape
 
@@ -38,10 +43,23 @@ class FileReader:
 @final
 @register("dataset", "image_folder")
 class ImageFolder(ImageFiles):
-    """Pictures below a folder, cropped to a square and resized to image_size, grey or colour as declared.
+    """Pictures below a folder, cropped to a square and resized to image_size.
 
-    With num_classes=K the folder has K subfolders, whose sorted order numbers the classes, and a test
-    folder has the same; with num_classes=None every picture at any depth counts.
+    Args:
+        path: folder of the training pictures.
+        test_path: folder of the test pictures; None holds out a fixed part of `path`.
+        test_fraction: share of the images of `path` that is held out as the test split, in (0, 1).
+        image_size: pixels along a side, after cropping and resizing.
+        channels: 1 for grey, 3 for colour.
+        num_classes: number K of subfolders, whose sorted order numbers the classes; a test folder needs the same ones.
+            None takes every picture at any depth, for an unconditional model.
+        batch_size: images per batch of one process, ≥ 1.
+        num_workers: loader processes, ≥ 0; they change the speed only.
+        dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
+        flip: mirror each training image left to right with probability 1/2.
+
+    Raises:
+        DataError: `setup`: a folder is missing, has no pictures, or has other subfolders than declared.
     """
 
     name = "image_folder"
@@ -60,13 +78,14 @@ class ImageFolder(ImageFiles):
         return Listing(names, labels, decode, class_names)
 
     def _classes(self, path: Path, key: str, names: list[str]) -> tuple[list[int], list[str]]:
-        tops = [name.split("/")[0] if "/" in name else None for name in names]
-        if None in tops:
+        loose = next((name for name in names if "/" not in name), None)
+        if loose is not None:
             raise DataError(
-                f"{path / names[tops.index(None)]} lies in no class subfolder where"
+                f"{path / loose} lies in no class subfolder where"
                 f" dataset.num_classes={self.num_classes} is declared: move it, or set"
                 f" dataset.num_classes=null for an unconditional model."
             )
+        tops = [name.split("/")[0] for name in names]
         folders = sorted(set(tops))
         if len(folders) != self.num_classes:
             raise DataError(

@@ -19,24 +19,27 @@ from flowdiff.registry import register
 class ZipReader:
     """Decodes the members of one archive to uint8 (H, W, C).
 
-    Every process opens the archive for itself: a file handle carried over a fork shares the parent's
-    position.
+    Every process opens the archive itself, because a file handle carried over a fork shares the parent's position.
+
+    Args:
+        path: the archive.
+        shape: (C, H, W).
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path = path
         self.shape = shape
-        self._archive: zipfile.ZipFile | None = None
-        self._owner: int | None = None
+        self._archives: dict[int, zipfile.ZipFile] = {}  # at most one, by the id of the process that opened it
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_archive": None, "_owner": None}
+        return {**self.__dict__, "_archives": {}}
 
     def archive(self) -> zipfile.ZipFile:
-        """This process's handle."""
-        if self._owner != os.getpid():
-            self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
-        return self._archive
+        """The handle of this process."""
+        process = os.getpid()
+        if process not in self._archives:
+            self._archives = {process: zipfile.ZipFile(self.path)}
+        return self._archives[process]
 
     def __call__(self, name: str) -> np.ndarray:
         from PIL import Image
@@ -62,9 +65,24 @@ class ZipReader:
 class ImageZip(ImageFiles):
     """Pictures in a zip beside `dataset.json`, {"labels": [[name, label], …]} or {"labels": null}.
 
-    Format: Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models",
-    2022 (its dataset_tool). The declared size, channels and classes are held against the archive: DataError
-    where they differ, the labels and the first picture at `setup`, the other pictures when they are read.
+    Args:
+        path: the training archive.
+        test_path: the test archive; None holds out a fixed part of `path`.
+        test_fraction: share of the images of `path` that is held out as the test split, in (0, 1).
+        image_size: pixels along a side, as in the archive.
+        channels: 1 for grey, 3 for colour.
+        num_classes: number of classes; None ignores the labels, for an unconditional model.
+        batch_size: images per batch of one process, ≥ 1.
+        num_workers: loader processes, ≥ 0; they change the speed only.
+        dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
+        flip: mirror each training image left to right with probability 1/2.
+
+    Raises:
+        DataError: size, channels or classes differ from the archive's: `setup` for the labels and the first picture,
+            reading for every other picture.
+
+    Source: Karras, Aittala, Aila, Laine, "Elucidating the design space of diffusion-based generative models", 2022
+    (the format of its dataset_tool).
     """
 
     name = "image_zip"
@@ -89,20 +107,20 @@ class ImageZip(ImageFiles):
         return Listing(names, classes, reader)
 
     def _classes(self, path: Path, names: list[str], labels: Any) -> list[int]:
-        """The class of each name; their range is checked with that of every other data set."""
+        """The class of each name; `setup` checks their range."""
         if labels is None:
             raise DataError(
                 f"{path} has no labels where dataset.num_classes={self.num_classes} is declared: set"
                 f" dataset.num_classes=null for an unconditional model."
             )
         try:
-            of = dict(labels)
-            missing = next((name for name in names if name not in of), None)
+            label_of = dict(labels)
+            missing = next((name for name in names if name not in label_of), None)
         except (TypeError, ValueError):
             raise DataError(f"the labels in dataset.json of {path} are not a list of [name, label] pairs.") from None
         if missing is not None:
             raise DataError(f"dataset.json of {path} has no label for {missing}: make the archive again.")
-        classes = [of[name] for name in names]
+        classes = [label_of[name] for name in names]
         odd = next((c for c in classes if type(c) is not int), None)
         if odd is not None:
             raise DataError(f"dataset.json of {path} holds the label {odd!r} where a class number is expected.")

@@ -1,4 +1,4 @@
-"""What the numbers of a data set mean, and the way from them to model space [-1, 1] and back.
+"""What the numbers of a data set mean, and how they are mapped to model space [-1, 1] and back.
 
 Pixels take integer levels k in {0, …, L-1} (L = `levels`). Level k owns the bin [2k/L - 1, 2(k+1)/L - 1), and
 
@@ -12,7 +12,7 @@ models", 2016).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,37 @@ from flowdiff.errors import ConfigurationError
 U_MAX = 1 - 2**-16
 
 
+class Values(Protocol):
+    """What the numbers of raw samples mean: Pixels, Vectors, or the values of latents (flowdiff/data/latents.py).
+
+    levels: number of values a pixel can take; None for continuous data.
+    flip: whether training mirrors images at random.
+    """
+
+    @property
+    def levels(self) -> int | None: ...
+
+    @property
+    def flip(self) -> bool: ...
+
+    def to_model(self, x: Tensor, generator: torch.Generator | None = None, train: bool = False) -> Tensor:
+        """Raw samples x (B, …) to model space, float32; random numbers come from `generator`."""
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Model-space samples snapped to the midpoints of the levels; x itself for continuous data."""
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Model-space images as uint8 pictures of the same shape; ConfigurationError if they are not images."""
+
+
+def centred(values: Values, x_raw: Tensor) -> Tensor:
+    """Raw samples in model space without dequantisation noise: x = 2 (k + ½) / L − 1; vectors as they are."""
+    unused = torch.Generator(x_raw.device)  # `quantize` removes the noise that `to_model` may add
+    return values.quantize(values.to_model(x_raw, generator=unused))
+
+
 def _uniform(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers in [0, 1) on x's device, drawn where the generator lives."""
+    """Uniform numbers in [0, 1) on x's device, drawn on the generator's device."""
     source = x.device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=source).to(x.device)
 
@@ -33,8 +62,10 @@ def _uniform(shape: tuple[int, ...], x: Tensor, generator: torch.Generator | Non
 class Pixels:
     """Images (B, C, H, W) of `levels` grey values per channel.
 
-    levels: L in 2…256.  dequantize: draw u uniformly instead of taking the midpoint.  flip: mirror each
-    training image left to right with probability 1/2.
+    Args:
+        levels: number L of levels, in 2…256.
+        dequantize: draw u uniformly instead of taking the midpoint.
+        flip: mirror each training image left to right with probability 1/2.
     """
 
     levels: int
@@ -42,7 +73,7 @@ class Pixels:
     flip: bool
 
     def to_model(self, x: Tensor, generator: torch.Generator | None = None, train: bool = False) -> Tensor:
-        """Levels k, uint8 (B, C, H, W), to x in [-1, 1], float32; flips happen only when `train`."""
+        """Levels k, uint8 (B, C, H, W), to x in [-1, 1], float32; images are mirrored only when `train`."""
         u = _uniform(x.shape, x, generator) * U_MAX if self.dequantize else 0.5
         x = x.float().add_(u).mul_(2 / self.levels).sub_(1)  # (B, C, H, W)
         if self.flip and train:
@@ -51,7 +82,7 @@ class Pixels:
         return x
 
     def level(self, x: Tensor) -> Tensor:
-        """The level k whose bin holds x, as float; what lies outside [-1, 1] takes the nearest level."""
+        """The level k whose bin holds x, as float; x outside [-1, 1] takes the nearest level."""
         return ((x + 1) * (self.levels / 2)).floor().clamp(0, self.levels - 1)
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -59,7 +90,7 @@ class Pixels:
         return (self.level(x) + 0.5) * (2 / self.levels) - 1
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """x as an ordinary picture, uint8, same shape: k·255/(L-1), rounded."""
+        """x as a picture, uint8, same shape: k·255/(L-1), rounded."""
         return (self.level(x) * (255 / (self.levels - 1))).round().to(torch.uint8)
 
 
@@ -67,7 +98,8 @@ class Pixels:
 class Vectors:
     """Continuous vectors (B, D): model space is data space."""
 
-    levels: None = None
+    levels: ClassVar[None] = None
+    flip: ClassVar[bool] = False
 
     def to_model(self, x: Tensor, generator: torch.Generator | None = None, train: bool = False) -> Tensor:
         """x as float32; nothing is drawn."""
@@ -78,7 +110,5 @@ class Vectors:
         return x
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Refused with ConfigurationError: vectors have no pixels."""
+        """Raises ConfigurationError: vectors have no pixels."""
         raise ConfigurationError("these data are vectors, which have no pixels to save as uint8: draw them as points.")
-
-

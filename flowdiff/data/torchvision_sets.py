@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and CIFAR-10 in torchvision's folder layout, downloaded only where missing."""
+"""MNIST, Fashion-MNIST and CIFAR-10 in torchvision's folder layout, downloaded only if files are missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowdiff.data.pixels import Pixels
 from flowdiff.errors import DataError
 from flowdiff.registry import register
 
-TIMEOUT = 20  # seconds that a server may stay silent: a machine behind a firewall should not hang
+TIMEOUT = 20  # seconds a server may stay silent, so that a machine behind a firewall does not hang
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -29,8 +29,21 @@ IDX_FILES = (
 class TorchvisionSet(DataModule):
     """A data set of ten classes that torchvision reads.
 
-    root: folder, `~` allowed.  download: fetch the files where one is missing; where all are there, no
-    network is tried.  reader: the name of torchvision's class.  folder, files: what it reads, below root.
+    Args:
+        root: folder of the files, in torchvision's layout; `~` is allowed.
+        download: fetch the files if one is missing; if none is, the network is not used.
+        batch_size: images per batch of one process, ≥ 1.
+        num_workers: loader processes, ≥ 0; they change the speed only.
+        dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
+        flip: mirror each training image left to right with probability 1/2.
+
+    Attributes:
+        reader: name of torchvision's class.
+        folder: folder of its files, relative to root.
+        files: names of its files.
+
+    Raises:
+        DataError: `prepare_data` and `setup`: files are missing, damaged, or cannot be downloaded.
     """
 
     num_classes = 10
@@ -54,10 +67,10 @@ class TorchvisionSet(DataModule):
 
     @final
     def prepare_data(self) -> None:
-        """Download what is missing.
+        """Download missing files.
 
-        The files are fetched into a folder of this process and then moved into place one by one, each
-        atomically: runs that start together may all download, and none reads half a file.
+        Files are fetched into a temporary folder and then moved into place one by one, each atomically: runs that
+        start together may all download, and none reads half a file.
         """
         missing = self._missing()
         if not self.download or missing is None:
@@ -71,7 +84,7 @@ class TorchvisionSet(DataModule):
                 (self.root / self.folder).mkdir(parents=True, exist_ok=True)
                 for file in self.files:
                     os.replace(Path(temporary) / self.folder / file, self.root / self.folder / file)
-        except Exception as error:  # torchvision and urllib raise many kinds; each means: no files
+        except Exception as error:  # torchvision and urllib raise many kinds; each means that files are missing
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise DataError(
                 f"{self.name} needs {missing}, which is not there and could not be downloaded ({reason}): put"
@@ -116,7 +129,7 @@ class TorchvisionSet(DataModule):
         return getattr(torchvision.datasets, self.reader)
 
     def _missing(self) -> Path | None:
-        """The first file that is not there."""
+        """The first missing file."""
         paths = (self.root / self.folder / file for file in self.files)
         return next((path for path in paths if not path.is_file()), None)
 
@@ -126,7 +139,7 @@ class TorchvisionSet(DataModule):
 class MNIST(TorchvisionSet):
     """Handwritten digits: 60,000 training and 10,000 test images (1, 28, 28).
 
-    LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
+    Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
     """
 
     name = "mnist"
@@ -141,7 +154,7 @@ class MNIST(TorchvisionSet):
 class FashionMNIST(TorchvisionSet):
     """Photographs of clothes: 60,000 training and 10,000 test images (1, 28, 28).
 
-    Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning
+    Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking machine learning
     algorithms", 2017.
     """
 
@@ -157,7 +170,7 @@ class FashionMNIST(TorchvisionSet):
 class CIFAR10(TorchvisionSet):
     """Photographs of ten kinds of animals and vehicles: 50,000 training and 10,000 test images (3, 32, 32).
 
-    Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+    Source: Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
 
     name = "cifar10"

@@ -1,6 +1,6 @@
-"""Two-dimensional toy densities, centred, their two variances about 1 on average.
+"""Two-dimensional toy densities with mean 0 and a mean variance of about 1.
 
-Centre and scale are closed-form moments, so that the density does not depend on a sample or its size.
+Centre and scale are closed-form moments, so the density does not depend on a sample or its size.
 """
 
 from __future__ import annotations
@@ -20,13 +20,17 @@ from flowdiff.registry import register
 
 
 class Toy(DataModule):
-    """Samples x (n, 2), float32, drawn from a fixed seed: every run sees the same training and test points.
+    """Samples x (n, 2), float32, drawn from a fixed seed: every run has the same training and test points.
 
-    num_train, num_test: points per split.
+    Args:
+        num_train: training points, ≥ 1.
+        num_test: test points, ≥ 1.
+        batch_size: points per batch of one process, ≥ 1.
+        num_workers: loader processes, ≥ 0; they change the speed only.
     """
 
     shape = (2,)
-    num_classes = None
+    num_classes: int | None = None
 
     def __init__(
         self,
@@ -54,8 +58,10 @@ class Toy(DataModule):
 @final
 @register("dataset", "two_moons")
 class TwoMoons(Toy):
-    """Two interleaved half circles of unit radius, (cos t, sin t) and (1 - cos t, 1/2 - sin t), t ~ U[0, π],
-    plus N(0, 0.05²), divided by 0.706; the class is the half circle."""
+    """Two interleaved half circles of unit radius plus Gaussian noise; each half circle is a class.
+
+    x = ((cos t, sin t) or (1 - cos t, 1/2 - sin t) + N(0, 0.05²) - (1/2, 1/4)) / 0.706,    t ~ U[0, π]
+    """
 
     name = "two_moons"
     num_classes = 2
@@ -66,14 +72,14 @@ class TwoMoons(Toy):
         outer = torch.stack([t.cos(), t.sin()], 1)  # (n, 2)
         inner = torch.stack([1 - t.cos(), 0.5 - t.sin()], 1)
         x = torch.where(label[:, None] == 0, outer, inner) + 0.05 * torch.randn(n, 2, generator=g)
-        # Variances: 3/4 along the first axis and (5/4 - 2/π)/2 - 1/16 along the second, whose mean is 0.706².
+        # The variances are 3/4 along the first axis and (5/4 - 2/π)/2 - 1/16 along the second; their mean is 0.706².
         return (x - torch.tensor([0.5, 0.25])) / 0.706, label
 
 
 @final
 @register("dataset", "eight_gaussians")
 class EightGaussians(Toy):
-    """Eight round Gaussians of standard deviation 0.1 on a circle of radius 1.4; each is a class."""
+    """Eight isotropic Gaussians of standard deviation 0.1 on a circle of radius 1.4; each is a class."""
 
     name = "eight_gaussians"
     num_classes = 8
@@ -88,7 +94,7 @@ class EightGaussians(Toy):
 @final
 @register("dataset", "checkerboard")
 class Checkerboard(Toy):
-    """Uniform on the black fields of a 4 × 4 board of side 2√3: log-density -log 6 (nats) there."""
+    """Uniform on the black fields of a 4 × 4 board of side 2√3; the log-density is -log 6 nats there."""
 
     name = "checkerboard"
 
@@ -102,24 +108,26 @@ class Checkerboard(Toy):
 @final
 @register("dataset", "swiss_roll")
 class SwissRoll(Toy):
-    """The spiral (t cos t, t sin t), t ~ U[3π/2, 9π/2], plus N(0, 0.5²), divided by 6.8."""
+    """A spiral plus Gaussian noise, without classes.
+
+    x = ((t cos t, t sin t) + N(0, 0.5²) - (2, 2/(3π))) / 6.8,    t ~ U[3π/2, 9π/2]
+    """
 
     name = "swiss_roll"
 
     def draw(self, n: int, g: Generator) -> tuple[Tensor, None]:
         t = math.pi * (1.5 + 3 * torch.rand(n, generator=g))
         x = torch.stack([t * t.cos(), t * t.sin()], 1) + 0.5 * torch.randn(n, 2, generator=g)  # (n, 2)
-        # Mean (2, 2/(3π)); the variances' mean is (9.75π² - 4 - 4/(9π²))/2 + 0.5² = 6.8².
+        # The mean is (2, 2/(3π)); the mean of the variances is (9.75π² - 4 - 4/(9π²))/2 + 0.5² = 6.8².
         return (x - torch.tensor([2, 2 / (3 * math.pi)])) / 6.8, None
 
 
 @final
 @register("dataset", "pinwheel")
 class Pinwheel(Toy):
-    """Five Gaussian arms, bent by turning each point by exp(r)/4 where r is its distance along the arm;
-    each arm is a class.
+    """Five Gaussian arms; each is a class. A point at distance r along its arm is rotated by exp(r)/4.
 
-    Johnson, Duvenaud, Wiltschko, Datta, Adams, "Composing graphical models with neural networks", 2016.
+    Source: Johnson, Duvenaud, Wiltschko, Datta, Adams, "Composing graphical models with neural networks", 2016.
     """
 
     name = "pinwheel"

@@ -1,8 +1,9 @@
-"""The life of a data worker: it ends when the process that it reads for says so, and at nobody else's word.
+"""Loader processes: they ignore the signals of a queue or terminal and stop only on SIGTERM from their parent.
 
-A queue or a terminal signals every process of a run. The run ends at the end of its batch and may still want data for
-it, and the death of a worker is an error. A worker therefore blocks the signals in all its threads but one, which waits
-for them; and as torch starts threads in it before anything of ours runs there, it is born with them blocked.
+A queue or a terminal signals every process of a run. The run stops at the end of its batch and may need more data
+until then, and a dead loader process is an error. So a loader process blocks the signals in every thread but one,
+which waits for them. torch starts threads in the process before our code runs there, so the signals are blocked
+before the process starts.
 """
 
 from __future__ import annotations
@@ -12,33 +13,33 @@ import signal
 import threading
 from multiprocessing.context import ForkContext, ForkProcess
 
-HEEDED = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
+SIGNALS = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
 
 
-class _Deaf(ForkProcess):
-    """A process that is born with the signals blocked."""
+class SignalBlockingProcess(ForkProcess):
+    """A process that starts with the signals blocked."""
 
     def start(self) -> None:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class DeafContext(ForkContext):
-    """A DataLoader's multiprocessing_context, to go with `heed_parent_only`."""
+class SignalBlockingContext(ForkContext):
+    """The multiprocessing_context of a DataLoader; use it with `exit_on_parent_signal`."""
 
-    Process = _Deaf
-
-
-def heed_parent_only(worker_id: int) -> None:
-    """A DataLoader's worker_init_fn, in a process of the DeafContext."""
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    Process = SignalBlockingProcess
 
 
-def _end_with_parent(parent: int) -> None:
+def exit_on_parent_signal(worker_id: int) -> None:
+    """The worker_init_fn of a DataLoader: the process exits on SIGTERM from its parent and ignores other senders."""
+    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_parent(parent: int) -> None:
     while True:
-        asked = signal.sigwaitinfo(HEEDED)
-        if asked.si_signo == signal.SIGTERM and asked.si_pid == parent:
+        received = signal.sigwaitinfo(SIGNALS)
+        if received.si_signo == signal.SIGTERM and received.si_pid == parent:
             os._exit(0)

@@ -1,8 +1,9 @@
-"""What a run trains and leaves behind: a denoiser with its condition, its latent space and its way to sample."""
+"""A model: a denoiser with its condition, its latent space and its default way to sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +13,75 @@ from torch import Tensor, nn
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
 from flowdiff.diffusion.samplers.base import Callback, Sampler
+from flowdiff.diffusion.samplers.dpmpp import DPMpp2M
 from flowdiff.diffusion.samplers.generate import Progress, generate
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.autoencoder.base import Autoencoder
+from flowdiff.models.conditioners import Conditioner
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.first_stage.base import AutoencoderStage, FirstStage
+from flowdiff.models.networks.base import AutoencoderNetwork, Network, NoisyClassifier
 from flowdiff.noise import generators
-from flowdiff.registry import create, completed
 
-ROUNDING = 1e-5  # of the ends of a range that was computed in float32
-MEASURED = 2**31 - 1  # seed of the trajectories that a schedule is measured on; samples have smaller ones as a rule
+RANGE_ROUNDING = 1e-5  # relative rounding error of the ends of a range that was computed in float32
+MEASURING_SEED = 2**31 - 1  # seed of the trajectories that a schedule is measured on; users' seeds are smaller
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model samples by default.
+
+    Args:
+        sampler: the steps.
+        schedule: the noise levels.
+        guide: model → the model in its guidance; calling it again returns the same guidance.
+        trained_levels: the distribution of the noise levels that the model was trained at.
+        settings: {"sampler" | "schedule" | "guidance": settings that it was created from}; only `flowdiff.sample` reads
+            them, to change some of them.
+    """
+
+    sampler: Sampler
+    schedule: Schedule
+    guide: Callable[[ConditionedDenoiser], Guidance]
+    trained_levels: SigmaSampler
+    settings: Mapping[str, Mapping[str, Any]]
 
 
 class ConditionedDenoiser(nn.Module):
-    """A denoiser with what surrounds it: the conditioner, the first stage, and how its run samples by default.
+    """A denoiser with its conditioner, its first stage and its default way to sample.
 
-    Itself a denoiser: called with (x, σ, cond), and with `network`, `score`, `log_prob` of the one inside.
-    settings holds the config nodes `sampler`, `schedule`, `guidance` that `sample` falls back on, and `sigma_sampler`.
+    It is itself a denoiser, called with (x, σ, cond), in the space of the first stage's latents.
+
+    Args:
+        denoiser: D(x, σ, c).
+        conditioner: labels → Conditioning.
+        first_stage: data space ↔ the space of x.
+        to_uint8: samples in data space → uint8 pictures.
+        sampling: how to sample by default.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        conditioner: nn.Module,
-        first_stage: nn.Module,
+        conditioner: Conditioner,
+        first_stage: FirstStage,
         to_uint8: Callable[[Tensor], Tensor],
-        settings: Mapping[str, Mapping[str, Any]],
+        sampling: Sampling,
     ):
         super().__init__()
         self.denoiser = denoiser
         self.conditioner = conditioner
         self.first_stage = first_stage
         self.to_uint8 = to_uint8
-        self.settings = settings
-        self.levels_file: Path | None = None  # of the run folder, for what schedule=optimal measures on these weights
-        self.evaluations = 0  # samples the network has been asked about by the methods below, each time anew
+        self.sampling = sampling
+        self.levels_file: Path | None = None  # file of the run folder that keeps what schedule=optimal measures
+        self.evaluations = 0  # samples that the network has evaluated through the methods below
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The weight average deep-copies the model: the copy never samples, and a guidance may hold further models.
+        return {**self.__dict__, "sampling": None}
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """D(x, σ, c) for x (B, …), sigma (B,)."""
@@ -54,19 +89,31 @@ class ConditionedDenoiser(nn.Module):
         return self.denoiser(x, sigma, cond)
 
     @property
-    def network(self) -> nn.Module:
-        """The network behind the scaling."""
+    def network(self) -> Network:
+        """The network inside the denoiser."""
         return self.denoiser.network
 
     @property
     def is_density(self) -> bool:
-        """Whether log_prob exists."""
+        """Whether the network is a normalised density."""
         return self.denoiser.is_density
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether the network is a classifier p(c|x, σ)."""
+        return isinstance(self.network, NoisyClassifier)
+
+    @property
     def is_autoencoder(self) -> bool:
-        """Whether the network is an autoencoder, which denoises nothing and has a prior to sample from."""
-        return hasattr(self.network, "reconstruct")
+        """Whether the network is an autoencoder, which does not denoise and samples from its prior."""
+        return isinstance(self.network, AutoencoderNetwork)
+
+    @property
+    def autoencoder(self) -> Autoencoder | AutoencoderStage | None:
+        """The autoencoder that the network is, or that the first stage holds; None if there is neither."""
+        if isinstance(self.network, AutoencoderNetwork):
+            return self.network.autoencoder
+        return self.first_stage if isinstance(self.first_stage, AutoencoderStage) else None
 
     @property
     def sigma_data(self) -> Tensor:
@@ -83,18 +130,19 @@ class ConditionedDenoiser(nn.Module):
         return self.denoiser.score(x, sigma, cond)
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """log p_σ(x|c) in nats (B,); NotADensity for a raw network."""
+        """log p_σ(x|c) in nats, (B,); NotADensity for a raw network."""
         return self.denoiser.log_prob(x, sigma, cond)
 
     def log_prob_and_denoised(
         self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None
     ) -> tuple[Tensor, Tensor]:
-        """log p_σ(x|c) in nats (B,) and D like x, from one evaluation; NotADensity for a raw network."""
+        """log p_σ(x|c) in nats, (B,), and D like x, from one evaluation; NotADensity for a raw network."""
         self.evaluations += len(x)
         return self.denoiser.log_prob_and_denoised(x, sigma, cond)
 
     def class_log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """log p(c|x, σ) of every class, (B, C) nats, of network=classifier."""
+        assert isinstance(self.network, NoisyClassifier)  # guidance and metrics ask for this first
         self.evaluations += len(x)
         return self.network.class_log_prob(x, sigma)
 
@@ -111,7 +159,7 @@ class ConditionedDenoiser(nn.Module):
         seed: int = 0,
         sampler: Sampler | None = None,
         schedule: Schedule | None = None,
-        guidance: Callable[[ConditionedDenoiser], Guidance] | None = None,
+        guidance: Guidance | None = None,
         start: str = "noise",
         sigma_start: float | None = None,
         batch_size: int = 512,
@@ -119,27 +167,40 @@ class ConditionedDenoiser(nn.Module):
         progress: Progress | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """n samples in data space, (n, *shape); sample i of a seed is the same in every batch size.
+        """n samples in data space, (n, *shape). Sample i of a seed is the same for every batch size.
 
-        An autoencoder has a prior to draw from, and nothing of sampler, schedule, guidance, start and callback.
-        label: one class for all, one per sample, or None: every class in turn. sampler, schedule, guidance: the run's
-        own unless given. indices: which of the samples 0 … n − 1 to draw, None for all of them.
-        Raises ConfigurationError for what does not fit the model, among it a sigma_start that it was not trained at.
+        An autoencoder samples its prior and ignores sampler, schedule, guidance, start and callback.
+
+        Args:
+            n: number of samples.
+            label: one class for all samples, one class per sample, or None: every class in turn.
+            seed: sample i draws its numbers from (seed, i).
+            sampler: the steps; by default the model's own.
+            schedule: the noise levels; by default the model's own.
+            guidance: a guidance around this model; by default the model's own.
+            start: noise, from N(0, σ_max²), or flow, from an exact sample of the density at sigma_start.
+            sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
+            batch_size: samples per batch.
+            indices: which of the samples 0 … n − 1 to draw; None for all.
+            progress: called with (samples drawn, samples in all) after every batch.
+            callback: called in every sampler step.
+
+        Raises:
+            ConfigurationError: an argument does not fit the model, e.g. a sigma_start that it was not trained at.
         """
-        if self.is_autoencoder:
-            return self._from_prior(range(n) if indices is None else indices, seed, batch_size, progress)
-        sampler = sampler or create("sampler", self.settings["sampler"])
-        schedule = schedule or create("schedule", self.settings["schedule"])
-        guide = guidance(self) if guidance else self.guided(self.settings["guidance"])
+        if isinstance(self.network, AutoencoderNetwork):
+            return self._from_prior(self.network, range(n) if indices is None else indices, seed, batch_size, progress)
+        sampler = sampler or self.sampling.sampler
+        schedule = schedule or self.sampling.schedule
+        guide = guidance or self.sampling.guide(self)
         labels = self.labels(n, label)
         if sigma_start is not None:
-            check_trained_at(sigma_start, create("sigma_sampler", self.settings["sigma_sampler"]))
+            check_trained_at(sigma_start, self.sampling.trained_levels)
         was_training = self.training
         self.eval()
         try:
-            if hasattr(schedule, "fitted"):  # to a model, as `optimal` is
-                schedule = schedule.fitted(self._walk, self.levels_file)
-            sigmas = self._known(schedule(sampler.num_steps)) if start == "noise" else None
+            schedule = schedule.fitted(self._trajectories, self.levels_file)
+            sigmas = self._trained_grid(schedule(sampler.num_steps)) if start == "noise" else None
             z = generate(
                 guide,
                 sampler,
@@ -147,7 +208,7 @@ class ConditionedDenoiser(nn.Module):
                 self.first_stage.latent_shape,
                 n=n,
                 seed=seed,
-                cond_of=None if labels is None else lambda indices: self.cond_of(labels[list(indices)]),
+                cond_of=self._conditions(labels),
                 start=start,
                 sigma_start=sigma_start,
                 sigmas=sigmas,
@@ -162,73 +223,50 @@ class ConditionedDenoiser(nn.Module):
             self.train(was_training)
 
     @torch.no_grad()
-    def _from_prior(self, indices: range, seed: int, batch_size: int, progress: Progress | None) -> Tensor:
+    def _from_prior(
+        self, network: AutoencoderNetwork, indices: range, seed: int, batch_size: int, progress: Progress | None
+    ) -> Tensor:
         """Samples of an autoencoder's prior, (len(indices), *shape)."""
         batches = []
         for first in range(0, len(indices), batch_size):
             batch = indices[first : first + batch_size]
-            z = self.network.from_prior(len(batch), generators(seed, batch))
+            z = network.from_prior(len(batch), generators(seed, batch))
             batches.append(self.first_stage.decode(z))
             self.evaluations += len(batch)
             if progress is not None:
                 progress(first + len(batch), len(indices))
         return torch.cat(batches)
 
-    def _known(self, grid: Tensor) -> Tensor:
-        """A grid as this model can be asked: one of discrete levels at these only, rounded in ln σ."""
-        trained = create("sigma_sampler", self.settings["sigma_sampler"])
-        return torch.cat([trained.nearest(grid[:-1]), grid[-1:]]) if hasattr(trained, "nearest") else grid
+    def _trained_grid(self, grid: Tensor) -> Tensor:
+        """A grid whose levels are those that the model was trained at, if it was trained at discrete levels."""
+        return torch.cat([self.sampling.trained_levels.nearest(grid[:-1]), grid[-1:]])
 
-    def _walk(self, sigmas: Tensor, n: int, callback: Callback) -> Tensor:
-        """Trajectories for a schedule to measure: in latent space, unguided, of every class in turn."""
-        labels = self.labels(n, None)
+    def _trajectories(self, sigmas: Tensor, n: int, callback: Callback) -> Tensor:
+        """Trajectories that a schedule measures: in latent space, without guidance, every class in turn."""
         return generate(
-            self.denoiser,  # whose calls are not counted as those of samples
-            create("sampler", "dpmpp_2m"),
+            self.denoiser,  # its calls are not counted as evaluations for samples
+            DPMpp2M(num_steps=len(sigmas) - 1),
             None,
             self.first_stage.latent_shape,
             n=n,
-            seed=MEASURED,
-            cond_of=None if labels is None else lambda indices: self.cond_of(labels[list(indices)]),
-            sigmas=self._known(sigmas),
+            seed=MEASURING_SEED,
+            cond_of=self._conditions(self.labels(n, None)),
+            sigmas=self._trained_grid(sigmas),
             batch_size=n,
             device=self.sigma_data.device,
             callback=callback,
         )
 
-    def guided(self, node: Mapping[str, Any]) -> Guidance:
-        """This denoiser behind the guidance that a config node describes; ConfigurationError where they do not fit."""
-
-        def load(run: str) -> ConditionedDenoiser:
-            from flowdiff import api  # upwards: reading a run takes all that makes one
-
-            guide = api.load(run, self.sigma_data.device)
-            ours, theirs = self.first_stage, guide.first_stage
-            if ours.latent_shape == theirs.latent_shape and not ours.shares_space(theirs):
-                raise ConfigurationError(
-                    f"guidance.run={run} lives in the latents of another autoencoder than the model to be guided: give "
-                    "a run behind the same one."
-                )
-            return guide
-
-        every = None if self.num_classes is None else torch.arange(self.num_classes)
-        return create(
-            "guidance",
-            node,
-            denoiser=self,
-            null=self.conditioner.null if self.conditioner.drop else None,
-            classes=None if every is None else lambda: self.cond_of(every),
-            num_classes=self.num_classes,
-            shape=self.first_stage.latent_shape,
-            load=load,
-            guided=lambda inner: self.guided(_whole(inner)),
-        )
+    def _conditions(self, labels: Tensor | None) -> Callable[[Sequence[int]], Conditioning | None] | None:
+        return None if labels is None else lambda indices: self.cond_of(labels[list(indices)])
 
     def labels(self, n: int, label: int | Sequence[int] | None) -> Tensor | None:
-        """The class of each of n samples, (n,), None for an unconditional model; ConfigurationError if out of range."""
+        """The class of each of n samples, (n,); None for an unconditional model; ConfigurationError if out of range."""
         if self.num_classes is None:
             if label is not None:
-                raise ConfigurationError(f"class_label={label} was given to an unconditional model: leave it out.")
+                raise ConfigurationError(
+                    f"class_label={label} was given to an unconditional model: remove class_label."
+                )
             return None
         if label is None:
             return torch.arange(n) % self.num_classes
@@ -240,21 +278,12 @@ class ConditionedDenoiser(nn.Module):
         return given
 
 
-def _whole(inner: Mapping[str, Any]) -> dict[str, Any]:
-    """The node of a guidance of which only some settings were given; ConfigurationError if it does not say which."""
-    if "name" not in inner:
-        raise ConfigurationError(
-            f"guidance.inner={dict(inner)} does not say which guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
-        )
-    return completed("guidance", inner)
-
-
-def check_trained_at(sigma: float, trained: SigmaSampler) -> None:
-    """Raise ConfigurationError for a noise level that this law of training noise levels never gives in float32."""
+def check_trained_at(sigma: float, trained_levels: SigmaSampler) -> None:
+    """Raise ConfigurationError for a noise level at which the model was not trained."""
     margin = torch.finfo(torch.float32).eps / 2
-    low, high = trained.quantile(torch.tensor([margin, 1 - margin])).tolist()
-    if not low * (1 - ROUNDING) <= sigma <= high * (1 + ROUNDING):
+    low, high = trained_levels.quantile(torch.tensor([margin, 1 - margin])).tolist()
+    if not low * (1 - RANGE_ROUNDING) <= sigma <= high * (1 + RANGE_ROUNDING):
         raise ConfigurationError(
-            f"a start at sigma={sigma:g} is not allowed: this model was trained at {low:.3g} … {high:.3g} and knows "
-            "nothing of other noise levels; take a sigma_start among these."
+            f"a start at sigma={sigma:g} is not allowed: this model was trained at {low:.3g} … {high:.3g} and is not "
+            "defined at other noise levels; choose sigma_start in that range."
         )

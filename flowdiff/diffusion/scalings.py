@@ -1,10 +1,9 @@
-"""Scalings: how a denoiser is put together from a raw network F.
+"""Scalings: how a denoiser is made from the output of a network F.
 
     D(x, σ, c) = c_skip·x + c_out·F(c_in·x, c_noise, c),      x = x0 + σ·noise
 
-Each scaling says what F has to output: with `eps` F is the noise, with `v` the velocity of the
-variance-preserving process, with `score` ∇ₓ log p_σ itself, with `edm` a mixture of noise and data whose
-variance is one at every σ.
+A scaling determines what F predicts: the noise (`eps`), the velocity of the variance-preserving process (`v`), the
+score ∇ₓ log p_σ itself (`score`), or a mixture of noise and data whose variance is one at every σ (`edm`).
 """
 
 from abc import ABC, abstractmethod
@@ -26,21 +25,26 @@ class Scalings(NamedTuple):
 
 
 class Scaling(ABC):
-    """A rule that gives the four coefficients at a noise level."""
+    """The four coefficients as functions of the noise level."""
 
     @abstractmethod
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:
-        """sigma (B,) > 0; sigma_data a scalar, the data's root mean square -> Scalings of (B,)."""
+        """The coefficients at each noise level.
+
+        Args:
+            sigma: noise levels, (B,), > 0, in data units.
+            sigma_data: root mean square of the data, a scalar.
+        """
 
 
 @register("scaling", "edm")
 class EDM(Scaling):
-    """F's input and its regression target have variance one at every σ, and F's errors are amplified least.
+    """The network's input and its target have variance one at every σ, and its errors are amplified least.
 
-    c_skip = σ_d²/(σ²+σ_d²), c_out = σσ_d/√(σ²+σ_d²), c_in = 1/√(σ²+σ_d²), c_noise = ¼ ln σ, with σ_d =
-    sigma_data.
-    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models,
-    2022, table 1.
+    c_skip = σ_d²/(σ²+σ_d²), c_out = σσ_d/√(σ²+σ_d²), c_in = 1/√(σ²+σ_d²), c_noise = ¼ ln σ,  σ_d = sigma_data
+
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
+    table 1.
     """
 
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:
@@ -55,10 +59,13 @@ class EDM(Scaling):
 
 @register("scaling", "eps")
 class Eps(Scaling):
-    """F predicts the noise: D = x − σ·F(x/√(σ²+1), σ).
+    """The network predicts the noise: D = x − σ·F(x/√(σ²+1), σ).
 
-    c_skip = 1, c_out = −σ, c_in = 1/√(σ²+1), c_noise = σ. It does not depend on sigma_data.
-    Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020 (x_VP = x/√(σ²+1)).
+    c_skip = 1, c_out = −σ, c_in = 1/√(σ²+1), c_noise = σ
+
+    x/√(σ²+1) is the noised sample of the variance-preserving process. sigma_data is not used.
+
+    Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020.
     """
 
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:
@@ -67,10 +74,12 @@ class Eps(Scaling):
 
 @register("scaling", "v")
 class V(Scaling):
-    """F predicts the velocity v = α·noise − σ_VP·x0 of the variance-preserving process, α = 1/√(σ²+1), σ_VP =
-    σα.
+    """The network predicts the velocity v = α·noise − σα·x0 of the variance-preserving process, α = 1/√(σ²+1).
 
-    c_skip = 1/(σ²+1), c_out = −σ/√(σ²+1), c_in = 1/√(σ²+1), c_noise = σ. It does not depend on sigma_data.
+    c_skip = 1/(σ²+1), c_out = −σ/√(σ²+1), c_in = 1/√(σ²+1), c_noise = σ
+
+    sigma_data is not used.
+
     Source: Salimans, Ho, Progressive distillation for fast sampling of diffusion models, 2022.
     """
 
@@ -81,11 +90,14 @@ class V(Scaling):
 
 @register("scaling", "score")
 class Score(Scaling):
-    """F is the score s = ∇ₓ log p_σ(x) itself: D = x + σ²·s.
+    """The network is the score s = ∇ₓ log p_σ(x) itself: D = x + σ²·s.
 
-    c_skip = 1, c_out = σ², c_in = 1, c_noise = σ. It does not depend on sigma_data. The one scaling for a
-    score flow, whose output is the gradient of its own log-density and may be neither rescaled nor shifted.
-    Source: Tweedie's formula, in Efron, Tweedie's formula and selection bias, 2011.
+    c_skip = 1, c_out = σ², c_in = 1, c_noise = σ
+
+    A score flow needs this scaling: its output is the gradient of its own log-density, which must be neither rescaled
+    nor shifted. sigma_data is not used.
+
+    Source: Efron, Tweedie's formula and selection bias, 2011.
     """
 
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:

@@ -1,7 +1,7 @@
 """Sigma samplers: the noise levels of a training batch, σ = Q(u), u uniform in (0, 1), Q a quantile function.
 
-`stratified` draws u_i = (i + U_i)/n, i = 0 … n−1, in random order, instead of n independent ones: every σ
-still follows the law, but a batch covers it evenly, so that the loss averaged over a batch varies less.
+`stratified` draws u_i = (i + U_i)/n, i = 0 … n−1, in random order, instead of n independent numbers: every σ still
+follows the distribution, but a batch covers it evenly, so that the loss averaged over a batch varies less.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from flowdiff.registry import register
 
 
 class SigmaSampler(ABC):
-    """A law of training noise levels, given by its quantile function.
+    """A distribution of training noise levels, given by its quantile function.
 
-    stratified: whether the n draws of a call are spread evenly over the law (see the module).
+    Args:
+        stratified: whether the n draws of a call are spread evenly over the distribution.
     """
 
     def __init__(self, stratified: bool):
@@ -29,31 +30,47 @@ class SigmaSampler(ABC):
     def __call__(
         self, n: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
-        """n noise levels: (n,) in the default floating type, on `device`.
+        """Draw n noise levels, (n,), in the default floating-point type.
 
-        generator: draws on its own device, so that a CPU generator gives the same σ on every device.
+        Args:
+            n: how many, ≥ 0.
+            generator: it draws on its own device, so that a CPU generator gives the same σ on every device.
+            device: where the result is placed; by default where the numbers were drawn.
         """
         source = device if generator is None else generator.device
         u = torch.rand(n, generator=generator, device=source)
         if self.stratified:
             u = (torch.arange(n, device=source) + u) / n
             u = u[torch.randperm(n, generator=generator, device=source)]
-        # rounding produces u = 0 and u = 1, where a law without bounds has σ = 0 and σ = ∞
+        # rounding produces u = 0 and u = 1, where an unbounded distribution has σ = 0 and σ = ∞
         margin = torch.finfo(u.dtype).eps / 2
         return self.quantile(u.clamp(margin, 1 - margin)).to(device or source)
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The σ below which a share u of the law lies: u (n,) in (0, 1) -> (n,), never decreasing."""
+        """The σ below which a fraction u of the distribution lies, like u; u (n,) in (0, 1). Never decreasing in u."""
+
+    def nearest(self, sigma: Tensor) -> Tensor:
+        """The nearest noise levels that this distribution can draw, like sigma (any shape, > 0).
+
+        A model is asked only at these levels. A continuous distribution returns sigma unchanged, which is the default.
+        """
+        return sigma
 
 
 @register("sigma_sampler", "edm")
 class EDM(SigmaSampler):
-    """Log-normal: ln σ ~ N(p_mean, p_std²).
+    """Log-normal noise levels.
 
-    p_mean: mean of ln σ; p_std > 0: its standard deviation.
-    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models,
-    2022, table 1.
+    ln σ ~ N(p_mean, p_std²)
+
+    Args:
+        p_mean: mean of ln σ.
+        p_std: standard deviation of ln σ, > 0.
+        stratified: whether the draws of a batch are spread evenly over the distribution.
+
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
+    table 1.
     """
 
     def __init__(self, *, p_mean: float, p_std: PositiveFloat, stratified: bool):
@@ -67,11 +84,20 @@ class EDM(SigmaSampler):
 
 @register("sigma_sampler", "log_uniform")
 class LogUniform(SigmaSampler):
-    """ln σ uniform between ln sigma_min and ln sigma_max.
+    """Noise levels uniform in ln σ.
 
-    0 < sigma_min < sigma_max: in data units; ConfigurationError otherwise.
-    Source: Song, Ermon, Improved techniques for training score-based generative models, 2020 (geometric noise
-    levels, each equally likely), in its continuous limit.
+    σ = sigma_min·(sigma_max/sigma_min)^u,  u ~ U(0, 1)
+
+    Args:
+        sigma_min: smallest noise level, > 0, in data units.
+        sigma_max: largest noise level, > sigma_min, finite, in data units.
+        stratified: whether the draws of a batch are spread evenly over the distribution.
+
+    Raises:
+        ConfigurationError: sigma_min is not below sigma_max, or one of them is infinite.
+
+    Source: Song, Ermon, Improved techniques for training score-based generative models, 2020 (geometric noise levels,
+    each equally likely), in its continuous limit.
     """
 
     def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat, stratified: bool):
@@ -86,9 +112,20 @@ class LogUniform(SigmaSampler):
 
 @register("sigma_sampler", "discrete")
 class Discrete(SigmaSampler):
-    """A level of a discrete model's table, all equally likely.
+    """Noise levels of a discrete diffusion model's table, all equally likely.
 
-    table, num_levels, beta_start, beta_end: see `flowdiff.diffusion.schedules.ddpm_sigmas`.
+    σ_t = √((1−ᾱ_t)/ᾱ_t),  ᾱ_t = Π_{s≤t} (1 − β_s),  t uniform in 1 … num_levels
+
+    Args:
+        table: formula of β, `linear`, `sqrt_linear` or `cosine`.
+        num_levels: number of levels in the table, ≥ 2.
+        beta_start: first β, in (0, 1); null takes the table's usual one; `cosine` allows null only.
+        beta_end: last β, in (0, 1); null takes the table's usual one; `cosine` allows null only.
+        stratified: whether the draws of a batch are spread evenly over the distribution.
+
+    Raises:
+        ConfigurationError: num_levels is below 2, or a β is outside (0, 1) or given for table=cosine.
+
     Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020.
     """
 
@@ -113,7 +150,7 @@ class Discrete(SigmaSampler):
 
         Rounding is in ln σ because a denoiser's task changes with the ratio of noise levels, not with their
         difference: between neighbours a < b the border is √(ab). In linear σ it would be (a+b)/2, nearer to b
-        in ratio, and a σ just below it would be treated as if it were almost b/a times smaller than it is.
+        in ratio, and a σ just below it would be rounded to a, which is smaller by a factor of almost (1 + b/a)/2.
         """
         log_levels = self.levels.log()
         midpoints = ((log_levels[1:] + log_levels[:-1]) / 2).to(sigma.device)

@@ -1,8 +1,7 @@
 """Weightings w(σ) of the denoising loss w(σ)·‖D(x, σ) − x0‖².
 
-The signal-to-noise ratio of x = x0 + σ·noise is SNR = σ⁻². All weights are for the error of D in data units;
-multiplied by c_out² of a scaling they
-become the weights of the error of its raw network F.
+The signal-to-noise ratio of x = x0 + σ·noise is SNR = σ⁻². Every weight applies to the error of D in data units;
+multiplied by c_out² of a scaling it becomes the weight of the error of the network F.
 """
 
 from abc import ABC, abstractmethod
@@ -15,20 +14,28 @@ from flowdiff.registry import register
 
 
 class Weighting(ABC):
-    """A rule that weighs the squared error of D at a noise level."""
+    """The weight of the squared error of D as a function of the noise level."""
 
     @abstractmethod
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
-        """sigma (B,) > 0; sigma_data a scalar, the data's root mean square -> weights (B,) > 0."""
+        """The weights, (B,), > 0.
+
+        Args:
+            sigma: noise levels, (B,), > 0, in data units.
+            sigma_data: root mean square of the data, a scalar.
+        """
 
 
 @register("weighting", "edm")
 class EDM(Weighting):
-    """w = (σ²+σ_d²)/(σσ_d)²: the unweighted loss of F under the `edm` scaling.
+    """The unweighted loss of F under scaling=edm.
+
+    w = (σ²+σ_d²)/(σσ_d)²,  σ_d = sigma_data
 
     A network that outputs zero has a loss of about one at every σ.
-    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models,
-    2022, table 1.
+
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
+    table 1.
     """
 
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
@@ -37,7 +44,9 @@ class EDM(Weighting):
 
 @register("weighting", "eps")
 class Eps(Weighting):
-    """w = σ⁻² = SNR: the unweighted loss of the predicted noise.
+    """The unweighted loss of the predicted noise.
+
+    w = σ⁻² = SNR
 
     Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020, equation 14.
     """
@@ -48,7 +57,9 @@ class Eps(Weighting):
 
 @register("weighting", "v")
 class V(Weighting):
-    """w = (σ²+1)/σ² = SNR + 1: the unweighted loss of the predicted velocity.
+    """The unweighted loss of the predicted velocity.
+
+    w = (σ²+1)/σ² = SNR + 1
 
     Source: Salimans, Ho, Progressive distillation for fast sampling of diffusion models, 2022.
     """
@@ -67,11 +78,14 @@ class Unit(Weighting):
 
 @register("weighting", "min_snr")
 class MinSNR(Weighting):
-    """w = min(σ⁻², γ): the noise loss, without letting nearly clean samples outweigh all others.
+    """The loss of the predicted noise with a largest weight, so that nearly clean samples do not dominate.
 
-    gamma (γ > 0): the largest weight. For γ → ∞ this is `eps`.
-    Source: Hang, Gu, Li, Bao, Chen, Hu, Geng, Guo, Efficient diffusion training via min-SNR weighting
-    strategy, 2023.
+    w = min(σ⁻², γ); for γ → ∞ this is `eps`.
+
+    Args:
+        gamma: γ, the largest weight, > 0.
+
+    Source: Hang, Gu, Li, Bao, Chen, Hu, Geng, Guo, Efficient diffusion training via min-SNR weighting strategy, 2023.
     """
 
     def __init__(self, *, gamma: PositiveFloat):
@@ -83,11 +97,15 @@ class MinSNR(Weighting):
 
 @register("weighting", "soft_min_snr")
 class SoftMinSNR(Weighting):
-    """w = γ·SNR/(γ + SNR) = 1/(σ² + 1/γ): `min_snr` with its corner rounded off.
+    """`min_snr` with its corner rounded off.
 
-    gamma (γ > 0): the weight as σ → 0. γ = 1/σ_d² gives the weight 1/(σ²+σ_d²), k-diffusion's "soft-min-snr".
-    Source: Crowson, Baumann, Birch, Abraham, Kaplan, Shippole, Scalable high-resolution pixel-space image
-    synthesis with hourglass diffusion transformers, 2024; in code in k-diffusion.
+    w = γ·SNR/(γ + SNR) = 1/(σ² + 1/γ); γ = 1/σ_d² gives 1/(σ²+σ_d²), k-diffusion's "soft-min-snr".
+
+    Args:
+        gamma: γ, the weight as σ → 0, > 0.
+
+    Source: Crowson, Baumann, Birch, Abraham, Kaplan, Shippole, Scalable high-resolution pixel-space image synthesis
+    with hourglass diffusion transformers, 2024; in code in k-diffusion.
     """
 
     def __init__(self, *, gamma: PositiveFloat):

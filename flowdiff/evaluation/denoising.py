@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowdiff.data.encoded import as_seen_by, is_autoencoder
-from flowdiff.data.readers import dequantised
+from flowdiff.data.encoded import in_model_space
 from flowdiff.diffusion.losses.elbo import latent_noise
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation.densities.likelihood import mean_and_error
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.base import AutoencoderNetwork
 from flowdiff.noise import generators, randn_like
 from flowdiff.shapes import append_dims, mean_except_batch
 
@@ -28,7 +29,7 @@ LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2
 
 
 def denoising_loss(
-    denoiser: nn.Module,
+    denoiser: ConditionedDenoiser,
     data: Any,
     cond_of: Callable[[Tensor], Conditioning | None],
     *,
@@ -45,13 +46,13 @@ def denoising_loss(
     Source: Karras, Aittala, Aila and Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022.
     """
     device = denoiser.sigma_data.device
-    data = as_seen_by(denoiser, data)
+    data = in_model_space(denoiser, data)
     sigmas = stratified_sigmas(len(data.test), num_levels, seed)  # (N, num_levels)
     losses = []
     for indices in torch.arange(len(data.test)).split(batch_size):
         batch = data.test[indices]
         sources = generators(seed, indices.tolist())
-        x0 = dequantised(data, batch.x, sources)
+        x0 = data.dequantize(batch.x, sources)
         cond = cond_of(batch.label.to(device))
         total = torch.zeros(len(indices), dtype=torch.float64)
         for level in range(num_levels):
@@ -65,15 +66,19 @@ def denoising_loss(
     return mean_and_error(torch.cat(losses))
 
 
-def loss_of_test(denoiser: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None) -> Tensor:
+def loss_of_test(
+    denoiser: ConditionedDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None
+) -> Tensor:
     """What the test loss is the mean of, for each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
-    if is_autoencoder(denoiser):
+    if isinstance(denoiser.network, AutoencoderNetwork):
         autoencoder = denoiser.network.autoencoder
         return -autoencoder.elbo(x0, latent_noise(noise, autoencoder.latent_shape)).bound / x0[0].numel()
     return edm_loss(denoiser, x0, sigma, noise, cond)
 
 
-def edm_loss(denoiser: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None) -> Tensor:
+def edm_loss(
+    denoiser: ConditionedDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None
+) -> Tensor:
     """The loss of the module's equation for each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
     error = denoiser(x0 + append_dims(sigma, x0.ndim) * noise, sigma, cond) - x0
     weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2

@@ -1,4 +1,4 @@
-"""`python sample.py run=<run folder> evaluate=true …`: what ways of sampling are worth, in evaluations.csv and W&B."""
+"""`python sample.py run=<run folder> evaluate=true …`: measure ways of sampling, into evaluations.csv and the logger."""
 
 from __future__ import annotations
 
@@ -6,117 +6,152 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from flowdiff import config
+from torch import Tensor
+
+from flowdiff.diffusion.guidance import Guidance
+from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.diffusion.samplers.base import Sampler
+from flowdiff.diffusion.schedules import Schedule
+from flowdiff.evaluation import ranks
+from flowdiff.evaluation.metrics import Metrics
+from flowdiff.evaluation.sample_accuracy import sample_accuracy
+from flowdiff.progress import counting
+from flowdiff.runs.result_table import rows_of, show_rows
 from flowdiff.runs.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from flowdiff.evaluation.metrics import Metrics
-    from flowdiff.training.assembly import Parts
 
 log = logging.getLogger(__name__)
 
-_densities: dict[tuple[str, int, str], dict[str, float]] = {}  # of each checkpoint, by each metrics
+Row = dict[str, Any]
+SAMPLED_BY = ("sampler", "schedule", "guidance")  # groups whose settings describe how samples were drawn
 
-SAMPLED_BY = ("sampler", "schedule", "guidance")  # groups whose settings say how was sampled
+_densities: dict[tuple[str, int, str], dict[str, float]] = {}  # by checkpoint, its time and the metrics' settings
 
 
-class Way(NamedTuple):
-    """One way to samples: what it is called in samples.npz, and where it starts."""
+@dataclass(frozen=True)
+class Way:
+    """One way to draw samples: its name in samples.npz, and where it starts."""
 
     name: str
     start: str
     sigma_start: float | None
 
 
-def evaluate(
-    settings: Mapping[str, Any], ways: list[Way], parts: Parts, folder: RunFolder, options: Mapping[str, Any]
-) -> float | None:
-    """Measure the density and each way's samples as the run's own evaluation does; a row each in evaluations.csv.
+@dataclass(frozen=True)
+class Request:
+    """What to sample, and how: built parts, and the settings that describe them in tables.
 
-    options: what `ConditionedDenoiser.sample` takes beside the way. Of several processes each draws its share of the
-    samples, and the first writes. Returns the Fréchet distance of the last way, None where there is none.
+    settings holds the config of sample.py: the groups of SAMPLED_BY, `metrics`, seed and class_label.
     """
-    from flowdiff.evaluation import ranks
-    from flowdiff.registry import create
-    from flowdiff.runs.result_table import rows_of, show_rows
 
-    parts.data.prepare_data()
-    parts.data.setup()
-    config_ = config.of_run(folder)
-    metrics = create("metrics", settings["metrics"], data=parts.data)
-    denoiser = parts.denoiser
+    sampler: Sampler
+    schedule: Schedule
+    guidance: Guidance
+    label: int | list[int] | None
+    seed: int
+    batch_size: int
+    settings: Mapping[str, Any]
+
+    def options(self, way: Way) -> dict[str, Any]:
+        """Arguments of `ConditionedDenoiser.sample`, without seed and progress."""
+        return {
+            "label": self.label,
+            "sampler": self.sampler,
+            "schedule": self.schedule,
+            "guidance": self.guidance,
+            "batch_size": self.batch_size,
+            "start": way.start,
+            "sigma_start": way.sigma_start,
+        }
+
+    def columns(self, way: Way) -> Row:
+        """How a way samples, as columns: of each group its name, <group>, and its settings, <group>_<key>."""
+        row: Row = {}
+        for group in SAMPLED_BY:
+            node = self.settings[group]
+            row[group] = node["name"]
+            row |= {f"{group}_{key}": _cell(value) for key, value in node.items() if key != "name"}
+        row["num_steps"] = row.pop("sampler_num_steps")
+        asked = {"sigma_start": way.sigma_start, "class_label": self.label}
+        row |= {"start": way.start, **{key: "" if value is None else value for key, value in asked.items()}}
+        return {**row, "seed": self.seed}
+
+    def describe(self, way: Way) -> str:
+        """A way of sampling in words."""
+        if way.start == "prior":
+            return "the autoencoder's prior"
+        guidance, sampler = self.settings["guidance"], self.settings["sampler"]
+        guided = "" if guidance["name"] == "none" else f", {guidance['name']}"
+        if "scale" in guidance:
+            guided += f" at scale {guidance['scale']:g}"
+        steps = f"{sampler['name']} with {sampler['num_steps']} steps{guided}"
+        if way.start == "noise":
+            return f"diffusion, {steps}"
+        if way.sigma_start is None:
+            return "one-shot flow"
+        return f"flow at σ = {way.sigma_start:.3g}, then {steps}"
+
+
+def evaluate(
+    request: Request,
+    ways: list[Way],
+    denoiser: ConditionedDenoiser,
+    metrics: Metrics,
+    folder: RunFolder,
+    run_seed: int,
+    log_rows: Callable[[list[Row]], None],
+) -> float | None:
+    """Measure the density and the samples of each way like the run's own evaluation; one row each in evaluations.csv.
+
+    Several processes share the samples; the first one writes.
+
+    Args:
+        request: how to sample.
+        ways: the starts to compare.
+        denoiser: the model.
+        metrics: what to measure; its data are set up.
+        folder: the run folder.
+        run_seed: seed of the run, which the density is measured with.
+        log_rows: passes the rows on to the run's logger.
+
+    Returns:
+        The Fréchet distance of the last way; None if it was not measured.
+    """
     metrics.check(denoiser)
-    known = str(folder.checkpoint.resolve()), folder.checkpoint.stat().st_mtime_ns, json.dumps(settings["metrics"])
-    if known not in _densities:  # no way of sampling changes them, so that a sweep measures them once
-        sigma_min = create("schedule", config_["schedule"]).sigma_min
-        _densities[known] = metrics.densities(denoiser, denoiser.cond_of, sigma_min, config_["seed"])
+    checkpoint = folder.checkpoint
+    known = str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns, json.dumps(request.settings["metrics"])
+    if known not in _densities:  # no way of sampling changes the density: a sweep measures it once
+        _densities[known] = metrics.densities(denoiser, run_seed)
     densities = _densities[known]
     rows, distance = [], None
     for way in ways:
-        numbers = _measure(settings, way, denoiser, metrics, options)
-        rows.append({**columns(settings, way), **numbers, **densities})
+        numbers = _measure(request, way, denoiser, metrics)
+        row = {**request.columns(way), **numbers, **densities}
         if ranks.rank() == 0:
-            rows[-1] = {"number": folder.append_evaluation(rows[-1]), **rows[-1]}
-            show_rows(f"{folder.path}: {describe(settings, way)}", rows_of({**numbers, **densities}))
+            row = {"number": folder.append_evaluation(row), **row}
+            show_rows(f"{folder.path}: {request.describe(way)}", rows_of({**numbers, **densities}))
+        rows.append(row)
         distance = next((value for key, value in numbers.items() if key.startswith(("fd_", "fid"))), None)
     if ranks.rank() == 0:
         log.info("appended to %s", folder.evaluations)
-        _log(config_, folder, rows)
+        log_rows(rows)
     return distance
 
 
-def columns(settings: Mapping[str, Any], way: Way) -> dict[str, Any]:
-    """How was sampled, as columns: of each group its name, <group>, and its settings, <group>_<key>."""
-    row: dict[str, Any] = {}
-    for group in SAMPLED_BY:
-        row[group] = settings[group]["name"]
-        row |= {f"{group}_{key}": _as_yaml(value) for key, value in settings[group].items() if key != "name"}
-    row["num_steps"] = row.pop("sampler_num_steps")
-    asked = {"sigma_start": way.sigma_start, "class_label": settings["class_label"]}
-    row |= {"start": way.start, **{key: "" if value is None else value for key, value in asked.items()}}
-    return {**row, "seed": settings["seed"]}
-
-
-def _as_yaml(value: Any) -> Any:
-    """Numbers and text as they are, else null, true, [0.2, 3.0]; an empty cell says that there is no such setting."""
+def _cell(value: Any) -> Any:
+    """Numbers and text as they are, else YAML such as null, true, [0.2, 3.0]; an empty cell means "no such setting"."""
     return value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
-def describe(settings: Mapping[str, Any], way: Way) -> str:
-    """A way of sampling in words."""
-    if way.start == "prior":
-        return "the autoencoder's prior"
-    guidance = settings["guidance"]
-    guided = "" if guidance["name"] == "none" else f", {guidance['name']}"
-    if "scale" in guidance:
-        guided += f" at scale {guidance['scale']:g}"
-    sampler = f"{settings['sampler']['name']} with {settings['sampler']['num_steps']} steps{guided}"
-    if way.start == "noise":
-        return f"diffusion, {sampler}"
-    if way.sigma_start is None:
-        return "one-shot flow"
-    return f"flow at σ = {way.sigma_start:.3g}, then {sampler}"
-
-
-def _measure(
-    settings: Mapping[str, Any], way: Way, denoiser: Any, metrics: Metrics, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the samples of one way are worth, and what they cost: nfe (evaluations of a network per sample), seconds."""
-    from flowdiff.evaluation import ranks
-    from flowdiff.evaluation.sample_accuracy import sample_accuracy
-    from flowdiff.progress import counting
-
+def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics: Metrics) -> dict[str, Any]:
+    """The quality of one way's samples and their cost: nfe (network evaluations per sample) and seconds."""
     if not metrics.with_frechet:
         return {}
-    guide = options["guidance"](denoiser)
-    options = {**options, "start": way.start, "sigma_start": way.sigma_start}
-    judge = metrics.extractor  # made now: what it takes is no part of the seconds
+    judge = metrics.extractor  # made now, so that the seconds do not include its training
     judged = []
     drawn = 0
 
@@ -124,35 +159,25 @@ def _measure(
         nonlocal drawn
         mine = ranks.share(n)
         drawn += len(mine)
-        x = ranks.gathered(denoiser.sample(n, seed=seed, indices=mine, progress=progress, **options).cpu(), n)
-        if judge.accuracy is not None and (labels := denoiser.labels(n, options["label"])) is not None:
+        x = denoiser.sample(n, seed=seed, indices=mine, progress=progress, **request.options(way))
+        x = ranks.gathered(x.cpu(), n)
+        if judge.accuracy is not None and (labels := denoiser.labels(n, request.label)) is not None:
             judged.append((x, labels))
         return x
 
-    before, began = guide.evaluations, time.perf_counter()
+    before, began = request.guidance.evaluations, time.perf_counter()
     with counting("sampling for evaluation") if ranks.rank() == 0 else nullcontext() as progress:
-        numbers = metrics.quality(sample, settings["seed"])
+        numbers = metrics.quality(sample, request.seed)
     seconds = time.perf_counter() - began
     accuracies = [sample_accuracy(judge, metrics.data, x, labels, metrics.batch_size) for x, labels in judged]
-    cost = {"nfe": ranks.total(guide.evaluations - before) / ranks.total(drawn), "seconds": round(seconds, 3)}
+    evaluations = ranks.total(request.guidance.evaluations - before)
+    cost = {"nfe": evaluations / ranks.total(drawn), "seconds": round(seconds, 3)}
     return {**cost, **numbers, **_mean("sample_accuracy", accuracies, judge.accuracy)}
 
 
-def _mean(name: str, values: list[float], floor: float | None) -> dict[str, float]:
-    """Mean of a number over the repeats, its standard deviation if there are several, and what real samples reach."""
+def _mean(name: str, values: list[float], floor: float | None) -> dict[str, Any]:
+    """Mean over the repeats, the standard deviation if there are several, and the value of real samples."""
     if not values:
         return {}
     spread = {f"{name}_sd": statistics.stdev(values)} if len(values) > 1 else {}
     return {name: statistics.fmean(values), **spread, f"{name}_floor": floor}
-
-
-def _log(config_: Mapping[str, Any], folder: RunFolder, rows: list[dict[str, Any]]) -> None:
-    """Append the rows to the run that a logger keeps elsewhere, once that run has ended."""
-    from flowdiff.registry import create
-
-    if not folder.is_complete:
-        log.info("%s is not complete yet: its logger hears nothing of this evaluation", folder.path)
-        return
-    result = folder.result()
-    about = {key: result.get(key) for key in ("run_id", "name", "sweep")}
-    create("logger", config_["logger"]).evaluations(folder.path, {**about, "tags": config_["tags"]}, rows)

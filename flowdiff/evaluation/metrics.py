@@ -20,14 +20,14 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from flowdiff.evaluation.comparisons.base import Metric
+from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.denoising import denoising_loss
-from flowdiff.evaluation.densities.autoencoding import autoencoder_of, latent_statistics
+from flowdiff.evaluation.densities.autoencoding import latent_statistics
 from flowdiff.evaluation.densities.densities import Densities, OdeSettings
 from flowdiff.evaluation.features.choose import build_extractor, check_extractable
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
-from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import check, hyperparameters, register, resolve
 
 FRECHET = "frechet"
@@ -91,7 +91,6 @@ class Metrics:
             check_extractable(data, self.inception_weights)
         self._densities = Densities(
             data,
-            sigma_eval=sigma_eval,
             sigma_sweep=sigma_sweep,
             batch_size=batch_size,
             likelihood=likelihood,
@@ -101,13 +100,17 @@ class Metrics:
             interpolate=interpolate,
         )
 
-    def check(self, denoiser: nn.Module) -> None:
+    def check(self, denoiser: ConditionedDenoiser) -> None:
         """Raise ConfigurationError where something is asked for that this model or these data cannot give."""
         self._densities.check(denoiser)
 
-    def wants(self, key: str, denoiser: nn.Module) -> bool:
+    def wants(self, key: str, denoiser: ConditionedDenoiser) -> bool:
         """Whether `ode`, `classify`, `outliers` or `interpolate` is to be done with this model."""
         return self._densities.wants(key, denoiser)
+
+    def sigma_of(self, denoiser: ConditionedDenoiser) -> float:
+        """The noise level of the likelihood: sigma_eval, or the smallest level that the model samples at."""
+        return self.sigma_eval or denoiser.sampling.schedule.sigma_min
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -135,16 +138,13 @@ class Metrics:
 
     def evaluate(
         self,
-        denoiser: nn.Module,
+        denoiser: ConditionedDenoiser,
         sample_fn: Callable[[int, int], Tensor],
-        cond_of: Callable[[Tensor], Conditioning | None],
-        sigma_min: float,
         seed: int,
     ) -> dict[str, float]:
         """Everything in the final table.
 
-        sample_fn(n, seed) returns n samples in model space; cond_of maps labels (B,) to a Conditioning or None;
-        sigma_min is the likelihood's σ where sigma_eval is null. The denoiser is in eval mode meanwhile. Returns
+        sample_fn(n, seed) returns n samples in model space. The denoiser is in eval mode meanwhile. Returns
 
         always: test_loss, test_loss_se;
         frechet: what `quality` returns;
@@ -155,24 +155,24 @@ class Metrics:
             results["test_loss"], results["test_loss_se"] = denoising_loss(
                 denoiser,
                 self.data,
-                cond_of,
+                denoiser.cond_of,
                 seed=seed,
                 batch_size=self.batch_size,
                 num_levels=self.sigmas_per_sample,
             )
             if self.with_frechet:
                 results |= self.quality(sample_fn, seed)
-            results |= self.densities(denoiser, cond_of, sigma_min, seed)
+            results |= self.densities(denoiser, seed)
         return results
 
     @torch.no_grad()
-    def autoencoding(self, denoiser: nn.Module) -> dict[str, float]:
+    def autoencoding(self, denoiser: ConditionedDenoiser) -> dict[str, float]:
         """What the autoencoder is worth that this model is, or whose latents it is of; {} where there is none.
 
         reconstruction_mse, kl, active_units, latent_dims; frechet: reconstruction_fd_<extractor>, the distance of the
         test split's reconstructions, which no samples of latents can be expected to beat by much.
         """
-        autoencoder = autoencoder_of(denoiser)
+        autoencoder = denoiser.autoencoder
         if autoencoder is None:
             return {}
         found, seen = latent_statistics(autoencoder, self.data, self.batch_size)
@@ -215,9 +215,7 @@ class Metrics:
 
     def densities(
         self,
-        denoiser: nn.Module,
-        cond_of: Callable[[Tensor], Conditioning | None],
-        sigma_min: float,
+        denoiser: ConditionedDenoiser,
         seed: int,
     ) -> dict[str, float]:
         """The part of the table that needs no samples: {} for a network that is no density, unless ode is asked for.
@@ -233,7 +231,7 @@ class Metrics:
         Of a density of latents all is nats per dimension of z, and called latent_…; likelihood adds bpd_bound, its _se,
         a bound on the images. An autoencoder, and the first stage of any model, adds what `autoencoding` returns.
         """
-        return self._densities(denoiser, cond_of, sigma_min, seed) | self.autoencoding(denoiser)
+        return self._densities(denoiser, self.sigma_of(denoiser), seed) | self.autoencoding(denoiser)
 
     def _samples(self, x: Tensor) -> Generated:
         return Generated(x, self.extractor, self.data, self.batch_size)
@@ -245,7 +243,7 @@ class Metrics:
         return self.comparisons[name](samples, self.train, self.test)
 
 
-def comparisons(lines: Mapping[str, Mapping[str, Any] | None], data: Any) -> dict[str, Metric]:
+def comparisons(lines: Mapping[str, Mapping[str, Any] | None], data: Any) -> dict[str, Comparison]:
     """The metrics that the lines {name: settings} describe; ConfigurationError where one does not suit the data."""
     found = {}
     for name, settings in lines.items():

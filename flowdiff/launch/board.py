@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live table on a terminal, a line per event elsewhere."""
+"""The display of a running sweep: a live table on a terminal, one line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 from flowdiff.runs.run_folder import RunFolder
 
 State = Literal["queued", "running", "done", "pruned", "skipped", "failed", "stopped", "busy"]
-# In the table, from top to bottom; what ends is said beside it.
+# In the order of the table, from top to bottom.
 STYLES: dict[State, str] = {
     "running": "bold",
     "failed": "red",
@@ -31,7 +31,7 @@ STYLES: dict[State, str] = {
 
 @dataclass
 class Row:
-    """One run of the sweep, as the board knows it. note: what is said when its state changes, one sentence."""
+    """One run on the board. note: a sentence about its last change of state; started: time.monotonic() of its start."""
 
     name: str
     folder: RunFolder
@@ -43,13 +43,13 @@ class Row:
     step: int = 0
     loss: float | None = None
 
-    def look(self) -> None:
-        """Read how far the run is."""
+    def update(self) -> None:
+        """Read step and loss from the run folder."""
         step, self.loss = self.folder.progress()
         self.step = min(step, self.max_steps)
 
     def remaining(self) -> float | None:
-        """Seconds of training left at the pace so far; None before there is a pace."""
+        """Estimated seconds of training left; None before the first step."""
         done = self.step - self.first_step
         if self.state != "running" or done <= 0:
             return None
@@ -57,7 +57,7 @@ class Row:
 
 
 class Board:
-    """Shows rows; `change` moves one to another state. Used as a context manager around the sweep."""
+    """Shows the runs of a sweep; a context manager around the sweep. `change` moves a row to another state."""
 
     def __init__(self, rows: list[Row], console: Console | None = None):
         self.rows = rows
@@ -77,32 +77,32 @@ class Board:
             self._live = None
 
     def change(self, row: Row, state: State, note: str = "") -> None:
-        """Move a row to a state, and say so where there is no table to show it."""
+        """Move a row to another state, and print it if there is no table."""
         row.state, row.note = state, note
         if state == "running":
             row.started = time.monotonic()
-            row.look()
+            row.update()
             row.first_step = row.step
         if self._live is None:
-            place = f"{sum(r.state not in ('queued', 'running') for r in self.rows)}/{len(self.rows)}"
-            self.say(f"{place:>7}  {state:<7}  {row.name}{'  ' if note else ''}{note}")
+            ended = f"{sum(r.state not in ('queued', 'running') for r in self.rows)}/{len(self.rows)}"
+            self.say(f"{ended:>7}  {state:<7}  {row.name}{'  ' if note else ''}{note}")
 
     def say(self, message: str) -> None:
-        """One line, above the table if there is one."""
-        with suppress(OSError):  # a terminal that is gone, or a full disk, is no reason to stop a sweep
+        """Print one line, above the table if there is one."""
+        with suppress(OSError):  # a closed terminal or a full disk must not stop the sweep
             self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def refresh(self) -> None:
-        """Look at the runs that run, and show the table of now if there is one."""
+        """Update the running runs, and the table if there is one."""
         for row in self.rows:
             if row.state == "running":
-                row.look()
+                row.update()
         if self._live is not None:
             with suppress(OSError):
                 self._live.refresh()
 
     def table(self) -> Table:
-        """The table of now: what runs first, and as many rows as the terminal is high."""
+        """The current table: running runs first, cut to the height of the terminal."""
         counts = self.counts()
         table = Table(title=", ".join(f"{n} {state}" for state, n in counts.items()), title_justify="left", expand=True)
         table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
@@ -128,13 +128,13 @@ class Board:
         return table
 
     def counts(self) -> dict[State, int]:
-        """How many rows are in each state that has any."""
+        """Number of rows in each state, without the empty states."""
         found = Counter(row.state for row in self.rows)
         return {state: found[state] for state in STYLES if found[state]}
 
 
 def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,10 +1,12 @@
-"""A sweep on this machine: a pool of fresh processes, each forked from a server that has everything imported.
+"""A sweep on this machine: every run in a new process, forked from a server that has already imported everything.
 
-Every run gets a process of its own, so that nothing leaks from one to the next, and a slot: the GPUs it sees and the
-threads it may use. What became of a run is read from its folder, so a run is complete exactly when its folder says so.
-Ctrl-C, SIGTERM or SIGUSR2 asks every run to save at the end of its batch; Ctrl-C after that kills them. A hangup is
-survived. When this process itself is killed its runs die with it, and the same command goes on from their last
-checkpoints.
+Because each run has its own process, nothing leaks from one run to the next. Each run also has a slot: the GPUs that it
+sees and the threads that it may use. The outcome of a run is read from its folder, so a run is complete exactly when
+its folder says so.
+
+Ctrl-C, SIGTERM or SIGUSR2 asks every run to save at the end of its batch; a second Ctrl-C kills them. A sweep survives
+the loss of its terminal (SIGHUP). If the process of the sweep is killed, its runs die with it, and the same command
+continues from their last checkpoints.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -33,38 +35,48 @@ from rich.console import Console
 
 from flowdiff.errors import RunError
 from flowdiff.launch.board import Board, Row
-from flowdiff.launch.pending import pending, prepared
-from flowdiff.launch.session import announced
+from flowdiff.launch.pending import JobRows, pending_jobs, prepare_folders
+from flowdiff.launch.session import recorded_session
 from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
 from flowdiff.runs.identity import labels
-from flowdiff.runs.job import Interrupted, Job, Retry
-from flowdiff.runs.lock import Busy, owner
-from flowdiff.runs.signals import ASKING, STOPPED, heed, withheld
+from flowdiff.runs.job import RESUME_HINT, Interrupted, Job, Retry
+from flowdiff.runs.ownership import Busy, owner
+from flowdiff.runs.signals import EXIT_STOPPED, STOP_SIGNALS, exit_on_stop_signal, stop_signals_blocked
 
-# Exit status of a run's process, beside STOPPED.
-FAILED, BUSY = 1, 75
-LOOK = 0.5  # seconds between two looks at the progress of the runs
+# Exit statuses of a run's process, besides EXIT_STOPPED.
+EXIT_FAILED, EXIT_BUSY = 1, 75
+REFRESH = 0.5  # seconds between two updates of the board
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What trains a job, by name, so that this process need not import it: `module.function(job)`."""
+    """The function that trains a job, `module.function(job)`, by name: this process need not import it.
+
+    Args:
+        module: its module, imported by the fork server.
+        function: its name in the module.
+        preload: further modules that the fork server imports.
+    """
 
     module: str
     function: str
     preload: tuple[str, ...] = ()
 
     def load(self) -> Callable[[Job], Any]:
-        """The function."""
+        """Import the function."""
         return getattr(import_module(self.module), self.function)
 
 
 class LocalPool:
-    """Runs jobs on this machine. jobs_per_device: how many share a GPU (or the CPU), ≥ 1; None: what fits.
+    """Runs jobs on this machine.
 
-    killed_is: what a run is whose process was killed; "stopped" when whoever uses the pool will go on with it.
-    announces: whether `flowdiff status` and `flowdiff cancel` are to know this process as the one that runs the sweep.
+    Args:
+        worker: the function that trains a job.
+        jobs_per_device: how many runs share a GPU, or the CPU, ≥ 1; None: as many as fit (see `slots`).
+        console: where the board is shown.
+        state_if_killed: state of a run whose process was killed; "stopped" if the caller will start it again.
+        record_session: whether to record the session for `flowdiff status` and `flowdiff cancel`.
     """
 
     def __init__(
@@ -72,72 +84,77 @@ class LocalPool:
         worker: Worker,
         jobs_per_device: int | None = None,
         console: Console | None = None,
-        killed_is: Literal["failed", "stopped"] = "failed",
-        announces: bool = False,
+        state_if_killed: Literal["failed", "stopped"] = "failed",
+        record_session: bool = False,
     ):
         self.worker = worker
         self.jobs_per_device = jobs_per_device
         self.console = console
-        self.killed_is = killed_is
-        self.announces = announces
+        self.state_if_killed = state_if_killed
+        self.record_session = record_session
         self._context = multiprocessing.get_context("forkserver")
 
-    def warm(self) -> None:
-        """Start the server and return at once: it imports while this process does something else."""
-        from multiprocessing import forkserver
-
+    def prepare(self) -> None:
+        """Start the fork server and return at once: it imports while this process does something else."""
         self._context.set_forkserver_preload([self.worker.module, *self.worker.preload])
-        values = dict.fromkeys(THREADS, "1")  # for what is sized at import; a slot sets its own
+        values = dict.fromkeys(THREADS, "1")  # for thread pools created at import; a slot sets its own number
         values["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # no CUDA context before the fork
-        values["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it does not know ours
-        with _environment(values), _shielded():
+        values["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it does not inherit sys.path
+        with _environment(values), _signals_blocked_in_children():
             forkserver.ensure_running()
 
     def environment(self) -> AbstractContextManager[None]:
-        """Ours as it is."""
+        """The environment as it is."""
         return nullcontext()
 
-    def rehearsal(self, config: dict[str, Any]) -> dict[str, Any]:
-        """As it is: it runs where it is tried."""
+    def checkable_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The config as it is: the run is checked on the machine that trains it."""
         return config
 
     def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
-        """Run what is to be run; a row for each job, none of them queued or running. KeyboardInterrupt after Ctrl-C."""
-        self.warm()
+        """Run the jobs that are not complete.
+
+        Returns a row for each job; none is queued or running.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C.
+            ConfigurationError: this machine cannot run the jobs.
+        """
+        self.prepare()
         names = labels([job.overrides for job in jobs])
         rows = [Row(name, job.folder, job.max_steps) for name, job in zip(names, jobs, strict=True)]
         with Board(rows, self.console) as board:
-            chosen = pending(list(zip(jobs, rows, strict=True)), board, retry, force)
+            chosen = pending_jobs(list(zip(jobs, rows, strict=True)), board, retry, force)
             if chosen:
                 configs = [job.config for job, _ in chosen]
-                places = slots(configs, self.jobs_per_device, _gpus(jobs), available_cores())  # or a refusal
-                ready = prepared(chosen, board, force)
-                sweep = _Sweep(self._context, self.worker, board, ready, places, self.killed_is)
+                free = slots(configs, self.jobs_per_device, _gpus(jobs), available_cores())  # or ConfigurationError
+                ready = prepare_folders(chosen, board, force)
+                sweep = _Sweep(self._context, self.worker, board, ready, free, self.state_if_killed)
                 names = [job.path.name for job, _ in ready]
-                with announced(jobs[0].path.parent, names) if self.announces else nullcontext():
+                with recorded_session(jobs[0].path.parent, names) if self.record_session else nullcontext():
                     sweep.run()
         return rows
 
 
 class _Sweep:
-    """One sweep in progress: the queue, the free slots, and the processes that run."""
+    """A sweep in progress: the queue, the free slots and the running processes."""
 
     def __init__(
         self,
-        context: Any,
+        context: ForkServerContext,
         worker: Worker,
         board: Board,
-        queue: list[tuple[Job, Row]],
-        places: Sequence[Slot],
-        killed_is: Literal["failed", "stopped"],
+        queue: JobRows,
+        free: list[Slot],
+        state_if_killed: Literal["failed", "stopped"],
     ):
         self.context = context
         self.worker = worker
         self.board = board
         self.queue = queue
-        self.free = list(places)
-        self.killed_is = killed_is
-        self.running: dict[int, tuple[BaseProcess, Job, Row, Slot]] = {}  # by sentinel
+        self.free = free
+        self.state_if_killed = state_if_killed
+        self.running: dict[int, tuple[ForkServerProcess, Job, Row, Slot]] = {}  # by the process's sentinel
         self.asked: signal.Signals | None = None
 
     def run(self) -> None:
@@ -146,11 +163,12 @@ class _Sweep:
                 while self.running or (self.queue and not self.asked):
                     while self.queue and self.free and not self.asked:
                         self._start(*self.queue.pop(0), self.free.pop(0))
-                    for sentinel in wait(list(self.running), timeout=LOOK):
+                    ended = wait(list(self.running), timeout=REFRESH)
+                    for sentinel in [sentinel for sentinel in self.running if sentinel in ended]:
                         self._end(*self.running.pop(sentinel))
                     self.board.refresh()
             finally:
-                self._signal_all(signal.SIGKILL)  # none is left, unless this process goes down by an error
+                self._signal_all(signal.SIGKILL)  # only after an error in this process are there any
         if self.asked is signal.SIGINT:
             raise KeyboardInterrupt
         if self.asked is not None:
@@ -158,28 +176,28 @@ class _Sweep:
 
     def _start(self, job: Job, row: Row, slot: Slot) -> None:
         process = self.context.Process(target=_child, args=(self.worker, job, slot), name=row.name)
-        with _shielded():  # should the server have to be started again
+        with _signals_blocked_in_children():  # in case the server must be started again
             process.start()
         self.running[process.sentinel] = process, job, row, slot
         self.board.change(row, "running")
 
-    def _end(self, process: BaseProcess, job: Job, row: Row, slot: Slot) -> None:
+    def _end(self, process: ForkServerProcess, job: Job, row: Row, slot: Slot) -> None:
         process.join()
         self.free.append(slot)
-        row.look()
-        code = process.exitcode
+        row.update()
+        code = process.exitcode or 0  # None only before it has ended
         if job.folder.is_complete:
             row.step = row.max_steps
             self.board.change(row, "done")
         elif pruned := job.folder.pruned():
             self.board.change(row, "pruned", f"at step {pruned['step']:,}")
-        elif code == BUSY:
+        elif code == EXIT_BUSY:
             other = owner(job.path)
             by = f" by process {other['pid']} on {other['host']}" if other else ""
             self.board.change(row, "busy", f"{job.path} is being written{by}")
-        elif code in (STOPPED, -signal.SIGTERM) or (self.asked and code != FAILED):
-            self.board.change(row, "stopped", "the same command goes on from its last checkpoint")
-        elif code < 0 and self.killed_is == "stopped":
+        elif code in (EXIT_STOPPED, -signal.SIGTERM) or (self.asked and code != EXIT_FAILED):
+            self.board.change(row, "stopped", RESUME_HINT)
+        elif code < 0 and self.state_if_killed == "stopped":
             self.board.change(row, "stopped", f"ended by {signal.Signals(-code).name}")
         else:
             self.board.change(row, "failed", _failure(job, code))
@@ -191,22 +209,22 @@ class _Sweep:
             self.asked = self.asked or signal.Signals(number)
             if again and number == signal.SIGINT:
                 self._signal_all(signal.SIGKILL)
-            elif not again:  # a queue sends several signals for one stop
+            elif not again:  # a queue sends several signals
                 self._signal_all(signal.SIGTERM)
-                self.board.say("stopping: every run saves at the end of its batch; Ctrl-C again kills them")
+                self.board.say("stopping: every run saves at the end of its batch; press Ctrl-C again to kill them")
 
         terminals = [file for file in (1, 2) if os.isatty(file)]
 
         def hangup(number: int, frame: FrameType | None) -> None:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for file in terminals:  # writing to what is gone would be an error
-                os.dup2(nowhere, file)
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            for file in terminals:  # writing to a closed terminal would be an error
+                os.dup2(null, file)
+            os.close(null)
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, *ASKING)}
+        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, *STOP_SIGNALS)}
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup)
         try:
             yield
@@ -216,49 +234,57 @@ class _Sweep:
 
     def _signal_all(self, number: signal.Signals) -> None:
         for process, *_ in list(self.running.values()):
+            if (pid := process.pid) is None:
+                continue
             with suppress(ProcessLookupError):
-                # SIGKILL goes to its whole group: data workers and the ranks of a distributed run have no say.
-                if number == signal.SIGKILL and os.getpgid(process.pid) == process.pid:
-                    os.killpg(process.pid, number)
+                # SIGKILL goes to the whole process group, so that data workers and other ranks die too.
+                if number == signal.SIGKILL and os.getpgid(pid) == pid:
+                    os.killpg(pid, number)
                 else:
-                    os.kill(process.pid, number)
+                    os.kill(pid, number)
 
 
 def _child(worker: Worker, job: Job, slot: Slot) -> None:
-    """The life of one run's process."""
-    os.setsid()  # Ctrl-C is for the parent, which tells us
-    gc.freeze()  # what the server has imported is no garbage: collections need not walk it
+    """The main function of a run's process."""
+    os.setsid()  # Ctrl-C goes to the parent, which passes it on
+    gc.freeze()  # garbage collections need not walk what the server has imported
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with _as_command(worker, job):
         train_here(worker, job, slot)
 
 
 def train_here(worker: Worker, job: Job, slot: Slot) -> None:
-    """Train a job in this process, which does nothing else; SystemExit with FAILED, BUSY or STOPPED if it must.
+    """Train a job in this process, which does nothing else.
 
-    Before and after training a signal of ASKING ends the process at once: there is nothing new to save.
+    Before and after training, a stop signal ends the process at once: there is nothing new to save.
+
+    Raises:
+        SystemExit: with EXIT_FAILED, EXIT_BUSY or EXIT_STOPPED, unless the run was trained to the end.
     """
-    heed()
+    exit_on_stop_signal()
     _bind(slot)
     _redirect(job)
     try:
         worker.load()(job)
     except Busy:
-        sys.exit(BUSY)
+        sys.exit(EXIT_BUSY)
     except Interrupted as error:
         logging.getLogger(__name__).info("%s", error)
-        sys.exit(STOPPED)
+        sys.exit(EXIT_STOPPED)
     except Exception:
         logging.getLogger(__name__).exception("the run failed")
-        sys.exit(FAILED)
+        sys.exit(EXIT_FAILED)
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
-    """The server, and a run until it can heed them, must not die of signals that a queue sends to every process."""
-    with withheld():
-        resource_tracker.ensure_running()  # else it is started with the server, and it unblocks some of them
-        with withheld():
+def _signals_blocked_in_children() -> Iterator[None]:
+    """Start children with the stop signals blocked: a queue signals every process, but the server must live on.
+
+    A run also keeps them blocked until it can handle them.
+    """
+    with stop_signals_blocked():
+        resource_tracker.ensure_running()  # otherwise the server starts it, which unblocks some of the signals
+        with stop_signals_blocked():
             yield
 
 
@@ -266,7 +292,7 @@ def _bind(slot: Slot) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))  # for processes it may start itself
+    os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))  # for processes that the run starts
     torch.set_num_threads(slot.threads)
     threadpool_limits(slot.threads)
     if slot.gpus is not None:
@@ -274,7 +300,7 @@ def _bind(slot: Slot) -> None:
 
 
 def _redirect(job: Job) -> None:
-    """Everything the run says goes to train.log."""
+    """Send the output of this process to train.log."""
     job.path.mkdir(parents=True, exist_ok=True)
     file = os.open(job.path / "train.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(file, 1)
@@ -290,7 +316,7 @@ def _redirect(job: Job) -> None:
 
 @contextmanager
 def _as_command(worker: Worker, job: Job) -> Iterator[None]:
-    """Lightning starts the other ranks of a distributed run by this process's command line: let it name the job."""
+    """Make the command line of this process name the job: Lightning starts the other ranks with it."""
     if job.config["accelerator"]["devices"] == 1:
         yield
         return
@@ -303,16 +329,17 @@ def _as_command(worker: Worker, job: Job) -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os.killpg(os.getpid(), signal.SIGKILL)
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait([parent.sentinel])
+        os.killpg(os.getpid(), signal.SIGKILL)
 
 
-def _failure(job: Job, code: int | None) -> str:
-    """Why a run failed: its own words where it left any, which it cannot on a full disk."""
-    said = job.folder.failure() if code == FAILED else None
-    if said is not None:
-        return said
-    error = f"it left no result; see {job.path / 'train.log'}" if code == FAILED else _died(code)
+def _failure(job: Job, code: int) -> str:
+    """Why a run failed: the error that it wrote, which it cannot write on a full disk, or else its exit status."""
+    written = job.folder.failure() if code == EXIT_FAILED else None
+    if written is not None:
+        return written
+    error = f"it left no result; see {job.path / 'train.log'}" if code == EXIT_FAILED else _death(code)
     try:
         job.fail(error)
     except RunError as refusal:
@@ -320,11 +347,11 @@ def _failure(job: Job, code: int | None) -> str:
     return error
 
 
-def _died(code: int | None) -> str:
-    if code is not None and code < 0:
+def _death(code: int) -> str:
+    if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"the process was ended by {name}{hint}; trying again goes on from its last checkpoint."
+        return f"the process was ended by {name}{hint}; running it again continues from its last checkpoint."
     return f"the process ended with exit status {code} and no result."
 
 

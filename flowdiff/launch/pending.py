@@ -1,4 +1,4 @@
-"""Which jobs of a sweep are still to be run."""
+"""Which jobs of a sweep must be run."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ from pathlib import Path
 
 from flowdiff.launch.board import Board, Row
 from flowdiff.runs.job import Job, Retry
-from flowdiff.runs.lock import Busy
+from flowdiff.runs.ownership import Busy
 
-Pairs = list[tuple[Job, Row]]
+JobRows = list[tuple[Job, Row]]
+"""Jobs with their rows on the board."""
 
 
-def pending(pairs: Sequence[tuple[Job, Row]], board: Board, retry: Retry, force: bool) -> Pairs:
-    """The jobs to run, each folder once; of the others the board says why not. Changes no folder."""
-    chosen: Pairs = []
+def pending_jobs(pairs: Sequence[tuple[Job, Row]], board: Board, retry: Retry, force: bool) -> JobRows:
+    """The jobs to run, each folder once; the board shows why the others are left out. Changes no folder."""
+    chosen: JobRows = []
     seen: set[Path] = set()
     for job, row in pairs:
         verdict = job.verdict(retry, force)
         if job.path in seen:
-            board.change(row, "skipped", "the same run as another of this sweep")
+            board.change(row, "skipped", "the same run as another job of this sweep")
         elif verdict == "complete":
-            board.change(row, "skipped", "complete; force=true trains it anew")
+            board.change(row, "skipped", "complete; force=true trains it from scratch")
         elif verdict == "failed":
-            board.change(row, "failed", f"before: {job.folder.failure()} (retry=failed tries again)")
+            board.change(row, "failed", f"earlier: {job.folder.failure()} (retry=failed runs it again)")
         elif verdict == "pruned":
-            board.change(row, "pruned", f"before, at step {job.folder.pruned()['step']:,}")
+            pruned = job.folder.pruned() or {}
+            board.change(row, "pruned", f"earlier, at step {pruned['step']:,}")
         else:
             chosen.append((job, row))
         seen.add(job.path)
     return chosen
 
 
-def prepared(pairs: Pairs, board: Board, force: bool) -> Pairs:
-    """The same jobs with their folders made ready, less those that another process is writing."""
-    ready: Pairs = []
+def prepare_folders(pairs: JobRows, board: Board, force: bool) -> JobRows:
+    """Prepare the run folders of these jobs; returns those that no other process is writing."""
+    ready: JobRows = []
     for job, row in pairs:
         try:
             job.prepare(force)

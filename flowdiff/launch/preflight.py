@@ -1,4 +1,4 @@
-"""Before a sweep starts: every job is composed and checked, and all that make no sense are named at once."""
+"""Before a sweep starts, all jobs are composed and checked, and all errors are reported together."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from flowdiff.runs.identity import labels
 Composed = TypeVar("Composed")
 
 
-def checked(jobs: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Composed]) -> list[Composed]:
-    """compose(overrides) for every job; where that raises, one ConfigurationError with a line for each such job."""
+def compose_all(jobs: Sequence[Sequence[str]], compose: Callable[[Sequence[str]], Composed]) -> list[Composed]:
+    """Call compose(overrides) for every job.
+
+    Raises:
+        ConfigurationError: `compose` failed for some jobs; the message has a line for each of them.
+    """
     composed, refused = [], []
     for overrides, label in zip(jobs, labels(jobs), strict=True):
         try:

@@ -1,7 +1,7 @@
-"""Which runs a sweep on this machine is about to train, for whoever asks or stops it from another terminal.
+"""A record of the runs that a sweep on this machine is about to train, for `flowdiff status` and `flowdiff cancel`.
 
-`<sweep>/.local/<host>-<pid>/` is owned, like a run folder, by the process that runs the sweep, and lists its runs. It
-stays behind when the sweep ends before all of them have begun, and goes when the next one starts.
+The process of the sweep owns the folder `<sweep>/.local/<host>-<pid>/`, like a run folder, and lists its runs
+there. The folder is removed when the sweep ends, or, if some runs have not begun by then, when the next sweep starts.
 """
 
 from __future__ import annotations
@@ -14,47 +14,46 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flowdiff.runs.files import write_whole
-from flowdiff.runs.lock import held, owner
+from flowdiff.runs.ownership import Owner, owned, owner
 
 FOLDER = ".local"
 
 
 @dataclass(frozen=True)
 class Session:
-    """Runs, by the names of their folders, and the living process that trains them ({"host", "pid"}), if it lives."""
+    """runs: the names of their folders; owner: the process that trains them, None if it is dead."""
 
     runs: list[str]
-    owner: dict[str, Any] | None
+    owner: Owner | None
 
 
 @contextmanager
-def announced(sweep: Path, runs: Sequence[str]) -> Iterator[None]:
-    """Say for the time of the `with` that this process trains these runs."""
+def recorded_session(sweep: Path, runs: Sequence[str]) -> Iterator[None]:
+    """Record, during the `with`, that this process trains these runs."""
     for folder in _folders(sweep):
         if owner(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
     mine = sweep / FOLDER / f"{socket.gethostname()}-{os.getpid()}"
     try:
-        with held(mine):
+        with owned(mine):
             write_whole(mine / "runs.json", json.dumps(runs))
             yield
     finally:
-        if all((sweep / run).is_dir() for run in runs):  # their folders tell the rest
+        if all((sweep / run).is_dir() for run in runs):  # the run folders hold the rest
             shutil.rmtree(mine, ignore_errors=True)
             with suppress(OSError):
-                mine.parent.rmdir()  # unless another process is there too
+                mine.parent.rmdir()  # unless it contains the session of another process
 
 
 def sessions(sweep: Path) -> list[Session]:
-    """Those that run, and the last that ran."""
+    """The sessions that are running, and the last one that ended early."""
     found = []
     for folder in _folders(sweep):
         try:
             runs = json.loads((folder / "runs.json").read_text())
-        except (OSError, ValueError):  # just being made or removed
+        except (OSError, ValueError):  # it is being created or removed
             continue
         found.append(Session(runs, owner(folder)))
     return found

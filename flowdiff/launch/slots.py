@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run on this machine: which devices and how many threads each gets."""
+"""How a sweep shares this machine: the GPUs and CPU threads of each run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from flowdiff.errors import ConfigurationError
 
-JOBS_PER_GPU = 2  # unless jobs_per_device says otherwise: the small models of this project leave a GPU half idle
+JOBS_PER_GPU = 2  # default of jobs_per_device: the small models of this project leave a GPU half idle
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one run at a time: the GPUs it sees (None on a machine without) and its CPU threads."""
+    """The resources of one run: the GPUs that it sees (None on a CPU) and its number of CPU threads."""
 
     gpus: tuple[str, ...] | None
     threads: int
@@ -24,10 +24,16 @@ class Slot:
 def slots(
     configs: Sequence[Mapping[str, Any]], jobs_per_device: int | None, gpus: Sequence[str], cores: int
 ) -> list[Slot]:
-    """The slots for these runs; together they take no more threads than there are cores, as long as that is possible.
+    """The slots for these runs. Their threads add up to at most the number of cores, unless there are more slots.
 
-    Runs on GPUs share each one among `jobs_per_device`, runs on the CPU take one core each (jobs_per_device of them,
-    with the cores divided, when given). Raises ConfigurationError for runs that this machine cannot hold.
+    Args:
+        configs: the resolved configs of the runs.
+        jobs_per_device: how many runs share a GPU, or the CPU, ≥ 1; None: JOBS_PER_GPU, or one run per core.
+        gpus: the GPUs of this machine, as CUDA_VISIBLE_DEVICES names them.
+        cores: number of CPU cores.
+
+    Raises:
+        ConfigurationError: this machine cannot run them, or jobs_per_device is not allowed.
     """
     if jobs_per_device is not None and (not isinstance(jobs_per_device, int) or jobs_per_device < 1):
         raise ConfigurationError(
@@ -35,25 +41,25 @@ def slots(
         )
     wanted = [config["accelerator"] for config in configs]
     if any(node["num_nodes"] > 1 for node in wanted):
-        raise ConfigurationError("accelerator.num_nodes > 1 needs several machines: take hydra/launcher=slurm.")
+        raise ConfigurationError("accelerator.num_nodes > 1 needs several machines: set hydra/launcher=slurm.")
     if any(isinstance(node["devices"], list) for node in wanted):
         raise ConfigurationError(
-            "accelerator.devices is a list of indices, and a sweep gives out the devices itself: take a number, and "
-            "set CUDA_VISIBLE_DEVICES to keep the sweep to some of them."
+            "accelerator.devices is a list of indices, but a sweep assigns the devices itself: give a number, and set "
+            "CUDA_VISIBLE_DEVICES to restrict the sweep to some devices."
         )
     if all(node["kind"] == "cpu" for node in wanted):
         gpus = ()
-    width = max(_processes(node["devices"], len(gpus)) for node in wanted)  # devices that one run takes
+    width = max(_num_devices(node["devices"], len(gpus)) for node in wanted)  # devices per run
     if gpus and width > len(gpus):
         raise ConfigurationError(f"accelerator.devices={width} is more than the {len(gpus)} GPUs of this machine.")
     if gpus:
         groups = [tuple(gpus[i : i + width]) for i in range(0, len(gpus) - width + 1, width)]
         # The first runs go to different GPUs.
-        places: list[tuple[str, ...] | None] = [*groups] * (jobs_per_device or (JOBS_PER_GPU if width == 1 else 1))
+        assigned: list[tuple[str, ...] | None] = [*groups] * (jobs_per_device or (JOBS_PER_GPU if width == 1 else 1))
     else:
-        places = [None] * (jobs_per_device or max(1, cores // width))
-    places = places[: len(configs)]
-    return [Slot(place, max(1, cores // (len(places) * width))) for place in places]
+        assigned = [None] * (jobs_per_device or max(1, cores // width))
+    assigned = assigned[: len(configs)]
+    return [Slot(group, max(1, cores // (len(assigned) * width))) for group in assigned]
 
 
 def visible_gpus() -> list[str]:
@@ -67,7 +73,7 @@ def visible_gpus() -> list[str]:
 
 
 def available_cores() -> int:
-    """The cores this process may use: its affinity, a container's quota or a SLURM task's share, whichever is least."""
+    """Number of cores that this process may use: the least of its affinity, cgroup quota and SLURM task's share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
     try:
@@ -77,5 +83,5 @@ def available_cores() -> int:
         return cores
 
 
-def _processes(devices: int | str, gpus: int) -> int:
+def _num_devices(devices: int | str, gpus: int) -> int:
     return max(1, gpus) if devices == "auto" else int(devices)

@@ -18,7 +18,7 @@ from flowdiff import config
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.board import Row
 from flowdiff.launch.local import LocalPool, Worker
-from flowdiff.launch.preflight import checked
+from flowdiff.launch.preflight import compose_all
 from flowdiff.launch.slurm.pool import Settings, SlurmPool
 from flowdiff.runs.identity import run_id
 from flowdiff.runs.job import Job, Retry, checked_retry
@@ -44,10 +44,10 @@ class Pool(Protocol):
     def environment(self) -> AbstractContextManager[None]:
         """The environment variables under which a sweep is composed and handed over."""
 
-    def warm(self) -> None:
+    def prepare(self) -> None:
         """Get ready, while the jobs are still being composed."""
 
-    def rehearsal(self, config: dict[str, Any]) -> dict[str, Any]:
+    def checkable_config(self, config: dict[str, Any]) -> dict[str, Any]:
         """The config as it can be tried on this machine."""
 
     def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
@@ -56,7 +56,7 @@ class Pool(Protocol):
 
 def local_pool(jobs_per_device: int | None) -> LocalPool:
     """The pool behind hydra/launcher=local."""
-    return LocalPool(WORKER, jobs_per_device, announces=True)
+    return LocalPool(WORKER, jobs_per_device, record_session=True)
 
 
 def slurm_pool(settings: Mapping[str, Any]) -> SlurmPool:
@@ -78,9 +78,9 @@ def launch(
     try:
         pool = make_pool()
         with pool.environment():
-            pool.warm()
+            pool.prepare()
             rehearsed: set[str] = set()
-            configs = checked(overrides, lambda given: _compose(context, sweep, given, pool, rehearsed))
+            configs = compose_all(overrides, lambda given: _compose(context, sweep, given, pool, rehearsed))
             jobs = _jobs(configs, folder)
             rows = pool.run(jobs, retry, sweep.force)
     except FlowdiffError:
@@ -114,21 +114,21 @@ def _compose(
     settings = config.resolved(cfg)
     but_for_seed = run_id({**settings, "seed": 0})  # what fits with one seed fits with all
     if but_for_seed not in rehearsed:
-        rehearse(pool.rehearsal(settings), RunFolder(cfg.hydra.runtime.output_dir))
+        rehearse(pool.checkable_config(settings), RunFolder(cfg.hydra.runtime.output_dir))
         rehearsed.add(but_for_seed)
     return cfg
 
 
 def rehearse(settings: dict[str, Any], folder: RunFolder) -> None:
-    """Build all of a run that can be refused; Lightning takes seconds to import and is asked only where it decides."""
+    """Build all parts of a run, and its Trainer where Lightning could refuse it: importing Lightning takes seconds."""
     if _asks_lightning(settings):
-        from flowdiff.training import run as training
+        from flowdiff.training.run import check_trainer
 
-        training.rehearse(settings, folder)
+        check_trainer(settings, folder)
     else:
-        from flowdiff.training import assembly
+        from flowdiff.training.assembly import assemble_run
 
-        assembly.rehearse(settings)
+        assemble_run(settings)
 
 
 def _asks_lightning(settings: dict[str, Any]) -> bool:

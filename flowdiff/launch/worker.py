@@ -1,22 +1,24 @@
-"""What a run's own process does; everything that a run imports is imported here, before the process is forked."""
+"""What the process of a run in a sweep does. Importing this module imports everything that a run needs, before a fork."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from flowdiff import config, registry
+from flowdiff.launch.search.pruning import pruning
 from flowdiff.runs.job import Job
-from flowdiff.training import run as training
+from flowdiff.training.run import train
 
 for _group in registry.GROUP_MODULES:
-    registry.names(_group)  # imports the room
+    registry.names(_group)  # imports the group's package
 
 
 def work(job: Job) -> None:
     """Train one job of a sweep."""
     config.import_plugins(job.config["plugins"])
-    job.execute(training.train)
+    job.execute(partial(train, more_callbacks=pruning))
 
 
 if __name__ == "__main__":  # another rank of a distributed run

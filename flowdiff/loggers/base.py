@@ -1,39 +1,58 @@
-"""What every logger does beside metrics.csv."""
+"""Loggers show a run outside of its folder; every run writes metrics.csv, with or without one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 
-class Tracker:
-    """Beside metrics.csv: nothing. The base of the loggers that show a run elsewhere."""
+class RunInfo(TypedDict):
+    """What a logger is told about a run; sweep: the name of its sweep's folder, None for a single run."""
 
-    def start(self, folder: Path, run: dict[str, Any]) -> list[Logger]:
-        """Open the run's loggers; run holds run_id, name, sweep, tags, config (plain containers) and resumed."""
+    run_id: str
+    name: str
+    sweep: str | None
+    tags: list[str]
+
+
+class StartedRun(RunInfo):
+    """A run at its start; config: plain containers; resumed: whether it continues from a checkpoint."""
+
+    config: dict[str, Any]
+    resumed: bool
+
+
+class Tracker:
+    """A logger: receives the curves, pictures and results of one run. This base class does nothing with them.
+
+    `start` comes first, then any of the others, and `finish` last. A subclass overrides what it supports.
+    """
+
+    def start(self, folder: Path, run: StartedRun) -> list[Logger]:
+        """Begin logging the run of a run folder; returns the Lightning loggers that receive its curves."""
         return []
 
     def minimise(self, values: Mapping[str, float]) -> None:
-        """Points of curves whose least value counts; said before they are logged."""
+        """Keep the minimum of these curves too; called with their next points, before the points are logged."""
 
     def pictures(self, paths: dict[str, Path], step: int) -> None:
         """Show picture files under the given keys."""
 
     def summary(self, metrics: dict[str, Any]) -> None:
-        """Final numbers, beside the last values of the curves."""
+        """Record the final results."""
 
     def checkpoint(self, path: Path) -> None:
-        """Keep the final checkpoint too, where that was asked for."""
+        """Store the final checkpoint, if the logger is configured to."""
 
     def preempting(self) -> None:
-        """Say that the run is being stopped and will go on; `finish` follows."""
+        """Record that the run is being stopped and will be resumed; `finish` follows."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the run, also after an error."""
+        """End logging, also after an error."""
 
-    def evaluations(self, folder: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        """Append rows of evaluations.csv, with their `number`, to a run that has ended; run: as for `start`."""
+    def evaluations(self, folder: Path, run: RunInfo, rows: list[dict[str, Any]]) -> None:
+        """Append rows of evaluations.csv, each with its `number`, to a run that has ended."""

@@ -1,4 +1,4 @@
-"""metrics.csv and nothing else."""
+"""No logger beside metrics.csv."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flowdiff.registry import register
 
 @register("logger", "csv")
 class CSVOnly(Tracker):
-    """metrics.csv and nothing else."""
+    """Only metrics.csv, which every run writes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         pass

@@ -1,29 +1,28 @@
-"""What W&B has written offline, run by run, and its upload by `wandb sync`.
+"""Runs that W&B has logged offline, and their upload by `wandb sync`.
 
-A run that was stopped and went on leaves several fragments, `wandb/offline-run-<time>-<id>/run-<id>.wandb`. All of a
-run's fragments have to go in one call and in the order of their times: the first replaces what W&B may have of the run,
-the others are appended. A process that was killed leaves a fragment without its end, at which `wandb sync` gives up on
-the run and all fragments after it, so the half-written record is cut off before; or one with nothing in it, which is
-left out.
+A run that was stopped and resumed has several fragments, `wandb/offline-run-<time>-<id>/run-<id>.wandb`. They are
+uploaded in the order of their times: the first one replaces what W&B may hold of the run, the others are appended. A
+process that was killed leaves a fragment whose last record is incomplete. `wandb sync` uploads such a fragment up to
+its last complete record, does not mark it as uploaded and stops; we mark it and go on with the fragments after it. A
+fragment without the record that names its run is skipped, because `wandb sync` would refuse the whole call.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowdiff.errors import RunError
-from flowdiff.runs import lock
+from flowdiff.runs import ownership
 
-HEADER = 7  # bytes of W&B's own in front of the records
-BLOCK = 32768  # bytes; no record's fragment crosses the border of one
-RUN_RECORD = 20  # records from the start, among which is the one that names the run
-WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4  # what a fragment of a record is
+EMPTY = 7  # bytes of a fragment into which nothing was logged: W&B's file header
+INCOMPLETE = "the file ends with an incomplete record"  # from the error message of `wandb sync`
 
 
 @dataclass(frozen=True)
@@ -36,52 +35,55 @@ class OfflineRun:
 
     @property
     def pending(self) -> tuple[Path, ...]:
-        """Those that are not uploaded yet."""
+        """The fragments that are not uploaded yet."""
         return tuple(file for file in self.fragments if not synced(file))
 
     @property
     def is_running(self) -> bool:
         """Whether a process still writes the run."""
-        return lock.owner(self.folder) is not None
+        return ownership.owner(self.folder) is not None
 
     def upload(self) -> None:
-        """Upload what is pending; RunError with W&B's own words where that fails.
+        """Upload the pending fragments.
 
-        After an upload that was broken off W&B may have a part of a fragment, so that all fragments go once more.
+        After an interrupted upload W&B may hold a part of a fragment, so the next upload sends all fragments again.
+
+        Raises:
+            RunError: `wandb sync` failed; the message is its own.
         """
-        begun = self.folder / "wandb" / f"upload-begun-{self.run_id}"  # runs of one folder go at once
-        again = begun.exists()
-        readable = [file for file in (self.fragments if again else self.pending) if _cut_to_records(file)]
-        if not readable:
+        begun = self.folder / "wandb" / f"upload-begun-{self.run_id}"  # several runs of one folder upload in parallel
+        if begun.exists():
+            for file in self.fragments:
+                _mark(file).unlink(missing_ok=True)
+        left = [file for file in self.pending if _names_its_run(file)]
+        if not left:
             return
         begun.touch()
-        done = subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", *(["--include-synced"] if again else []), *map(str, readable)],
-            env={**os.environ, "WANDB_DIR": str(self.folder.resolve())},  # where it writes its own log
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        # `wandb sync` ends with status 0 also where it has failed: what counts is the mark it leaves.
-        if done.returncode or not all(synced(file) for file in readable):
-            raise RunError(_complaint(done.stdout) or f"wandb sync ended with status {done.returncode}")
+        while left:
+            log_folder = str(self.folder.resolve())
+            done = _wandb("sync", *map(str, left), stderr=subprocess.STDOUT, WANDB_DIR=log_folder)
+            # `wandb sync` may exit with status 0 after a failure; the marks tell what was uploaded.
+            left = [file for file in left if not synced(file)]
+            complaint = _complaint(done.stdout)
+            if left and INCOMPLETE in complaint and left[0].parent.name in complaint:
+                _mark(left.pop(0)).touch()
+            elif left or done.returncode:
+                raise RunError(complaint or f"wandb sync ended with status {done.returncode}")
         begun.unlink()
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
     """Every run with offline fragments in a run folder, a sweep folder or a folder of sweeps.
 
-    RunError where the folder does not exist.
+    Raises:
+        RunError: the folder does not exist.
     """
     if not folder.is_dir():
         raise RunError(f"{folder} does not exist: give the folder of a sweep or of a run.")
     found: dict[tuple[Path, str], list[Path]] = {}
     for pattern in ("wandb", "*/wandb", "*/*/wandb"):
         for file in folder.glob(f"{pattern}/offline-run-*/run-*.wandb"):
-            if file.stat().st_size > HEADER:  # or its process was killed before it wrote anything
+            if file.stat().st_size > EMPTY:
                 found.setdefault((file.parents[2], file.stem.removeprefix("run-")), []).append(file)
     return [
         OfflineRun(run, run_id, tuple(sorted(files, key=lambda file: file.parent.name)))
@@ -90,43 +92,41 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
 
 
 def synced(fragment: Path) -> bool:
-    """Whether W&B has marked it as uploaded."""
-    return fragment.with_name(f"{fragment.name}.synced").exists()
+    """Whether the fragment is marked as uploaded."""
+    return _mark(fragment).exists()
 
 
-def records(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(where it ends, what it holds) of every whole record of a W&B file: a LevelDB log behind a header.
-
-    A record is cut into fragments [checksum 4][length 2][kind 1][payload].
-    """
-    at, parts = HEADER, b""
-    while at + 7 <= len(data):
-        if BLOCK - at % BLOCK < 7:  # the rest of a block too short for a header is padding
-            at += BLOCK - at % BLOCK
-            continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        at += 7 + length
-        if not WHOLE <= kind <= LAST or at > len(data):
-            return
-        parts = (b"" if kind in (WHOLE, FIRST) else parts) + data[at - length : at]
-        if kind in (WHOLE, LAST):
-            yield at, parts
+def records(fragment: Path) -> list[dict[str, Any]]:
+    """The complete records of a fragment, as W&B's own reader prints them: {"type": "run", "run": {…}, …}."""
+    read = _wandb("leet", "inspect", "--json", str(fragment), stderr=subprocess.DEVNULL, WANDB_MODE="offline")
+    return [json.loads(line) for line in read.stdout.splitlines()]
 
 
-def _cut_to_records(file: Path) -> bool:
-    """Cut off what follows the last whole record; whether what is left names its run, without which it is no use."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data = file.read_bytes()
-    whole = list(records(data))
-    end = whole[-1][0] if whole else HEADER
-    if end < len(data):
-        os.truncate(file, end)
-    return any(Record.FromString(record).HasField("run") for _, record in whole[:RUN_RECORD])
+def _names_its_run(fragment: Path) -> bool:
+    return any(record["type"] == "run" for record in records(fragment))
 
 
-def _complaint(said: str) -> str:
-    """The errors among what `wandb sync` said, or its last line; on one line."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).removeprefix("wandb: ").strip() for line in said.splitlines()]
+def _mark(fragment: Path) -> Path:
+    """The file by which `wandb sync` marks a fragment as uploaded."""
+    return fragment.with_name(f"{fragment.name}.synced")
+
+
+def _wandb(*arguments: str, stderr: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run W&B's command line."""
+    return subprocess.run(
+        [sys.executable, "-m", "wandb", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def _complaint(output: str) -> str:
+    """The errors in the output of `wandb sync`, or its last line; on one line."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).removeprefix("wandb: ").strip() for line in output.splitlines()]
     errors = [line.removeprefix("ERROR ") for line in lines if line.startswith(("ERROR", "Error"))]
     return " ".join(errors or lines[-1:])

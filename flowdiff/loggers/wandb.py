@@ -1,4 +1,4 @@
-"""Where numbers and pictures go beside the run folder's own metrics.csv: W&B, TensorBoard or nowhere."""
+"""Weights & Biases, online or offline."""
 
 from __future__ import annotations
 
@@ -10,22 +10,33 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.loggers.base import Tracker
+from flowdiff.loggers.base import RunInfo, StartedRun, Tracker
 from flowdiff.registry import register
+from flowdiff.runs.job import is_first_rank
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
+    from wandb import Run
 
-STEP = "trainer/global_step"  # as WandbLogger calls the axis
+STEP = "trainer/global_step"  # WandbLogger's name of the step axis
 
 
 @register("logger", "wandb")
 class WandB(Tracker):
-    """Weights & Biases: group = sweep, name = readable overrides, id = run identity, config flattened by W&B.
+    """Weights & Biases: group = sweep, name = readable overrides, id = run id, config flattened by W&B.
 
-    mode `auto` is online when an API key is at hand and offline otherwise, never a prompt; `flowdiff sync` uploads
-    offline runs later. A run that goes on after a stop is one run there too. Fréchet distances and the validation loss
-    keep their minimum beside the final value. checkpoint: last.ckpt becomes an artifact of the run.
+    A resumed run continues the same W&B run. Fréchet distances and the validation loss keep their minimum beside the
+    final value. `flowdiff sync` uploads offline runs later.
+
+    Args:
+        project: W&B project.
+        entity: user or team that owns the project; None: the key's default.
+        mode: online, offline or disabled; auto: online if an API key is found, else offline. Never asks.
+        checkpoint: whether last.ckpt becomes an artifact of the run.
+
+    Raises:
+        ConfigurationError: mode=online without an API key.
+        RunError: W&B refuses to open the run.
     """
 
     def __init__(
@@ -39,43 +50,41 @@ class WandB(Tracker):
         if mode == "online" and not has_wandb_key():
             raise ConfigurationError(
                 "logger.mode=online needs a W&B API key and there is none: set WANDB_API_KEY or run `wandb login`, or "
-                "take logger.mode=offline."
+                "set logger.mode=offline."
             )
         self.project = project
         self.entity = entity
         self.mode = mode
-        self.with_checkpoint = checkpoint
-        self._run = None
+        self.uploads_checkpoint = checkpoint
+        self._run: Run | None = None
         self._least: dict[str, float] = {}
 
-    def start(self, folder: Path, run: dict[str, Any]) -> list[Logger]:
-        from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-        if rank_zero_only.rank != 0:
+    def start(self, folder: Path, run: StartedRun) -> list[Logger]:
+        if not is_first_rank():
             return []
         from lightning.pytorch.loggers import WandbLogger
 
-        self._open(folder, run)
-        # WandbLogger defines its step axis only for a run that it made itself.
+        self._run = self._open(folder, run, run["config"], resumed=run["resumed"])
+        # WandbLogger defines its step axis only for a run that it creates itself.
         self._run.define_metric("*", step_metric=STEP, step_sync=True)
         self._run.define_metric("val_loss", step_metric=STEP, summary="min")
         return [WandbLogger(experiment=self._run)]
 
-    def evaluations(self, folder: Path, run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-        self._open(folder, {**run, "config": None, "resumed": True})
-        axis = "evaluation/number"  # the steps of the training are no axis for these
+    def evaluations(self, folder: Path, run: RunInfo, rows: list[dict[str, Any]]) -> None:
+        self._run = self._open(folder, run, None, resumed=True)
+        axis = "evaluation/number"  # the training steps are not the axis of these
         for key in dict.fromkeys(key for row in rows for key in row if key != "number"):
             self._run.define_metric(f"evaluation/{key}", step_metric=axis, step_sync=False)
         for row in rows:
             self._run.log({f"evaluation/{key}": value for key, value in row.items() if value != ""})
         self.finish()
 
-    def _open(self, folder: Path, run: dict[str, Any]) -> None:
+    def _open(self, folder: Path, run: RunInfo, config: dict[str, Any] | None, *, resumed: bool) -> Run:
         import wandb
 
         try:
-            # create_new makes no global run, so that several runs of one process cannot leak into each other.
-            self._run = wandb.init(
+            # create_new creates no global run, so that several runs of one process cannot leak into each other.
+            return wandb.init(
                 project=self.project,
                 entity=self.entity,
                 mode=self._resolved_mode(),
@@ -84,21 +93,21 @@ class WandB(Tracker):
                 name=run["name"],
                 group=run["sweep"],
                 tags=run["tags"],
-                config=run["config"],
-                # Offline this does nothing now, but is what lets `wandb sync` append instead of replacing; a run that
-                # begins at step 0 replaces what an earlier attempt has left.
-                resume="allow" if run["resumed"] else None,
+                config=config,
+                # Offline it takes effect later: `wandb sync` then appends instead of replacing. A run that starts at
+                # step 0 replaces what an earlier attempt left.
+                resume="allow" if resumed else None,
                 reinit="create_new",
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise RunError(f"W&B cannot open the run ({reason}): mend it, or take logger.mode=offline.") from error
+            raise RunError(f"W&B cannot open the run ({reason}): fix this, or set logger.mode=offline.") from error
 
     def minimise(self, values: Mapping[str, float]) -> None:
         if self._run is not None:
             for name, value in values.items():
-                if name not in self._least:  # by its full name: of two patterns that both match, W&B takes either
+                if name not in self._least:  # by full name: when two patterns match, W&B picks either
                     self._run.define_metric(name, step_metric=STEP, summary="min")
                 self._least[name] = min(value, self._least.get(name, value))
 
@@ -111,16 +120,16 @@ class WandB(Tracker):
 
     def summary(self, metrics: dict[str, Any]) -> None:
         if self._run is not None:
-            # The final value takes the place of the curve's minimum, which goes beside it.
+            # The final value replaces the curve's minimum, which moves to `<key>_min`.
             minima = {f"{key}_min": min(least, metrics[key]) for key, least in self._least.items() if key in metrics}
             self._run.summary.update({**metrics, **minima})
 
     def checkpoint(self, path: Path) -> None:
-        if self._run is not None and self.with_checkpoint:
+        if self._run is not None and self.uploads_checkpoint:
             import wandb
 
             artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="model")
-            artifact.add_file(str(path.resolve()), policy="immutable")  # as it lies there: no copy
+            artifact.add_file(str(path.resolve()), policy="immutable")  # uploads the file itself, not a copy
             self._run.log_artifact(artifact)
 
     def preempting(self) -> None:
@@ -132,17 +141,17 @@ class WandB(Tracker):
             self._run.finish(exit_code=exit_code)
             self._run = None
 
-    def _resolved_mode(self) -> str:
+    def _resolved_mode(self) -> Literal["online", "offline", "disabled"]:
         if self.mode != "auto":
             return self.mode
         return "online" if has_wandb_key() else "offline"
 
 
 def has_wandb_key() -> bool:
-    """Whether a key lies where `wandb login` puts it or the environment names one; asks nobody."""
+    """Whether WANDB_API_KEY is set or `wandb login` has stored a key for the server; never asks."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

@@ -1,14 +1,15 @@
-"""Activations with two faces: a nonlinearity for nets, and a bijection of ℝ built from it.
+"""Activations, each in two forms: a nonlinearity for nets, and a bijection of ℝ built from it.
 
 None of softplus, tanh, elu, swish is a bijection of ℝ. With m = inf act′ and M = sup act′, the *bend*
 
     r(u) = [2·(act(u) − act(0)) − (m + M)·u] / (M − m),        r(0) = 0,  r′(u) ∈ [−1, 1]
 
-is act with its mean slope taken out, and for a strength |w| ≤ 1 − min_slope and a sharpness k > 0
+is act without its mean slope. For a strength |w| ≤ 1 − min_slope and a sharpness k > 0,
 
     y = x + w·r(k·x)/k,        dy/dx = 1 + w·r′(k·x) ∈ [min_slope, 2 − min_slope]
 
-is smooth, increasing and onto ℝ; w = 0 is the identity. It is y = a·x + b·act(kx) + const with b = 2w/(k(M − m)).
+is as smooth as act, increasing and onto ℝ; w = 0 is the identity. It equals y = a·x + b·act(kx) + const with
+b = 2w/(k(M − m)).
 """
 
 from __future__ import annotations
@@ -26,17 +27,21 @@ from flowdiff.errors import InverseDidNotConverge
 from flowdiff.registry import register
 
 MIN_SLOPE = 0.05
-MAX_STRENGTH = 1.0 - MIN_SLOPE  # |w| up to here keeps every slope in [0.05, 1.95]
+MAX_STRENGTH = 1.0 - MIN_SLOPE  # |w| ≤ MAX_STRENGTH keeps every slope in [0.05, 1.95]
 
 
 class Activation(ABC):
-    """A scalar nonlinearity act, known with its derivative and the range [m, M] of that derivative."""
+    """A scalar nonlinearity act, with its derivative and the range of that derivative.
 
-    slope_range: tuple[float, float]
+    A subclass sets `slope_range` = (inf act′, sup act′) and implements `plain` and `slope`; the bijection and its
+    inverse follow.
+    """
+
+    slope_range: tuple[float, float]  # (m, M)
 
     @abstractmethod
     def plain(self, x: Tensor) -> Tensor:
-        """act(x), elementwise: the face for use inside nets."""
+        """act(x), elementwise: the form used inside nets."""
 
     @abstractmethod
     def slope(self, x: Tensor) -> Tensor:
@@ -45,15 +50,19 @@ class Activation(ABC):
     def bijection(self, x: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
         """y = x + w·r(kx)/k and log dy/dx, elementwise.
 
-        x, strength w ∈ [−0.95, 0.95] and sharpness k > 0 broadcast together; slopes lie in [0.05, 1.95].
+        Args:
+            x: any shape; the three arguments are broadcast together.
+            strength: w ∈ [−0.95, 0.95]; then the slopes lie in [0.05, 1.95].
+            sharpness: k > 0.
         """
         u = sharpness * x
         return x + strength * self._bend(u) / sharpness, torch.log1p(strength * self._bend_slope(u))
 
     def inverse(self, y: Tensor, strength: Tensor, sharpness: Tensor) -> tuple[Tensor, Tensor]:
-        """x with bijection(x) = y, and log dx/dy, by Newton's method kept inside a bracket; differentiable.
+        """x with bijection(x) = y, and log dx/dy, by Newton's method inside a bracket; differentiable.
 
-        Raises InverseDidNotConverge if |bijection(x) − y| stays above 1e-6·(1 + |y|).
+        Raises:
+            InverseDidNotConverge: |bijection(x) − y| is above 1e-6·(1 + |y|) after 100 steps.
         """
         with torch.no_grad():
             root = self._root(y, strength, sharpness)
@@ -63,7 +72,7 @@ class Activation(ABC):
         return x, -torch.log1p(strength * self._bend_slope(sharpness * x))
 
     def _root(self, y: Tensor, strength: Tensor, sharpness: Tensor) -> Tensor:
-        # The slope is within [m, M] = [0.05, 1.95] and 0 ↦ 0, so the root lies between y/M and y/m.
+        # The slope of the bijection is in [0.05, 1.95] and 0 ↦ 0, so the root lies between y/1.95 and y/0.05.
         ends = torch.stack([y / (2 - MIN_SLOPE), y / MIN_SLOPE])
         low, high = ends.amin(0), ends.amax(0)
         x = y.clone()
@@ -79,8 +88,8 @@ class Activation(ABC):
         error = (self.bijection(x, strength, sharpness)[0] - y).abs() / (1 + y.abs())
         if not bool((error <= 1e-6).all()):
             raise InverseDidNotConverge(
-                f"the inverse of the {type(self).__name__} bijection is off by {float(error.max()):.1e} after 100 "
-                "Newton steps where 1e-6 is allowed: look for NaN or Inf in its input."
+                f"the inverse of the {type(self).__name__} bijection has an error of {float(error.max()):.1e} after "
+                "100 Newton steps, and 1e-6 is allowed: look for NaN or Inf in its input."
             )
         return x
 
@@ -96,7 +105,16 @@ class Activation(ABC):
 
 @register("activation", "softplus")
 class Softplus(Activation):
-    """act(x) = ln(1 + e^{βx})/β, C^∞, slope in (0, 1); β = `beta` > 0 (Dugas et al., 2001)."""
+    """Softplus, C^∞, with slopes in (0, 1).
+
+    act(x) = ln(1 + e^{βx})/β
+
+    Args:
+        beta: sharpness β > 0 of the bend at 0.
+
+    Source: Dugas, Bengio, Bélisle, Nadeau, Garcia, Incorporating second-order functional knowledge for better option
+    pricing, 2001.
+    """
 
     slope_range = (0.0, 1.0)
 
@@ -104,8 +122,8 @@ class Softplus(Activation):
         self.beta = beta
 
     def plain(self, x: Tensor) -> Tensor:
-        # Exact on both sides, with all derivatives: F.softplus switches to x at a threshold, which leaves a kink, and
-        # the second derivative of torch.logaddexp is 0·∞ at exactly x = −100 in float32.
+        # This form is exact for every x, derivatives included: F.softplus switches to x above a threshold, which leaves
+        # a kink, and the second derivative of torch.logaddexp is 0·∞ at exactly x = −100 in float32.
         return -F.logsigmoid(-self.beta * x) / self.beta
 
     def slope(self, x: Tensor) -> Tensor:
@@ -114,10 +132,17 @@ class Softplus(Activation):
 
 @register("activation", "leakyrelu")
 class LeakyReLU(Activation):
-    """act(x) = max(x, αx), slope α or 1 with α = `negative_slope` ∈ (0, 1) (Maas et al., 2013).
+    """Leaky ReLU, piecewise linear, for the ablation.
 
-    Its bijection is piecewise linear: log dy/dx is piecewise constant, so it adds nothing to the score except at the
-    kink, where the score does not exist. Offered for the ablation; warns once.
+    act(x) = max(x, αx)
+
+    The bijection is piecewise linear too: log dy/dx is piecewise constant, so it adds nothing to the score except at
+    the kink, where the score does not exist. The first call of the bijection warns about this.
+
+    Args:
+        negative_slope: slope α ∈ (0, 1) for x < 0.
+
+    Source: Maas, Hannun, Ng, Rectifier nonlinearities improve neural network acoustic models, 2013.
     """
 
     _warned = False
@@ -148,15 +173,16 @@ class LeakyReLU(Activation):
 
 @register("activation", "elu")
 class ELU(Activation):
-    """act(x) = x for x > 0, e^x − 1 below; slope in (0, 1] (Clevert et al., 2016).
+    """Exponential linear unit, C¹, with slopes in (0, 1].
 
-    C¹ with a jump of act″ at 0: as a bijection its score contribution jumps there.
+    act(x) = x for x > 0, e^x − 1 for x ≤ 0
+
+    act″ jumps at 0, so the score of a flow that uses the bijection jumps there.
+
+    Source: Clevert, Unterthiner, Hochreiter, Fast and accurate deep network learning by exponential linear units, 2016.
     """
 
     slope_range = (0.0, 1.0)
-
-    def __init__(self):
-        pass
 
     def plain(self, x: Tensor) -> Tensor:
         return F.elu(x)
@@ -167,12 +193,12 @@ class ELU(Activation):
 
 @register("activation", "tanh")
 class Tanh(Activation):
-    """act(x) = tanh x, C^∞, slope in (0, 1]."""
+    """Hyperbolic tangent, C^∞, with slopes in (0, 1].
+
+    act(x) = tanh x
+    """
 
     slope_range = (0.0, 1.0)
-
-    def __init__(self):
-        pass
 
     def plain(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
@@ -183,13 +209,15 @@ class Tanh(Activation):
 
 @register("activation", "swish")
 class Swish(Activation):
-    """act(x) = x·sigmoid(x) (SiLU), C^∞ and not monotone, slope in [−0.0998, 1.0998] (Ramachandran et al., 2017)."""
+    """Swish, also called SiLU, C^∞ and not monotone, with slopes in [−0.0998, 1.0998].
 
-    # The extremes of sigmoid(x)·(1 + x·(1 − sigmoid(x))) lie at x = ±2.39936, where x·tanh(x/2) = 2.
+    act(x) = x·sigmoid(x)
+
+    Source: Ramachandran, Zoph, Le, Searching for activation functions, 2017.
+    """
+
+    # The slope sigmoid(x)·(1 + x·(1 − sigmoid(x))) is extreme at x = ±2.39936, where x·tanh(x/2) = 2.
     slope_range = (-0.09983932012886677, 1.0998393201288668)
-
-    def __init__(self):
-        pass
 
     def plain(self, x: Tensor) -> Tensor:
         return F.silu(x)
@@ -201,12 +229,12 @@ class Swish(Activation):
 
 @register("activation", "identity")
 class Identity(Activation):
-    """act(x) = x: no bend at all, which leaves a linear_activation flow affine, i.e. a Gaussian at every (σ, c)."""
+    """No nonlinearity: the bijection is the identity, so flow=linear_activation is affine, a Gaussian at every (σ, c).
+
+    act(x) = x
+    """
 
     slope_range = (1.0, 1.0)
-
-    def __init__(self):
-        pass
 
     def plain(self, x: Tensor) -> Tensor:
         return x

@@ -1,4 +1,4 @@
-"""From what a batch says about itself to a Conditioning: labels become vectors or tokens, or give way to "nothing"."""
+"""Conditioners turn the labels of a batch into a Conditioning: vectors, tokens, or the null condition."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from flowdiff.registry import register
 
 
 class Conditioner(nn.Module, ABC):
-    """Labels (B,) → the condition of each sample, and now and then, while training, the null condition instead.
+    """Labels (B,) → the condition of each sample; in training some labels are replaced by the null condition.
 
-    One of another kind, of words say, sets its widths, `num_classes` and `drop`, and says what `condition` and `null`
-    are. Tokens are a set to what reads them: where their order matters, they have to hold their position.
+    A subclass sets `dim`, `token_dim`, `num_classes` and `drop` and implements `condition` and `null`. Networks read
+    tokens as a set: if their order matters, each token must contain its position.
     """
 
-    dim: int = 0  # width of the vector, 0 if there is none
-    token_dim: int = 0  # width of the tokens, 0 if there are none
+    dim: int = 0  # width of the vector, 0 without a vector
+    token_dim: int = 0  # width of the tokens, 0 without tokens
     num_classes: int | None = None  # labels are 0 … num_classes − 1; None: the model is unconditional
-    drop: float = 0.0  # probability of training a sample on the null condition
+    drop: float = 0.0  # probability of replacing a label by the null condition in training
 
     @abstractmethod
     def condition(self, label: Tensor) -> Conditioning | None:
@@ -32,26 +32,27 @@ class Conditioner(nn.Module, ABC):
 
     @abstractmethod
     def null(self, n: int) -> Conditioning | None:
-        """The condition of n samples that nothing is said of; of the same parts, its tokens as few as it likes."""
+        """The null condition of n samples: the same parts as `condition` gives, with any number of tokens."""
 
     def forward(self, label: Tensor, generator: torch.Generator | None = None) -> Conditioning | None:
-        """The condition of labels (B,); while training each gives way to null with probability `drop` ∈ [0, 1).
+        """The condition of labels (B,); in training each is the null condition with probability `drop` ∈ [0, 1).
 
-        Source: Ho & Salimans, Classifier-free diffusion guidance, 2022.
+        Source: Ho, Salimans, Classifier-free diffusion guidance, 2022.
         """
         cond = self.condition(label)
-        if not (self.training and self.drop > 0):
+        null = self.null(1) if self.training and self.drop > 0 else None
+        if cond is None or null is None:
             return cond
         rows = torch.arange(len(label), device=label.device)
-        rows = torch.where(dropped(label, self.drop, generator), len(label), rows)
-        return Conditioning.cat([cond, self.null(1)])[rows]
+        rows = torch.where(dropped(label, self.drop, generator), len(label), rows)  # row len(label) is the null one
+        return Conditioning.cat([cond, null])[rows]
 
 
 @register("conditioner", "none")
 class Unconditional(Conditioner):
-    """No condition: every method gives None."""
+    """No condition, for unconditional models: every method returns None."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
 
     def condition(self, label: Tensor) -> None:
@@ -63,36 +64,55 @@ class Unconditional(Conditioner):
 
 @register("conditioner", "class")
 class ClassConditioner(Conditioner):
-    """A learned embedding per class, and one more for "no class": the null condition of classifier-free guidance.
+    """A learned embedding for each class, and one for "no class", the null condition of classifier-free guidance.
 
-    label (B,) int64 in [0, num_classes) → Conditioning with vector (B, dim).
+    label (B,) int64 in [0, num_classes) → Conditioning with vector (B, dim)
+
+    Args:
+        num_classes: number of classes of the dataset, None if it has none.
+        dim: width of the vector, ≥ 1.
+        drop: probability in [0, 1) of replacing a label by the null condition in training.
+
+    Raises:
+        ConfigurationError: the dataset has no classes.
+
+    Source: Ho, Salimans, Classifier-free diffusion guidance, 2022.
     """
 
     def __init__(self, num_classes: int | None, *, dim: PositiveInt, drop: Annotated[float, Field(ge=0, lt=1)]):
         super().__init__()
-        self.num_classes = checked_classes(num_classes, "class")
+        self.num_classes = require_classes(num_classes, "class")
         self.dim = dim
         self.drop = drop
-        self.embedding = nn.Embedding(num_classes + 1, dim)  # the last row is the null class
+        self.embedding = nn.Embedding(self.num_classes + 1, dim)  # the last row is the null class
 
     def condition(self, label: Tensor) -> Conditioning:
         return Conditioning(self.embedding(label))
 
     def null(self, n: int) -> Conditioning:
-        label = torch.full((n,), self.num_classes, device=self.embedding.weight.device)
+        label = torch.full((n,), self.embedding.num_embeddings - 1, device=self.embedding.weight.device)
         return Conditioning(self.embedding(label))
 
 
 @register("conditioner", "one_hot")
 class OneHot(Conditioner):
-    """The class itself: label (B,) int64 in [0, C) → Conditioning with vector (B, C), zeros but for a one at the label.
+    """The class as a one-hot vector; the null condition is a vector of zeros.
 
-    All zeros is the null condition.
+    label (B,) int64 in [0, num_classes) → Conditioning with vector (B, num_classes)
+
+    Args:
+        num_classes: number of classes of the dataset, None if it has none.
+        drop: probability in [0, 1) of replacing a label by the null condition in training.
+
+    Raises:
+        ConfigurationError: the dataset has no classes.
     """
+
+    rows: Tensor  # the identity matrix: row k is the vector of class k
 
     def __init__(self, num_classes: int | None, *, drop: Annotated[float, Field(ge=0, lt=1)]):
         super().__init__()
-        self.num_classes = self.dim = checked_classes(num_classes, "one_hot")
+        self.num_classes = self.dim = require_classes(num_classes, "one_hot")
         self.drop = drop
         self.register_buffer("rows", torch.eye(self.dim), persistent=False)
 
@@ -104,15 +124,13 @@ class OneHot(Conditioner):
 
 
 def dropped(label: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Which labels (B,) are dropped, (B,) bool, each with probability `rate`, drawn on the generator's device."""
+    """Mask (B,) bool of the labels to drop, each with probability `rate`; drawn on the generator's device."""
     source = generator.device if generator is not None else label.device
     return torch.rand(len(label), generator=generator, device=source).to(label.device) < rate
 
 
-def checked_classes(num_classes: int | None, name: str) -> int:
-    """num_classes; ConfigurationError where the data has none."""
+def require_classes(num_classes: int | None, name: str) -> int:
+    """num_classes; ConfigurationError if the dataset has no classes."""
     if num_classes is None:
-        raise ConfigurationError(
-            f"conditioner={name} needs labelled data and this dataset has no classes: take conditioner=none."
-        )
+        raise ConfigurationError(f"conditioner={name} needs classes, and this dataset has none: set conditioner=none.")
     return num_classes

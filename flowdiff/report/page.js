@@ -1,5 +1,5 @@
 "use strict";
-// Data as written by page.py: a cell is text, or [text, number to sort by or null, 1 if best].
+// page.py writes the data. A cell is text, or [text, number to sort by or null, 1 if best].
 const data = JSON.parse(document.getElementById("data").textContent);
 const element = (id) => document.getElementById(id);
 const make = (tag, properties = {}, ...children) => {
@@ -7,8 +7,8 @@ const make = (tag, properties = {}, ...children) => {
   node.append(...children);
   return node;
 };
-const MOST_PICTURES = 48;
-const chosen = new Set(data.chosen);
+const MAX_PICTURES = 48;
+const chosen = new Set(data.chosen); // numbers of the runs whose samples are shown
 const order = new Intl.Collator("en", { numeric: true });
 let view = null; // { columns, rows: [{ cells, runs, node, box, words, fields }], sorted: [column, descending] }
 
@@ -27,7 +27,7 @@ function show(name) {
 
 function build(table) {
   table.head = make("thead");
-  const line = make("tr", {}, make("th", { className: "pick", scope: "col", title: "show its samples" }, "▦"));
+  const line = make("tr", {}, make("th", { className: "pick", scope: "col", title: "show the samples of this row" }, "▦"));
   table.columns.forEach((column, i) => {
     const button = make("button", { type: "button", onclick: () => sort(i) }, column.title);
     const best = { "-1": "lower is better", 1: "higher is better" }[column.sign];
@@ -61,7 +61,7 @@ function build(table) {
 
 function sort(column) {
   const [last, descending] = view.sorted ?? [-1, false];
-  // A first click puts the best on top; names and plain numbers rise.
+  // The first click puts the best value on top; names and descriptive numbers are sorted ascending.
   const down = last === column ? !descending : view.columns[column].sign > 0;
   view.sorted = [column, down];
   const direction = down ? -1 : 1;
@@ -123,14 +123,14 @@ function gallery() {
   const wanted = [...chosen];
   const pictured = wanted.filter((run) => run in data.pictures);
   const notes = [];
-  if (!wanted.length) notes.push("No run is chosen.");
-  if (wanted.length > pictured.length) notes.push(`${wanted.length - pictured.length} of the chosen runs have no samples.png.`);
-  if (pictured.length > MOST_PICTURES) notes.push(`The first ${MOST_PICTURES} of ${pictured.length} are shown.`);
+  if (!wanted.length) notes.push("No run is selected.");
+  if (wanted.length > pictured.length) notes.push(`${wanted.length - pictured.length} of the selected runs have no samples.png.`);
+  if (pictured.length > MAX_PICTURES) notes.push(`Only the first ${MAX_PICTURES} of ${pictured.length} grids are shown.`);
   element("samples-note").textContent = notes.join(" ");
-  element("gallery").replaceChildren(...pictured.slice(0, MOST_PICTURES).map((run) => {
+  element("gallery").replaceChildren(...pictured.slice(0, MAX_PICTURES).map((run) => {
     const { label, caption } = data.runs[run];
     const image = make("img", { loading: "lazy", decoding: "async", alt: `samples of ${label}`, src: data.pictures[run] });
-    image.onerror = () => image.replaceWith(make("p", { className: "muted" }, `not in this page: ${data.pictures[run]}`));
+    image.onerror = () => image.replaceWith(make("p", { className: "muted" }, `not found: ${data.pictures[run]}`));
     return make("figure", {}, image, make("figcaption", {}, make("strong", {}, label), caption));
   }));
 }
@@ -145,8 +145,8 @@ function compare() {
   const shown = element("housekeeping").checked ? differing : differing.filter((i) => !housekeeping[i]);
   shown.sort((a, b) => housekeeping[a] - housekeeping[b]);
   const hidden = differing.length - shown.length;
-  const said = shown.length ? `${shown.length} key${shown.length > 1 ? "s" : ""} differ${shown.length > 1 ? "" : "s"}` : "No key differs";
-  element("diff-note").textContent = said + (hidden ? `, beside ${hidden} of paths, logging and hardware.` : ".");
+  const count = shown.length ? `${shown.length} key${shown.length > 1 ? "s" : ""} differ${shown.length > 1 ? "" : "s"}` : "No key differs";
+  element("diff-note").textContent = count + (hidden ? `, not counting ${hidden} of paths, logging and hardware.` : ".");
   const head = make("thead", {}, make("tr", {}, ...["key", "left", "right"].map((id) => {
     const label = id === "key" ? "key" : data.runs[element(id).value].label;
     return make("th", { scope: "col" }, label);

@@ -1,61 +1,59 @@
-"""Runs to a table: one row per setting, each metric as mean ± sd over its seeds.
+"""Runs as a table: one row per setting, each metric as mean ± sd over its seeds.
 
-mean = Σ mᵢ/n, sd² = Σ (mᵢ − mean)²/(n − 1) over the n seeds of a setting; with one seed there is no sd. A
-metric's best mean is bold: the lowest, except where more is better; what merely describes a run has no best.
+mean = Σ mᵢ/n, sd² = Σ (mᵢ − mean)²/(n − 1) over the n seeds of a setting; with one seed there is no sd. The best mean
+of a metric is the lowest one, or the highest where higher is better. Numbers that only describe a run have no best.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from flowdiff.runs.collect import Run, evaluations, older, plain, swept_parameters
+from flowdiff.runs.collect import Run, Value, evaluations, number_or_text, swept_parameters
 
-MORE_IS_BETTER = re.compile(
+HIGHER_IS_BETTER = re.compile(
     r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)"
 )
-DESCRIBES = re.compile(
+DESCRIPTIVE = re.compile(
     r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|latent_dims|active_units|kl|nfe|extractor_accuracy|train_distance)$|^interpolation_|_(floor|sd|se|n)$"
 )
-# What accompanies another metric and varies from seed to seed as noise does: in the CSV only.
-ASIDE = re.compile(r"^total_seconds$|_(sd|se)$")
-QUALITY = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")
+# Metrics that accompany another one and vary from seed to seed as noise does: in the CSV only.
+CSV_ONLY = re.compile(r"^total_seconds$|_(sd|se)$")
+QUALITY_PREFIXES = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")
 
-# The columns of evaluations.csv that say how was sampled, and the beginnings of those that say it in more detail; every
-# other number in it is a measurement.
-SAMPLING = (
+# The columns of evaluations.csv that say how samples were drawn, and the prefixes of columns that say it in more
+# detail; every other number in it is a measurement.
+SAMPLING_COLUMNS = (
     *("sampler", "num_steps", "schedule", "guidance", "guidance_scale"),
     *("start", "sigma_start", "class_label", "num_samples"),
 )
-DETAILS = ("sampler_", "schedule_", "guidance_")
+SAMPLING_PREFIXES = ("sampler_", "schedule_", "guidance_")
 
 
 def direction(metric: str) -> int:
-    """-1 where lower is better, +1 where higher is, 0 where the number only describes the run."""
-    if DESCRIBES.search(metric):
+    """-1 if lower is better, +1 if higher is better, 0 if the number only describes the run."""
+    if DESCRIPTIVE.search(metric):
         return 0
-    return 1 if MORE_IS_BETTER.search(metric) else -1
+    return 1 if HIGHER_IS_BETTER.search(metric) else -1
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One measurement: under which settings, with which seed, what came out, and which run it belongs to."""
+    """One measurement of a run: its settings, its seed and its metrics."""
 
-    settings: Mapping[str, Any]
-    seed: Any
+    settings: Mapping[str, Value]
+    seed: Hashable
     metrics: Mapping[str, float]
     run: Run
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: its values, the entries of its seeds, and per metric (mean, sd or nan, n)."""
+    """One setting: its values, the entries of its seeds, and (mean, sd or nan, n) of each metric."""
 
-    settings: dict[str, Any]
+    settings: dict[str, Value]
     entries: list[Entry]
     metrics: dict[str, tuple[float, float, int]]
 
@@ -63,34 +61,35 @@ class Row:
     def seeds(self) -> int:
         return len(self.entries)
 
-    @property
-    def title(self) -> str:
-        """The settings in short: n_flows=3, activation=elu."""
-        values = ((short(key), value) for key, value in self.settings.items())
-        return ", ".join(f"{key}={text(value)}" for key, value in values if value != "") or "all runs"
-
 
 @dataclass(frozen=True)
 class Table:
-    """Settings as rows; `parameters` and `metrics` are the columns, in order."""
+    """Settings as rows.
+
+    Attributes:
+        parameters: the columns of the settings, in order.
+        metrics: the columns of the metrics, in order.
+        rows: one row per setting.
+        superseded: entries left out because a later one has the same settings and seed.
+    """
 
     parameters: list[str]
     metrics: list[str]
     rows: list[Row]
-    repeats: list[Entry] = field(default_factory=list)
+    superseded: list[Entry] = field(default_factory=list)
 
-    def questions(self) -> list[str]:
-        """The parameters, less those with one value and those that follow from another one's name."""
-        asked: list[str] = []
-        varying = (p for p in self.parameters if len(self.rows) < 2 or groups(self.rows, [p]) > 1)
-        for q in sorted(varying, key=lambda p: not is_name(p)):
-            deciding = (p for p in self.parameters if follows(self.rows, q, p))
-            if not any(p in asked or not follows(self.rows, p, q) for p in deciding):
-                asked.append(q)
-        return [parameter for parameter in self.parameters if parameter in asked]
+    def independent_parameters(self) -> list[str]:
+        """The parameters that vary and are not decided by the name of a component."""
+        found: list[str] = []
+        varying = (p for p in self.parameters if len(self.rows) < 2 or count_groups(self.rows, [p]) > 1)
+        for q in sorted(varying, key=lambda p: not names_a_component(p)):
+            deciding = (p for p in self.parameters if is_decided_by(self.rows, q, p))
+            if not any(p in found or not is_decided_by(self.rows, p, q) for p in deciding):
+                found.append(q)
+        return [parameter for parameter in self.parameters if parameter in found]
 
     def best(self, metric: str) -> set[int]:
-        """The rows with the best mean of a metric; none where nothing is to be compared."""
+        """The rows with the best mean of a metric; none if there is nothing to compare."""
         sign = direction(metric)
         means = {i: row.metrics[metric][0] for i, row in enumerate(self.rows) if metric in row.metrics}
         means = {i: mean for i, mean in means.items() if math.isfinite(mean)}
@@ -100,22 +99,29 @@ class Table:
         return {i for i, mean in means.items() if mean == top}
 
     def quality(self) -> list[str]:
-        """The metrics that have a best, those that judge samples and likelihood first."""
+        """The metrics that have a best, those of samples and likelihood first."""
+        prefixes = QUALITY_PREFIXES
 
         def rank(metric: str) -> int:
-            return next((i for i, start in enumerate(QUALITY) if metric.startswith(start)), len(QUALITY))
+            return next((i for i, prefix in enumerate(prefixes) if metric.startswith(prefix)), len(prefixes))
 
         return sorted((m for m in self.metrics if direction(m)), key=rank)
 
-    def constant(self) -> dict[str, float]:
-        """What only describes the runs and is the same in all rows: said in a sentence, not a column."""
+    def constant_metrics(self) -> dict[str, float]:
+        """Descriptive metrics with the same value in all rows: they go into a sentence, not a column."""
         if len(self.rows) < 2:
             return {}
         values = {m: {row.metrics.get(m, (math.nan,))[0] for row in self.rows} for m in self.metrics}
         return {m: v.pop() for m, v in values.items() if not direction(m) and len(v) == 1}
 
+    def shown_metrics(self) -> list[str]:
+        """The metrics worth a column, quality first."""
+        constant, quality = self.constant_metrics(), self.quality()
+        ordered = (*quality, *(m for m in self.metrics if m not in quality))
+        return [m for m in ordered if m not in constant and not CSV_ONLY.search(m)]
+
     def ranked(self) -> list[int]:
-        """Row numbers, best first by the first quality metric; rows that lack it come last."""
+        """Row numbers, best first by the first quality metric; rows without it come last."""
         quality = self.quality()
         if not quality:
             return list(range(len(self.rows)))
@@ -128,21 +134,21 @@ class Table:
         return sorted(range(len(self.rows)), key=key)
 
 
-def groups(rows: Sequence[Row], parameters: Sequence[str]) -> int:
-    """How many groups of rows these parameters tell apart."""
+def count_groups(rows: Sequence[Row], parameters: Sequence[str]) -> int:
+    """Number of groups of rows that these parameters distinguish."""
     return len({tuple(row.settings[p] for p in parameters) for row in rows})
 
 
-def is_name(parameter: str) -> bool:
-    """Whether its values are names of components."""
+def names_a_component(parameter: str) -> bool:
+    """Whether the parameter's values are names of components."""
     return parameter.endswith(".name") or parameter in ("sampler", "schedule", "guidance")
 
 
-def follows(rows: Sequence[Row], q: str, p: str) -> bool:
-    """Whether p is a name that decides q, as the loss decides the weighting and a case of a sweep its steps."""
-    if len(rows) < 2 or p == q or not is_name(p):
+def is_decided_by(rows: Sequence[Row], q: str, p: str) -> bool:
+    """Whether p is a component's name that decides the value of q, as the loss decides the weighting."""
+    if len(rows) < 2 or p == q or not names_a_component(p):
         return False
-    return groups(rows, [p, q]) == groups(rows, [p])
+    return count_groups(rows, [p, q]) == count_groups(rows, [p])
 
 
 def run_table(runs: Sequence[Run]) -> Table:
@@ -157,16 +163,18 @@ def sampling_table(runs: Sequence[Run]) -> Table:
     """The rows of all evaluations.csv, one row per setting of the swept parameters and of the sampling."""
     parameters = swept_parameters(runs)
     rows = [(run, row) for run in runs for row in evaluations(run)]
-    found = [c for c in dict.fromkeys(c for _, row in rows for c in row) if c.startswith(DETAILS) and c not in SAMPLING]
-    given = {column: {plain(row.get(column, "")) for _, row in rows} for column in (*SAMPLING, *found)}
-    columns = [c for c in SAMPLING if len(given[c]) > 1 or (c in ("sampler", "num_steps") and given[c] - {""})]
-    # That a setting is not there says only that another component was taken, or that an older version wrote the row.
-    columns += [c for c in found if len(given[c] - {""}) > 1]
+    names = dict.fromkeys(column for _, row in rows for column in row)
+    details = [c for c in names if c.startswith(SAMPLING_PREFIXES) and c not in SAMPLING_COLUMNS]
+    described = (*SAMPLING_COLUMNS, *details)
+    given = {column: {number_or_text(row.get(column, "")) for _, row in rows} for column in described}
+    columns = [c for c in SAMPLING_COLUMNS if len(given[c]) > 1 or (c in ("sampler", "num_steps") and given[c] - {""})]
+    # A missing detail says only that another component was used, or that an older version wrote the row.
+    columns += [c for c in details if len(given[c] - {""}) > 1]
     entries = []
     for run, row in rows:
-        settings = {p: run.config.get(p, "") for p in parameters} | {c: plain(row.get(c, "")) for c in columns}
-        settings_of = {"seed", *SAMPLING, *found}
-        metrics = {k: v for k, v in row.items() if k not in settings_of and isinstance(v, int | float)}
+        settings = {p: run.config.get(p, "") for p in parameters}
+        settings |= {c: number_or_text(row.get(c, "")) for c in columns}
+        metrics = {k: v for k, v in row.items() if k not in ("seed", *described) and isinstance(v, int | float)}
         entries.append(Entry(settings, (run.seed, row.get("seed", "")), metrics, run))
     return tabulate(entries, [*parameters, *columns])
 
@@ -176,12 +184,12 @@ def tabulate(entries: Iterable[Entry], parameters: Sequence[str]) -> Table:
     import numpy as np
     import pandas as pd
 
-    groups: dict[tuple, dict[Any, Entry]] = {}
-    repeats = []
+    groups: dict[tuple[Value, ...], dict[Hashable, Entry]] = {}
+    superseded = []
     for entry in entries:
         group = groups.setdefault(tuple(entry.settings[p] for p in parameters), {})
         if entry.seed in group:
-            repeats.append(group.pop(entry.seed))
+            superseded.append(group.pop(entry.seed))
         group[entry.seed] = entry
     order = sorted(groups, key=lambda values: [_natural(v) for v in values])
 
@@ -189,179 +197,15 @@ def tabulate(entries: Iterable[Entry], parameters: Sequence[str]) -> Table:
     frame = pd.DataFrame([metrics for _, metrics in flat], index=[i for i, _ in flat], dtype=float)
     by_row = frame.groupby(level=0)
     with np.errstate(invalid="ignore"):  # a diverged run's inf has no sd
-        means, sds, counts = (getattr(by_row, how)().to_dict("index") for how in ("mean", "std", "count"))
+        means, sds, counts = (of.to_dict("index") for of in (by_row.mean(), by_row.std(), by_row.count()))
     rows = []
     for i, key in enumerate(order):
-        of = ((m, means[i][m], sds[i][m], counts[i][m]) for m in frame.columns)
-        metrics = {m: (mean, sd, int(n)) for m, mean, sd, n in of if n}
+        statistics = ((m, means[i][m], sds[i][m], counts[i][m]) for m in frame.columns)
+        metrics = {m: (mean, sd, int(n)) for m, mean, sd, n in statistics if n}
         rows.append(Row(dict(zip(parameters, key, strict=True)), list(groups[key].values()), metrics))
-    return Table(list(parameters), list(frame.columns), rows, repeats)
+    return Table(list(parameters), list(frame.columns), rows, superseded)
 
 
-# ---------------------------------------------------------------------------------------- numbers as text
-
-
-def text(value: Any) -> str:
-    """A setting as one would type it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def number(value: float) -> str:
-    """Four significant digits; whole numbers in full, in groups of three."""
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e12:
-        return f"{int(value):,}"
-    return f"{value:.4g}"
-
-
-def cell(mean: float, sd: float, n: int, seeds: int) -> str:
-    """mean ± sd, both with the decimals that give the sd two digits; n where it is not `seeds`."""
-    if math.isfinite(sd) and sd > 0 and math.isfinite(mean):
-        if 1e-4 <= sd < 1e6:
-            decimals = max(0, 1 - math.floor(math.log10(sd)))
-            shown = f"{mean:,.{decimals}f} ± {sd:,.{decimals}f}"
-        else:
-            shown = f"{mean:.4g} ± {sd:.2g}"
-    else:
-        shown = number(mean) + (" ± 0" if sd == 0 else "")
-    return shown if n == seeds else f"{shown} (n={n})"
-
-
-def short(key: str) -> str:
-    """flow.n_flows → n_flows, network.name → network."""
-    parts = key.split(".")
-    return parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]
-
-
-def cells(table: Table, metric: str) -> list[str]:
-    """A metric's column as text, empty where a row lacks it."""
-    column = [cell(*row.metrics[metric], row.seeds) if metric in row.metrics else "" for row in table.rows]
-    # That 20,000 parameters do not vary over the seeds goes without saying.
-    return column if direction(metric) else [c.removesuffix(" ± 0") for c in column]
-
-
-# --------------------------------------------------------------------------------- terminal, CSV, Markdown
-
-
-def sentences(runs: Sequence[Run], table: Table) -> list[str]:
-    """What a reader must know beside the table, a sentence each."""
-    counts = {state: sum(run.state == state for run in runs) for state in dict.fromkeys(r.state for r in runs)}
-    states = ", ".join(f"{n} {state}" for state, n in counts.items())
-    said = [f"{len(runs)} run{'s' * (len(runs) != 1)}: {states}."]
-    said += unsaid(table)
-    if table.repeats:
-        labels = ", ".join(entry.run.label for entry in table.repeats)
-        said.append(f"Left out of the means, as a later run has the same settings and seed: {labels}.")
-    if lacking := older(runs):
-        said.append(lacking)
-    return said
-
-
-def unsaid(table: Table) -> list[str]:
-    """Sentences on what has no column: parameters that follow from a name, and all that is the same in every row."""
-    asked = table.questions()
-    same = {p: text(table.rows[0].settings[p]) for p in table.parameters if groups(table.rows, [p]) == 1}
-    found: dict[str, list[str]] = {}
-    for q in (p for p in table.parameters if p not in asked and p not in same):
-        name = next(p for p in asked if follows(table.rows, q, p))
-        values = {f"{row.settings[name]} {text(row.settings[q])}": 0 for row in table.rows if row.settings[q] != ""}
-        found.setdefault(name, []).append(f"{q} ({', '.join(values)})")
-    said = [f"With {name} go {', '.join(parts)}." for name, parts in found.items()]
-    same = {p: value for p, value in same.items() if p not in asked and value}
-    same |= {metric: number(value) for metric, value in table.constant().items()}
-    if same:
-        said.append(f"The same in every row: {', '.join(f'{k} {v}' for k, v in same.items())}.")
-    return said
-
-
-def problems(runs: Sequence[Run]) -> list[Run]:
-    """The runs that are not complete, failed ones first."""
-    return sorted((r for r in runs if r.state != "complete"), key=lambda r: (r.state, r.label))
-
-
-def columns_shown(table: Table) -> list[str]:
-    """Metrics worth a column, quality first."""
-    constant = table.constant()
-    quality = table.quality()
-    rest = [m for m in table.metrics if m not in quality]
-    return [m for m in (*quality, *rest) if m not in constant and not ASIDE.search(m)]
-
-
-def to_rich(table: Table, title: str, width: int, most: int = 100) -> Any:
-    """A table for the terminal: as many columns as the width holds and the best `most` rows."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    rows = sorted(table.ranked()[:most])
-    parameters = table.questions()
-    columns = [(p, [Text(text(table.rows[i].settings[p])) for i in rows], "left") for p in parameters]
-    columns.append(("seeds", [Text(str(table.rows[i].seeds)) for i in rows], "right"))
-    for metric in columns_shown(table):
-        column, best = cells(table, metric), table.best(metric)
-        styled = [Text(column[i], style="bold green" if i in best else "") for i in rows]
-        columns.append((metric, styled, "right"))
-    widths = [max(map(len, (head, *column))) + 3 for head, column, _ in columns]
-    fitting = len(parameters) + 2
-    while fitting < len(columns) and sum(widths[: fitting + 1]) < width:
-        fitting += 1
-
-    notes = []
-    if left := len(table.rows) - len(rows):
-        notes.append(f"{left:,} more rows")
-    if left := len(columns) - fitting:
-        notes.append(f"{left} more column{'s' * (left > 1)} ({', '.join(head for head, *_ in columns[fitting:])})")
-    caption = f"… and {' and '.join(notes)} in the files." if notes else None
-    shown = RichTable(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for head, _, justify in columns[:fitting]:
-        shown.add_column(Text(head), justify=justify, overflow="fold")
-    for values in zip(*(column for _, column, _ in columns[:fitting]), strict=True):
-        shown.add_row(*values)
-    return shown
-
-
-def to_csv(table: Table, path: Path) -> None:
-    """Parameters, seeds, and for every metric its `.mean`, `.sd` and `.n`, in full precision."""
-    import pandas as pd
-
-    records = []
-    for row in table.rows:
-        record = {**row.settings, "seeds": row.seeds}
-        for metric in table.metrics:
-            mean, sd, n = row.metrics.get(metric, (math.nan, math.nan, 0))
-            record |= {f"{metric}.mean": mean, f"{metric}.sd": sd, f"{metric}.n": n}
-        records.append(record)
-    head = [
-        *table.parameters,
-        "seeds",
-        *(f"{m}.{part}" for m in table.metrics for part in ("mean", "sd", "n")),
-    ]
-    pd.DataFrame(records, columns=head).to_csv(path, index=False)
-
-
-def to_markdown(table: Table) -> str:
-    """A Markdown table, best values in bold."""
-    shown = columns_shown(table)
-    parameters = table.questions()
-    head = [*parameters, "seeds", *shown]
-    lines = [head, ["---"] * len(parameters) + ["---:"] * (1 + len(shown))]
-    columns = []
-    for metric in shown:
-        best = table.best(metric)
-        columns.append([f"**{c}**" if i in best else c for i, c in enumerate(cells(table, metric))])
-    for i, row in enumerate(table.rows):
-        settings = [_markdown(text(row.settings[p])) for p in parameters]
-        lines.append([*settings, str(row.seeds), *(column[i] for column in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def problems_markdown(runs: Sequence[Run]) -> str:
-    """Failed and unfinished runs with their reason, as a list."""
-    return "".join(f"- `{run.label}` {run.state}: {_markdown(run.reason)}\n" for run in problems(runs))
-
-
-def _markdown(value: str) -> str:
-    return value.replace("|", "\\|")
-
-
-def _natural(value: Any) -> tuple:
-    """Sorts numbers as numbers, before text."""
-    return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
+def _natural(value: Value) -> tuple[int, float, str]:
+    """A sort key that puts numbers in numeric order, before text."""
+    return (0, value, "") if isinstance(value, int | float) else (1, 0, value)

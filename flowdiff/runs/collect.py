@@ -1,9 +1,9 @@
-"""Run folders to `Run`s: what a report knows of a run is what lies in its folder.
+"""Reads run folders into `Run` objects. A report knows of a run only what lies in its folder.
 
-A run folder is a folder with `config.yaml`. Beside it may lie `result.json` (exactly when the run is
-complete), `failed.json` ({"error": str}, by the launcher), `pruned.json` (of a run that a search ended early),
+A run folder is a folder with `config.yaml`. It may also hold `result.json` (exactly when the run is complete),
+`failed.json` ({"error": str}, written by the launcher), `pruned.json` (of a run that a search ended early),
 `metrics.csv` (the training curves) and `evaluations.csv` (one row per later sampling). Nothing here loads a checkpoint
-or imports torch. What lies in a folder `debug` is no result, and is read only when asked for by name.
+or imports torch. Runs in a folder named `debug` are not results; they are read only if that folder is given itself.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import yaml
 
 from flowdiff.errors import RunError
+from flowdiff.runs.renamed_settings import in_current_names
+from flowdiff.runs.run_folder import YAML_LOADER
 
 State = Literal["complete", "failed", "pruned", "unfinished", "unreadable"]
 
-# libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Value = int | float | str
+"""A config value or a cell of a CSV file: a number, or text for anything else."""
 
-# What says where and how a run was computed, not what: never a column, and last in a comparison of two runs.
+# Keys that say where and how a run was computed, not what: never a column, and last in a comparison of two runs.
 HOUSEKEEPING_GROUPS = frozenset(
     {"paths", "logger", "accelerator", "hydra", "tags", "resume", "plugins", "debug"}
     | {"run_id", "name", "sweep", "group", "notes", "force", "retry", "wandb"}
@@ -41,12 +43,12 @@ HOUSEKEEPING_ENDS = frozenset(
     | {"root", "data_dir", "cache_dir", "output_dir"}
 )
 
-# The keys that today's result.json holds, dotted; an older one may lack some.
+# The dotted keys that result.json holds today; an older one may lack some.
 RESULT_KEYS = (
     *("run_id", "name", "sweep", "overrides", "seed", "metrics", "parameters", "steps"),
     *("seconds.train", "seconds.total", "device", "versions", "git_commit"),
 )
-# Which of them are measured quantities, and the names they have as columns.
+# Those of them that are measured quantities, and their names as columns.
 MEASURED = {
     "parameters": "parameters",
     "steps": "steps",
@@ -57,30 +59,45 @@ MEASURED = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run folder: its flat config, its state and, once complete, what it measured.
+    """One run folder: its config, its state and, once complete, its metrics.
 
-    label: its path below the folder that all runs of the report share. config: dotted key to number or text.
-    reason: why a run that is not complete is not, one line. metrics: name to number, with `parameters`,
-    `steps`, `train_seconds` and `total_seconds` among them. missing: keys that its result.json lacks.
+    Attributes:
+        folder: the run folder.
+        label: its path below the folder that all runs of the report share.
+        state: whether the run is complete, and if not, why not.
+        reason: one line on why the run is not complete.
+        config: dotted key to number or text.
+        name: the run's name.
+        seed: the run's seed, empty if unknown.
+        overrides: the overrides that the run was started with.
+        metrics: name to number, `parameters`, `steps`, `train_seconds` and `total_seconds` included.
+        missing: keys that its result.json lacks.
+        finished: when result.json was written, seconds since the epoch.
     """
 
     folder: Path
     label: str
     state: State
     reason: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Value] = field(default_factory=dict)
     name: str = ""
-    seed: Any = ""
+    seed: Value = ""
     overrides: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     finished: float = 0.0
 
+    @property
+    def overridden_keys(self) -> set[str]:
+        """The config keys that the overrides set."""
+        return {override.lstrip("+~").partition("=")[0] for override in self.overrides}
+
 
 def collect(folders: Iterable[str | Path]) -> list[Run]:
-    """Every run in the folders given, each once, in the order of their paths.
+    """Read every run in the folders, each once, in the order of their paths.
 
-    Raises RunError where a folder does not exist, is a file, cannot be read, or holds no run.
+    Raises:
+        RunError: a folder does not exist, is a file, cannot be read, or holds no run.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -93,7 +110,7 @@ def collect(folders: Iterable[str | Path]) -> list[Run]:
         for run in inside:
             found.setdefault(os.path.realpath(run), run)
         if not inside:
-            raise RunError(f"{folder} contains no run: a run folder is one that holds config.yaml.")
+            raise RunError(f"{folder} contains no run: a run folder is a folder that holds config.yaml.")
     if not found:
         raise RunError("no folder was given: name at least one run folder, or a folder that contains run folders.")
     paths = sorted(found)
@@ -102,14 +119,14 @@ def collect(folders: Iterable[str | Path]) -> list[Run]:
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """The run in one folder; a file that cannot be read becomes its state and reason, never an exception."""
+    """Read one run folder. A file that cannot be read becomes the run's state and reason, never an exception."""
     try:
         with open(folder / "config.yaml", "rb") as file:
-            config = flatten(yaml.load(file, Loader) or {})
+            config = flatten(in_current_names(yaml.load(file, YAML_LOADER) or {}))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         return Run(folder, label, "unreadable", f"config.yaml cannot be read: {_one_line(error)}", name=folder.name)
 
-    known = {"config": config, "name": folder.name, "seed": config.get("seed", "")}
+    run = Run(folder, label, "complete", config=config, name=folder.name, seed=config.get("seed", ""))
     try:
         with open(folder / "result.json", "rb") as file:
             result = json.load(file)
@@ -117,39 +134,42 @@ def read_run(folder: Path, label: str) -> Run:
         if not isinstance(result, dict):
             raise ValueError("it holds no mapping")
     except FileNotFoundError:
-        return Run(folder, label, *_why_incomplete(folder, config), **known)
+        state, reason = _why_incomplete(folder, config)
+        return replace(run, state=state, reason=reason)
     except (OSError, ValueError) as error:
-        return Run(folder, label, "unfinished", f"result.json cannot be read: {_one_line(error)}", **known)
+        return replace(run, state="unfinished", reason=f"result.json cannot be read: {_one_line(error)}")
 
     flat = {**result, **{f"seconds.{k}": v for k, v in _mapping(result.get("seconds")).items()}}
     metrics = {k: float(v) for k, v in _mapping(result.get("metrics")).items() if _is_number(v)}
     metrics |= {column: flat[key] for key, column in MEASURED.items() if _is_number(flat.get(key))}
     overrides = result.get("overrides")
-    known |= {
-        "name": str(result.get("name") or folder.name),
-        "seed": result.get("seed", known["seed"]),
-        "overrides": tuple(str(o) for o in overrides) if isinstance(overrides, list) else (),
-    }
-    missing = tuple(key for key in RESULT_KEYS if key not in flat)
-    return Run(folder, label, "complete", metrics=metrics, missing=missing, finished=finished, **known)
+    return replace(
+        run,
+        name=str(result.get("name") or folder.name),
+        seed=number_or_text(result.get("seed", run.seed)),
+        overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
+        metrics=metrics,
+        missing=tuple(key for key in RESULT_KEYS if key not in flat),
+        finished=finished,
+    )
 
 
-def flatten(node: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(node: Mapping[str, Any]) -> dict[str, Value]:
     """A nested config as {dotted key: value}; numbers stay, all else becomes text."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Value] = {}
 
     def walk(node: Mapping[str, Any], prefix: str) -> None:
         for key, value in node.items():
             if isinstance(value, dict) and value:
                 walk(value, f"{prefix}{key}.")
             else:
-                flat[f"{prefix}{key}"] = plain(value)
+                flat[f"{prefix}{key}"] = number_or_text(value)
 
     walk(node, "")
     return flat
 
 
-def plain(value: Any) -> Any:
+def number_or_text(value: object) -> Value:
     """A config value as a number or as text: true, null, [64, 64]."""
     if isinstance(value, str):
         return value
@@ -168,16 +188,16 @@ def is_housekeeping(key: str) -> bool:
 
 
 def swept_parameters(runs: Sequence[Run]) -> list[str]:
-    """The config keys whose values differ between runs, less seeds and housekeeping.
+    """The config keys whose values differ between runs, without seeds and housekeeping.
 
-    A group's keys that follow from its `name` (network=unet brings the channels of a unet) are left out,
-    unless somebody set them by hand.
+    Keys of a group that follow from its `name` (network=unet brings the channels of a unet) are left out, unless an
+    override set them.
     """
     configs = [run.config for run in runs if run.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     values = {key: [config.get(key, "") for config in configs] for key in keys}
     seeds = values.get("seed", [])
-    by_hand = {override.lstrip("+~").partition("=")[0] for run in runs for override in run.overrides}
+    overridden = {key for run in runs for key in run.overridden_keys}
 
     def differs(key: str) -> bool:
         return len(set(values[key])) > 1
@@ -188,7 +208,7 @@ def swept_parameters(runs: Sequence[Run]) -> list[str]:
     def follows_from_a_name(key: str) -> bool:
         parts = key.split(".")
         names = [".".join([*parts[:depth], "name"]) for depth in range(1, len(parts))]
-        return key not in by_hand and any(
+        return key not in overridden and any(
             name != key and name in values and differs(name) and _determines(values[name], values[key])
             for name in names
         )
@@ -197,20 +217,20 @@ def swept_parameters(runs: Sequence[Run]) -> list[str]:
     return [key for key in swept if not follows_from_a_name(key)]
 
 
-def older(runs: Sequence[Run]) -> str:
-    """One sentence on the runs whose result.json lacks keys (an older version wrote it), or nothing."""
-    lacking: dict[tuple[str, ...], list[str]] = {}
+def missing_keys_note(runs: Sequence[Run]) -> str:
+    """One sentence on the runs whose result.json lacks keys because an older version wrote it, or an empty string."""
+    labels: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         if run.missing:
-            lacking.setdefault(run.missing, []).append(run.label)
-    if not lacking:
+            labels.setdefault(run.missing, []).append(run.label)
+    if not labels:
         return ""
-    parts = [f"{', '.join(missing)} in {_listing(labels)}" for missing, labels in lacking.items()]
+    parts = [f"{', '.join(missing)} in {_listing(found)}" for missing, found in labels.items()]
     return f"Missing from result.json (written by an older version; the cells stay empty): {'; '.join(parts)}."
 
 
 def curves(run: Run, wanted: Callable[[str], bool]) -> dict[str, list[tuple[float, float]]]:
-    """The (step, value) points of the wanted columns of a run's metrics.csv, steps rising, finite values only.
+    """The (step, value) points of the wanted columns of a run's metrics.csv, by rising step, finite values only.
 
     A resumed run may have logged a step twice: the later row counts.
     """
@@ -233,14 +253,14 @@ def curves(run: Run, wanted: Callable[[str], bool]) -> dict[str, list[tuple[floa
     return found
 
 
-def evaluations(run: Run) -> list[dict[str, Any]]:
-    """The rows of a run's evaluations.csv: column to number or text, empty cells left out."""
+def evaluations(run: Run) -> list[dict[str, Value]]:
+    """The rows of a run's evaluations.csv: column to number or text, without empty cells."""
     head, *rows = _read_csv(run.folder / "evaluations.csv") or [[]]
     return [{k: _parse(v) for k, v in zip(head, row, strict=False) if v != ""} for row in rows]
 
 
 def _read_csv(path: Path) -> list[list[str]]:
-    """The rows of a CSV file as text; none if it is not there."""
+    """The rows of a CSV file as text; none if the file is missing or cannot be read."""
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
             return [row for row in csv.reader(line.replace("\0", "") for line in file) if row]
@@ -248,7 +268,7 @@ def _read_csv(path: Path) -> list[list[str]]:
         return []
 
 
-def _parse(value: str) -> Any:
+def _parse(value: str) -> Value:
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(value)
@@ -256,14 +276,14 @@ def _parse(value: str) -> Any:
 
 
 def _run_folders(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """Run folders at any depth; what lies below a run (W&B's and Hydra's copies of the config) is not one."""
+    """Run folders at any depth. Folders below a run (W&B's and Hydra's copies of the config) are not runs."""
     real = os.path.realpath(folder)
     if real in seen:
         return
     seen.add(real)
     try:
-        with os.scandir(folder) as entries:
-            entries = list(entries)
+        with os.scandir(folder) as scan:
+            entries = list(scan)
     except OSError as error:
         raise RunError(f"{folder} cannot be read: {error.strerror}.") from None
     if any(entry.name == "config.yaml" for entry in entries):
@@ -274,7 +294,8 @@ def _run_folders(folder: Path, seen: set[str]) -> Iterator[Path]:
             yield from _run_folders(folder / entry.name, seen)
 
 
-def _why_incomplete(folder: Path, config: Mapping[str, Any]) -> tuple[State, str]:
+def _why_incomplete(folder: Path, config: Mapping[str, Value]) -> tuple[State, str]:
+    """State and reason of a run without result.json."""
     step = _last_step(folder / "metrics.csv")
     target = config.get("trainer.max_steps", "")
     reached = "no step was logged" if step is None else f"last step {step}"
@@ -298,15 +319,16 @@ def _last_step(path: Path) -> int | None:
     return next((int(step) for step in reversed(steps) if _is_number(step) and math.isfinite(step)), None)
 
 
-def _determines(names: Sequence[Any], values: Sequence[Any]) -> bool:
+def _determines(names: Sequence[Value], values: Sequence[Value]) -> bool:
+    """Whether equal names always come with equal values."""
     return len(set(zip(names, values, strict=True))) == len(set(names))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, locks on files, and the sentence for an error of the file system."""
+"""Atomic writes, file locks, and the error message for a disk that is full or closed to us."""
 
 from __future__ import annotations
 
@@ -11,56 +11,80 @@ from pathlib import Path
 
 from flowdiff.errors import RunError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # or a file in place of a folder
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # or a file where a folder must go
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, once nobody else does; RunError on a full disk."""
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise disk_error(error, path) or error from error
-    with file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def file_lock(path: Path) -> Iterator[int]:
+    """Hold an exclusive lock on a file (created if missing) or a folder inside the `with`; yields its descriptor.
+
+    Waits while another process or thread holds the lock. On a file system without flock nothing is locked. Raises
+    RunError where the file cannot be created.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    while True:
+        with disk_errors(path):
+            file = os.open(path, flags, 0o644)
+        try:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_same_file(file, path):
+                yield file
+                return
+        finally:
+            os.close(file)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write, which takes the place of `path` at the end of the `with`, or is gone after an error.
+    """Yield a temporary path to write; it replaces `path` at the end of the `with`, or is removed after an error.
 
-    Whoever reads `path` finds all of it or what was there before. Raises RunError on a full disk.
+    Readers of `path` see either the old content or all of the new one. Raises RunError on a full disk.
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if told := disk_error(error, path):
-            raise told from error
-        raise
+    with disk_errors(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; RunError on a full disk."""
+    """Write a text file atomically; RunError on a full disk."""
     with whole(path) as temporary:
         temporary.write_text(text)
 
 
-def disk_error(error: BaseException, place: Path | str) -> RunError | None:
-    """The sentence for an error of the file system that a user can mend; None for any other error.
+def disk_error(error: BaseException, path: Path | str) -> RunError | None:
+    """The message for a file-system error that a user can fix; None for any other error.
 
-    place: what was being written, where the error does not name it itself.
+    path: what was being written, for errors that do not name it themselves.
     """
-    if not isinstance(error, OSError) or error.errno not in (*FULL, *CLOSED):
+    if not isinstance(error, OSError) or error.errno not in (*NO_SPACE, *NOT_WRITABLE):
         return None
-    if error.errno in CLOSED and error.filename:  # a full disk names the temporary file that was to be copied
-        place = error.filename
-    return RunError(f"{place} cannot be written: {error.strerror}; choose another place or make room.")
+    if error.errno in NOT_WRITABLE and error.filename:  # on a full disk this is the name of the temporary file
+        path = error.filename
+    return RunError(f"{path} cannot be written: {error.strerror}; choose another place or make room.")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise the RunError of `disk_error` for file-system errors inside the `with`; other errors pass unchanged."""
+    try:
+        yield
+    except OSError as error:
+        if (explained := disk_error(error, path)) is None:
+            raise
+        raise explained from error
+
+
+def _is_same_file(file: int, path: Path) -> bool:
+    """False when the locked file was removed, and maybe created again, while we waited for the lock."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,4 +1,4 @@
-"""Who a run is: a hash of everything that decides its numbers, and a readable name beside it."""
+"""Run ids, run names and folder names: a hash of everything that affects a run's numbers, and readable names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowdiff.errors import RunError
+from flowdiff.runs.renamed_settings import in_first_names
 from flowdiff.runs.run_folder import RunFolder
 
-# What a run may change and still be the same run: where things lie, what is logged, what it runs on.
+# Config keys that do not affect a run's numbers: paths, logging, hardware.
 NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger")
 NOT_IDENTITY_KEYS = {
     "dataset": ("root", "download", "num_workers"),
@@ -23,9 +24,9 @@ NOT_IDENTITY_KEYS = {
 
 
 def run_id(config: Mapping[str, Any]) -> str:
-    """Eight hex digits of the SHA-256 of a resolved config (plain containers), less paths, logging and hardware."""
+    """Eight hex digits of the SHA-256 of a resolved config (plain containers) without paths, logging and hardware."""
     kept = {}
-    for key, value in config.items():
+    for key, value in in_first_names(config).items():
         if key in NOT_IDENTITY:
             continue
         if key in NOT_IDENTITY_KEYS and isinstance(value, Mapping):
@@ -37,7 +38,7 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 def _identity_of(run: str) -> str:
-    """The identity of another run that this one stands on, wherever its folder lies; its path where there is none."""
+    """The run id of another run that this one uses, wherever its folder is; its path if there is no such folder."""
     try:
         return run_id(RunFolder.open(run).config())
     except RunError:
@@ -45,9 +46,9 @@ def _identity_of(run: str) -> str:
 
 
 def run_name(overrides: Iterable[str], sweep: str | None = None) -> str:
-    """The overrides that matter, readable: "flow.n_flows=5 activation=elu"; "default" when there are none.
+    """The overrides that affect numbers, e.g. "flow.n_flows=5 activation=elu"; "default" when there are none.
 
-    An experiment that the sweep is named after is not repeated.
+    The experiment is left out when the sweep is named after it.
     """
     kept = [o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] not in NOT_IDENTITY]
     kept = [o for o in kept if o != f"experiment={sweep}"]
@@ -55,18 +56,18 @@ def run_name(overrides: Iterable[str], sweep: str | None = None) -> str:
 
 
 def labels(sweep: Sequence[Sequence[str]]) -> list[str]:
-    """What tells the jobs of a sweep apart: for each list of overrides, the name of those that not all lists share."""
+    """A short name for each job of a sweep: the overrides that it does not share with all the others."""
     shared = set.intersection(*map(set, sweep)) if len(sweep) > 1 else set()
     return [run_name(o for o in overrides if o not in shared) for overrides in sweep]
 
 
 def run_folder(name: str, identity: str) -> str:
-    """A short folder name, "flow.n_flows-5__activation-elu-1a2b3c4d": the readable name, cut, then the identity."""
+    """A short folder name, e.g. "flow.n_flows-5__activation-elu-1a2b3c4d": the name, shortened, then the run id."""
     return f"{slug(name)}-{identity}"
 
 
 def sweep_name(overrides: Iterable[str], experiment: str | None) -> str:
-    """The folder of a sweep: the experiment's name, or the keys that decide numbers among those of the command line."""
+    """The folder name of a sweep: the experiment, or the keys on the command line that affect numbers."""
     if experiment:
         return experiment
     keys = {o.lstrip("+~").partition("=")[0].split("@")[0].replace("/", ".") for o in overrides} - {"seed"}
@@ -74,6 +75,6 @@ def sweep_name(overrides: Iterable[str], experiment: str | None) -> str:
 
 
 def slug(name: str) -> str:
-    """Letters, digits, dot, dash and underscore only: a path of these needs no quotes in a shell or an override."""
+    """Reduce a name to letters, digits, dots, dashes and underscores, which need no quotes in a shell or override."""
     words = [re.sub(r"[^A-Za-z0-9._-]+", "-", word).strip("-.") for word in name.split()]
     return "__".join(words)[:80].rstrip("-_.")

@@ -1,21 +1,26 @@
-"""The curves of a run on disk: `metrics.csv`, which every run has."""
+"""The training curves of a run: `metrics.csv`, which every run has."""
 
 from __future__ import annotations
 
 import csv
-import os
 from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from flowdiff.runs.files import whole
+
 
 class MetricsCSV(Logger):
-    """Appends one row per logged step to `metrics.csv`: a column `step`, then one per metric, empty where not measured.
+    """Appends one row per logged step to `metrics.csv`: a column `step`, then one per metric, empty if not measured.
 
-    A resumed run first drops the rows at and after the step it resumes from (`truncate`), so that no step stands twice.
+    A resumed run first drops the rows after the step it resumes from (`truncate`), so that no step is logged twice.
+
+    Args:
+        path: the CSV file; an existing one is continued.
     """
 
     def __init__(self, path: Path):
@@ -35,10 +40,11 @@ class MetricsCSV(Logger):
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        pass  # config.yaml holds them
+        """Do nothing: config.yaml holds the hyperparameters."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row; a new metric adds a column, for which the file is rewritten."""
         row = {"step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
         if len(row) == 1:
             return
@@ -51,25 +57,19 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     def rows(self) -> list[dict[str, str]]:
-        """All rows so far, as text, less one that was only half written."""
+        """All rows so far, as text. A half-written last row is left out."""
         if not self.path.exists():
             return []
         lines = self.path.read_text().splitlines(keepends=True)
         return list(csv.DictReader(line for line in lines if line.endswith("\n")))
 
     def truncate(self, step: int) -> None:
-        """Forget the rows with a step greater than `step`."""
+        """Drop the rows with a step greater than `step`."""
         if self.path.exists():
             self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
 
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        try:
-            with temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self._columns, restval="")
-                writer.writeheader()
-                writer.writerows(rows)
-            os.replace(temporary, self.path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+    def _rewrite(self, rows: Iterable[Mapping[str, object]]) -> None:
+        with whole(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it, how it is read, and how it comes to look finished, last and at once."""
+"""A run's folder: the files in it, how they are read, and how they are written atomically."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from typing import Any
 import yaml
 
 from flowdiff.errors import RunError
-from flowdiff.runs import lock
-from flowdiff.runs.files import alone, write_whole
+from flowdiff.runs.files import file_lock, write_whole
+from flowdiff.runs.ownership import LOCK_FILE
+from flowdiff.runs.renamed_settings import in_current_names
 
 # libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-TAIL = 4096  # bytes at the end of metrics.csv that are read for the progress of a run
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+TAIL_BYTES = 4096  # read from the end of metrics.csv for the progress of a run
 
 
 class RunFolder:
-    """The paths of one run and what they hold.
+    """The paths of one run and their contents.
 
-    `result.json` exists exactly when the run is complete: it is written last, to a temporary name, and renamed.
-    `failed.json` exists exactly when the last attempt ended in an error, `pruned.json` when a search ended it early.
+    `result.json` exists exactly when the run is complete: it is written last, and atomically. `failed.json` exists
+    exactly when the last attempt ended in an error, `pruned.json` when a search ended the run early.
+
+    Args:
+        path: the folder; it need not exist.
     """
 
     def __init__(self, path: str | Path):
@@ -49,7 +51,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run folder; RunError if it is none."""
+        """An existing run folder; RunError if `path` is not one."""
         folder = cls(path)
         if not folder.path.is_dir():
             raise RunError(f"run={path} does not exist: give the folder of a training run, e.g. one below outputs/.")
@@ -59,7 +61,7 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run ended: result.json is there, and whole."""
+        """Whether the run is finished: result.json exists and can be read."""
         try:
             self.result()
         except RunError:
@@ -67,26 +69,26 @@ class RunFolder:
         return True
 
     def config(self) -> dict[str, Any]:
-        """The resolved config the run was made with; RunError where it cannot be read."""
+        """The resolved config of the run; RunError if it cannot be read."""
         try:
-            return _mapping(yaml.load(self.config_file.read_text(), Loader))
+            return in_current_names(_mapping(yaml.load(self.config_file.read_text(), YAML_LOADER)))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise RunError(
                 f"{self.config_file} cannot be read ({_why(error)}): repeat the run's command with force=true."
             ) from error
 
     def result(self) -> dict[str, Any]:
-        """What result.json holds, of an older version maybe not all of today's; RunError where it cannot be read."""
+        """The content of result.json; RunError if it cannot be read. Older versions wrote fewer keys."""
         try:
             return _mapping(json.loads(self.result_file.read_text()))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{self.result_file} cannot be read ({_why(error)}): the run's command goes on from its last "
+                f"{self.result_file} cannot be read ({_why(error)}): the run's command continues from its last "
                 "checkpoint and writes it again."
             ) from error
 
     def test_loss(self) -> float | None:
-        """The denoising test loss of a complete run, None where its result does not hold it."""
+        """The denoising test loss of a complete run; None if its result does not contain it."""
         return (self.result().get("metrics") or {}).get("test_loss")
 
     def write_config(self, config: dict[str, Any]) -> None:
@@ -95,15 +97,15 @@ class RunFolder:
         write_whole(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json, atomically: from here on the run is complete."""
+        """Write result.json atomically: from now on the run is complete."""
         write_whole(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
 
     def write_failure(self, error: str) -> None:
-        """Write failed.json, atomically: the sentence that says why the run ended."""
+        """Write failed.json atomically. error: one sentence that says why the run ended."""
         write_whole(self.failed_file, json.dumps({"error": error}, ensure_ascii=False) + "\n")
 
     def failure(self) -> str | None:
-        """Why the last attempt failed, None if it did not."""
+        """Why the last attempt failed; None if it did not."""
         try:
             return str(json.loads(self.failed_file.read_text())["error"])
         except FileNotFoundError:
@@ -112,33 +114,33 @@ class RunFolder:
             return "failed.json cannot be read"
 
     def write_pruned(self, step: int, metric: str, value: float, study: str) -> None:
-        """Write pruned.json, atomically: after which step, at which value of which metric, a study gave up."""
+        """Write pruned.json atomically: the study that ended the run, the step, the metric and its value there."""
         pruned = {"step": step, "metric": metric, "value": value, "study": study}
         write_whole(self.pruned_file, json.dumps(pruned) + "\n")
 
     def pruned(self) -> dict[str, Any] | None:
-        """What pruned.json holds, None where the run was not ended early."""
+        """The content of pruned.json; None if the run was not ended early."""
         try:
             return _mapping(json.loads(self.pruned_file.read_text()))
         except (OSError, ValueError):
             return None
 
     def reopen(self, *, from_scratch: bool) -> None:
-        """Take back that the run has ended in any way; from_scratch: forget all of it. The caller owns the folder."""
+        """Mark the run as not ended; with from_scratch empty its folder. The caller must own the folder."""
         if from_scratch:
             for entry in self.path.iterdir():
-                if entry.name != lock.NAME:
+                if entry.name != LOCK_FILE:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.result_file.unlink(missing_ok=True)
         self.failed_file.unlink(missing_ok=True)
         self.pruned_file.unlink(missing_ok=True)
 
     def progress(self) -> tuple[int, float | None]:
-        """Optimiser steps known to be done and the last training loss, from the end of metrics.csv."""
+        """Number of optimiser steps known to be done and the last training loss, from the end of metrics.csv."""
         steps, loss = 0, None
         with suppress(OSError, ValueError, StopIteration), self.metrics.open("rb") as file:
             header = next(csv.reader([file.readline().decode()]))
-            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - TAIL))
+            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().decode().splitlines()
             # A row is logged under the steps done before it; the first line of the tail may be the rest of a row.
             for row in csv.DictReader(lines, header):
@@ -148,11 +150,11 @@ class RunFolder:
         return steps, loss
 
     def append_evaluation(self, row: dict[str, Any]) -> int:
-        """One more row in evaluations.csv, the n-th; n. A column that is new to it stays empty in the rows before.
+        """Append a row to evaluations.csv and return the number of rows. New columns stay empty in the older rows.
 
-        Processes that sample one run at the same time wait for each other.
+        Processes that evaluate the same run at the same time wait for each other.
         """
-        with alone(self.path / ".evaluations.lock"):
+        with file_lock(self.path / ".evaluations.lock"):
             rows: list[dict[str, Any]] = []
             columns: list[str] = []
             if self.evaluations.is_file():
@@ -161,7 +163,7 @@ class RunFolder:
                     rows, columns = list(reader), list(reader.fieldnames or ())
             columns = list(dict.fromkeys([*columns, *row]))
             text = io.StringIO()
-            # What a row of a file that was edited by hand has beyond its columns has no name to be kept under.
+            # extrasaction: a file that was edited by hand may have rows longer than its header; drop the excess cells.
             writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows([*rows, row])
@@ -171,11 +173,11 @@ class RunFolder:
 
 def _mapping(node: Any) -> dict[str, Any]:
     if not isinstance(node, dict):
-        raise ValueError("it holds no mapping")
+        raise ValueError("it does not contain a mapping")
     return node
 
 
 def _why(error: Exception) -> str:
-    """The first line of an error, which says enough."""
+    """The first line of an error message."""
     text = error.strerror if isinstance(error, OSError) else str(error)
     return (text or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""The signals by which a run is asked to stop.
+"""The signals that ask a run to stop.
 
-A queue sends them to every process of a job, also to those that a run has started for itself: helpers that must outlive
-their run are started with the signals `withheld`.
+A queue sends them to every process of a job, including helper processes. A helper that must outlive its run is started
+inside `stop_signals_blocked`.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPED = 128 + signal.SIGTERM  # exit status of a process that ended because it was asked to
-ASKING = (signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2 comes from a queue, before it takes the machine away
+EXIT_STOPPED = 128 + signal.SIGTERM  # exit status of a process that ended because it was asked to
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: a queue announces that it will take the machine away
 
 
-def heed() -> None:
-    """End this process, but none that is forked from it, with STOPPED when it is asked to stop, or was already."""
+def exit_on_stop_signal() -> None:
+    """Exit with EXIT_STOPPED on a stop signal, even one that is already pending. Forked children are unaffected."""
     me = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() == me:
-            sys.exit(STOPPED)
+            sys.exit(EXIT_STOPPED)
 
-    for number in ASKING:
+    for number in STOP_SIGNALS:
         signal.signal(number, end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 @contextmanager
-def withheld() -> Iterator[None]:
-    """Keep the signals from this process until the end of the `with`, and from what it starts in it for good."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+def stop_signals_blocked() -> Iterator[None]:
+    """Block the stop signals in this process during the `with`; processes started in it keep them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

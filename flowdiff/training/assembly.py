@@ -1,118 +1,226 @@
-"""From a config to the parts of a run: everything is built here that components can refuse each other for.
+"""From a config to the parts of a run, and from a run folder to its trained model.
 
-Lightning is not needed for it: sampling, and checking the jobs of a sweep, are spared the seconds of importing it.
+The config ends here: nobody after this module reads a config node, except to write it to disk or to a logger. Lightning
+is not imported, so that sampling, and checking the jobs of a sweep, need not wait for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from flowdiff import config as configs
 from flowdiff.data.base import DataModule
 from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.guidance import Guidance
 from flowdiff.diffusion.losses.base import Loss
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
-from flowdiff.diffusion.model import ConditionedDenoiser
-from flowdiff.errors import ConfigurationError
+from flowdiff.diffusion.model import ConditionedDenoiser, Sampling
+from flowdiff.diffusion.schedules import Schedule
+from flowdiff.diffusion.sigma_samplers import SigmaSampler
+from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
+from flowdiff.loggers.base import Tracker
+from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
-from flowdiff.registry import create
+from flowdiff.models.networks.base import Network
+from flowdiff.registry import completed, create
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training.accelerators import Accelerator
 from flowdiff.training.optimizers import Optimizer
 
+Node = Mapping[str, Any]  # a config node: `name` and settings
+Load = Callable[[str], ConditionedDenoiser]
 
-class Parts(NamedTuple):
-    """The model and what trains it."""
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The model of a run, what trains it and the data it is trained on."""
 
     denoiser: ConditionedDenoiser
     loss: Loss
-    sigma_sampler: Callable[..., Tensor]
+    sigma_sampler: SigmaSampler
     optimizer: Optimizer
     data: DataModule
 
+    @property
+    def schedule(self) -> Schedule:
+        """The noise levels that the run samples at."""
+        return self.denoiser.sampling.schedule
 
-def assemble(config: Mapping[str, Any]) -> Parts:
-    """Build the parts that a checked, resolved config describes; touches no data file.
 
-    Raises ConfigurationError where components do not fit each other or the data's shape.
+@dataclass(frozen=True)
+class RunParts(ModelParts):
+    """Everything that a run consists of, each part built once.
+
+    trainer holds Lightning's own arguments. `seed` seeds every random number of the run.
+    """
+
+    metrics: Metrics
+    accelerator: Accelerator
+    tracker: Tracker
+    trainer: dict[str, Any]
+    seed: int
+
+
+def assemble(config: Node) -> ModelParts:
+    """Build the model of a checked, resolved config, and what trains it; touches no data file.
+
+    Raises:
+        ConfigurationError: components do not fit each other or the shape of the data.
     """
     data = create("dataset", config["dataset"])
     conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes)
-    first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=_load)
-    shape = first_stage.latent_shape
-    parts: dict[str, Any] = {
-        "shape": shape,
+    first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=load)
+    loss = create("loss", config["loss"], weighting=_optional("weighting", config))
+    runtime: dict[str, Any] = {
+        "shape": first_stage.latent_shape,
         "cond_dim": conditioner.dim,
         "token_dim": conditioner.token_dim,
         "num_classes": data.num_classes,
+        "embed_dim": config["network"].get("embed_dim"),
     }
-    for group in ("activation", "whitening", "flow"):  # each may be taken by the next, and all by the network
-        if group in config:
-            parts[group] = create(group, config[group], **parts, embed_dim=config["network"].get("embed_dim"))
-    weighting = {"weighting": create("weighting", config["weighting"])} if "weighting" in config else {}
-    loss = create("loss", config["loss"], **weighting)
-    network = create("network", config["network"], **parts, gradient=loss.gradient)
+    for group in ("activation", "whitening", "flow"):  # each may be an argument of the next, and of the network
+        runtime[group] = _optional(group, config, **runtime)
+    del runtime["embed_dim"]  # the network's own setting
+    network = create("network", config["network"], **runtime, gradient=loss.gradient)
+    if not isinstance(network, Network):
+        raise ConfigurationError(
+            f"network={config['network']['name']} is not a network: derive the class from "
+            "flowdiff.models.networks.base.Network, or from Density if it has a log-density."
+        )
     if config["accelerator"]["compile"]:
         _compile(network)
-    if "flow" in parts and loss.differentiates_score:
-        _check_derivatives(parts["flow"], config["flow"]["name"], loss.gradient)
-    if first_stage.trained:
-        loss = LearnedPrior(loss, first_stage, create("schedule", config["schedule"]).sigma_min)
-    return Parts(
-        ConditionedDenoiser(
-            Denoiser(network, create("scaling", config["scaling"])),
-            conditioner,
-            first_stage,
-            data.values.to_uint8,  # not the data's own: the weight average deep-copies what the module holds
-            {group: config[group] for group in ("sampler", "schedule", "guidance", "sigma_sampler")},
-        ),
-        loss,
+    if runtime["flow"] is not None and loss.differentiates_score:
+        _check_derivatives(runtime["flow"], config["flow"]["name"], loss.gradient)
+    sampling = Sampling(
+        create("sampler", config["sampler"]),
+        create("schedule", config["schedule"]),
+        guide_by(config["guidance"]),
         create("sigma_sampler", config["sigma_sampler"]),
-        create("optimizer", config["optimizer"]),
-        data,
+        {group: config[group] for group in ("sampler", "schedule", "guidance")},
+    )
+    if isinstance(first_stage, AutoencoderStage) and first_stage.trained:
+        loss = LearnedPrior(loss, first_stage, sampling.schedule.sigma_min)
+    denoiser = ConditionedDenoiser(
+        Denoiser(network, create("scaling", config["scaling"])),
+        conditioner,
+        first_stage,
+        data.values.to_uint8,  # not a method of the data: the weight average deep-copies what the model holds
+        sampling,
+    )
+    return ModelParts(denoiser, loss, sampling.trained_levels, create("optimizer", config["optimizer"]), data)
+
+
+def assemble_run(config: Node) -> RunParts:
+    """Build all parts of a run except Lightning's Trainer, and check that they fit; touches no data file.
+
+    Raises:
+        ConfigurationError: components do not fit each other or the shape of the data.
+        RunError: another run that this one uses cannot be read.
+    """
+    parts = assemble(config)
+    parts.denoiser.sampling.guide(parts.denoiser)  # it may read another run, and refuse it
+    metrics = create("metrics", config["metrics"], data=parts.data)
+    metrics.check(parts.denoiser)
+    return RunParts(
+        **{field.name: getattr(parts, field.name) for field in fields(parts)},
+        metrics=metrics,
+        accelerator=create("accelerator", config["accelerator"]),
+        tracker=create("logger", config["logger"]),
+        trainer=dict(config["trainer"]),
+        seed=config["seed"],
     )
 
 
-def rehearse(config: Mapping[str, Any]) -> tuple[Parts, Metrics]:
-    """All of a run but its trainer, without touching data or disk: the parts, and what will measure them.
-
-    Raises ConfigurationError where components do not fit each other or the data's shape.
-    """
-    parts = assemble(config)
-    parts.denoiser.guided(config["guidance"])  # which may read another run
-    metrics = create("metrics", config["metrics"], data=parts.data)
-    metrics.check(parts.denoiser)
-    return parts, metrics
+def load(run: str | Path, device: torch.device | str = "cpu") -> ConditionedDenoiser:
+    """The trained model of a run folder with its averaged weights, in eval mode; RunError if there is none."""
+    return load_parts(run, device).denoiser
 
 
-def _load(run: str) -> ConditionedDenoiser:
-    from flowdiff import api  # upwards: an autoencoder's run is assembled like any other
+def load_parts(run: str | Path, device: torch.device | str = "cpu") -> ModelParts:
+    """The trained model of a run folder, what trained it, and the data it was trained on (not read yet)."""
+    folder = RunFolder.open(run)
+    parts = assemble(configs.of_run(folder))
+    if not folder.checkpoint.is_file():
+        raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
+    try:
+        checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        weights = {key.removeprefix("denoiser."): value for key, value in checkpoint["state_dict"].items()}
+        parts.denoiser.load_state_dict(weights)
+        parts.denoiser.levels_file = folder.path / f"levels_of_step_{checkpoint['global_step']}.json"
+    except Exception as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
+        raise RunError(
+            f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
+            "run made by this version of flowdiff."
+        ) from error
+    parts.denoiser.to(device).eval().requires_grad_(False)
+    return parts
 
-    return api.load(run)
+
+def guide_by(node: Node) -> Callable[[ConditionedDenoiser], Guidance]:
+    """A function that puts a model into the guidance of a config node; it creates the guidance of a model once."""
+    made: list[tuple[ConditionedDenoiser, Guidance]] = []
+
+    def guide(model: ConditionedDenoiser) -> Guidance:
+        if not made or made[0][0] is not model:
+            made[:] = [(model, _guided(model, node))]
+        return made[0][1]
+
+    return guide
+
+
+def _guided(model: ConditionedDenoiser, node: Node) -> Guidance:
+    """The model in the guidance of a config node; ConfigurationError where they do not fit."""
+    every = None if model.num_classes is None else torch.arange(model.num_classes)
+    return create(
+        "guidance",
+        node,
+        denoiser=model,
+        null=model.conditioner.null if model.conditioner.drop else None,
+        classes=None if every is None else lambda: model.cond_of(every),
+        num_classes=model.num_classes,
+        load=partial(load, device=model.sigma_data.device),
+        guided=lambda inner: _guided(model, _whole(inner)),
+    )
+
+
+def _whole(inner: Node) -> dict[str, Any]:
+    """The node of a guidance.inner of which only some settings were given; ConfigurationError if it has no name."""
+    if "name" not in inner:
+        raise ConfigurationError(
+            f"guidance.inner={dict(inner)} does not name a guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
+        )
+    return completed("guidance", inner)
+
+
+def _optional(group: str, config: Node, **runtime: Any) -> Any:
+    """The component of a group; None where the config does not have the group."""
+    return create(group, config[group], **runtime) if group in config else None
 
 
 def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:
     if gradient == "double_backward" and not flow.twice_differentiable:
         raise ConfigurationError(
-            f"this loss differentiates the score, and flow={name} can be differentiated only once: take "
+            f"this loss differentiates the score, and flow={name} can be differentiated only once: set "
             "loss.gradient=directional, loss=nll or another flow."
         )
     if gradient == "forward_mode" and not flow.forward_differentiable:
         raise ConfigurationError(
             f"loss.gradient=forward_mode does not go with flow={name}, whose operations torch cannot differentiate "
-            "forward: take loss.gradient=directional."
+            "in forward mode: set loss.gradient=directional."
         )
 
 
-def _compile(network: nn.Module) -> None:
+def _compile(network: Network) -> None:
     from torch._functorch import config as functorch
 
-    # The graph of log p is kept after the score is taken from it; where torch reuses a graph's memory it forbids that.
+    # The graph of log p is kept after the score is taken from it, which torch forbids where it reuses a graph's memory.
     functorch.donated_buffer = False
-    for method in ("log_prob", "class_log_prob"):  # whose gradient the network's output is
-        if hasattr(network, method):
-            setattr(network, method, torch.compile(getattr(network, method)))
-            return
-    network.compile()
+    network.compile_for_training()

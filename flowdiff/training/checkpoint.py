@@ -17,7 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from flowdiff.runs.job import Interrupted, Pruned
-from flowdiff.runs.signals import ASKING
+from flowdiff.runs.signals import STOP_SIGNALS
 from flowdiff.training.divergence import Divergence, not_finite
 
 
@@ -54,7 +54,7 @@ class ResumableCheckpoint(Callback):
                 raise KeyboardInterrupt
             self._asked = signal.Signals(number)
 
-        for number in (signal.SIGINT, *ASKING):
+        for number in (signal.SIGINT, *STOP_SIGNALS):
             self._handlers[number] = signal.signal(number, ask)
 
     def on_train_batch_end(

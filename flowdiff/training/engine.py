@@ -1,43 +1,39 @@
-"""The engine: where data, conditioner, first stage, denoiser and loss meet, and are trained.
+"""The engine: trains a model by a loss.
 
-One step:  z0 ~ encode(data), σ ~ p(σ), z = z0 + σ·noise, then the loss of D(z, σ, c).  Of an autoencoder that is
-trained, too, the encoding is left to the loss.  Every random number of a step is drawn from a generator seeded by
-(seed, batch index, rank), so that a resumed run repeats what it would have done.
+One step: z0 ~ encode(data), σ ~ p(σ), z = z0 + σ·noise, then the loss of D(z, σ, c). If the autoencoder is trained too,
+the loss does the encoding. Every random number of a step comes from a generator seeded by (seed, batch index, rank), so
+that a resumed run repeats what it would have done.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flowdiff.data.base import Batch, DataModule
-from flowdiff.data.latents import as_seen_by
-from flowdiff.data.readers import centred, evenly
-from flowdiff.diffusion.losses.base import Loss
-from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.data.base import Batch
+from flowdiff.data.latents import latent_data
+from flowdiff.data.readers import evenly
 from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
+from flowdiff.models.conditioners import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import randn_like, step_generator
-from flowdiff.training.assembly import assemble
+from flowdiff.training.assembly import ModelParts, assemble
 from flowdiff.training.divergence import Found, Sentinel, is_fused, locate, take
-from flowdiff.training.optimizers import Optimizer
 
 MEASURE_BATCH = 1024  # samples per chunk when statistics are measured
-MEASURE_IMAGES = 256  # training images that the scale of a pretrained decoder's errors is measured on
-# First counters of the generators beside the training steps', which count from 0 (the data's shuffling has −1).
+MEASURE_IMAGES = 256  # training images on which the error scale of a pretrained decoder is measured
+# First counters of further generators. Training steps count from 0; the shuffling of the data has −1.
 MEASURE, VALIDATION = -2, -3
 
 
-class Drawn(NamedTuple):
-    """What a loss is of: clean latents, or the images where these are encoded in the loss, (B, …), σ (B,), its noise
-    (B, …), and the condition.
-    """
+class LossInputs(NamedTuple):
+    """Inputs of the loss: x0 (B, …), clean latents or, if the autoencoder is trained, images; σ (B,); noise; condition."""
 
     x0: Tensor
     sigma: Tensor
@@ -46,28 +42,24 @@ class Drawn(NamedTuple):
 
 
 class Engine(LightningModule):
-    """Trains a ConditionedDenoiser by a loss at noise levels from a sigma sampler.
+    """Trains the model of a run by its loss, at noise levels from its sigma sampler.
 
-    data is the DataModule it was assembled for, latents the same as the first stage sees it.
-    `measure` takes sigma_data and the whitening's statistics from these.
+    `data` is the run's DataModule; `latents` is the same data in the space of the model. `measure` measures sigma_data
+    and the network's statistics on them.
+
+    Args:
+        parts: the model and what trains it.
+        seed: seed of every random number in training.
     """
 
-    def __init__(
-        self,
-        denoiser: ConditionedDenoiser,
-        loss: Loss,
-        sigma_sampler: Callable[..., Tensor],
-        optimizer: Optimizer,
-        data: DataModule,
-        seed: int,
-    ):
+    def __init__(self, parts: ModelParts, seed: int):
         super().__init__()
-        self.denoiser = denoiser
-        self.loss = loss
-        self.sigma_sampler = sigma_sampler
-        self.optimizer = optimizer
-        self.data = data
-        self.latents = as_seen_by(denoiser.first_stage, data)
+        self.denoiser = parts.denoiser
+        self.loss = parts.loss
+        self.sigma_sampler = parts.sigma_sampler
+        self.optimizer = parts.optimizer
+        self.data = parts.data
+        self.latents = latent_data(parts.denoiser.first_stage, parts.data)
         self.seed = seed
         self.sentinel = Sentinel()
         self._batch_idx = 0
@@ -76,45 +68,43 @@ class Engine(LightningModule):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Engine:
-        """The engine that a checked, resolved config describes; ConfigurationError where its parts do not fit."""
-        return cls(*assemble(config), config["seed"])
+        """The engine of a checked, resolved config; ConfigurationError where its parts do not fit."""
+        return cls(assemble(config), config["seed"])
 
     def __getstate__(self) -> dict[str, Any]:
-        # The weight average deep-copies the module: the data stays out of the copy.
+        # The weight average deep-copies the module: the copy does not need the data.
         return {**super().__getstate__(), "data": None, "latents": None}
 
     @property
-    def conditioner(self) -> nn.Module:
+    def conditioner(self) -> Conditioner:
         """Labels → Conditioning."""
         return self.denoiser.conditioner
 
     @property
     def num_parameters(self) -> int:
-        """Trainable numbers."""
+        """Number of trainable parameters."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Measure sigma_data, and the whitening's statistics, on the whole training split; returns sigma_data.
+        """Measure sigma_data and the network's statistics on the whole training split; returns sigma_data.
 
-        Behind an autoencoder the data are encoded first, where they are not yet, and the scale of latents is measured.
-        All of it is of the latents as they are now and stays: of an autoencoder that is trained it is the size of its
-        first latents, which scalings and weightings go by, and the Gaussian that the flow begins as.
+        Behind an autoencoder the data are encoded first if they are not yet, and the scale of the latents is measured.
+        Everything is measured once, on the latents as they are now. If the autoencoder is trained along, its later
+        latents have other statistics: sigma_data and the Gaussian that the flow starts as stay those of the first ones.
         """
         self.latents.prepare_data()
         self.latents.setup()
         first_stage = self.denoiser.first_stage
         if not first_stage.is_identity:
-            images = centred(self.data, self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)
+            images = self.data.centre(self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)
             first_stage.fit(self.latents.posteriors(MEASURE_BATCH), images)
         total, count = 0.0, 0
         for z in self._training_latents():
             total += float(z.double().square().sum())
             count += z.numel()
         self.denoiser.sigma_data.fill_((total / count) ** 0.5)
-        whitening = getattr(self.denoiser.network, "whitening", None)
-        if whitening is not None:
-            whitening.fit(self._training_latents())
+        self.denoiser.network.fit(self._training_latents())
         return float(self.denoiser.sigma_data)
 
     def train_dataloader(self) -> DataLoader:
@@ -123,24 +113,24 @@ class Engine(LightningModule):
     def val_dataloader(self) -> DataLoader:
         return self.latents.test_dataloader(*self._place())
 
-    def draw(self, batch: Batch, batch_idx: int) -> Drawn:
-        """A training batch with its noise: the same whenever it is drawn."""
+    def loss_inputs(self, batch: Batch, batch_idx: int) -> LossInputs:
+        """A training batch with its noise; the same for the same batch index."""
         generator = step_generator(self.seed, batch_idx, self.global_rank, device=self.device)
-        seen = self.data if self.denoiser.first_stage.trained else self.latents
-        x0 = seen.to_model(batch.x, generator, train=True)
+        source = self.data if self.denoiser.first_stage.trained else self.latents
+        x0 = source.to_model(batch.x, generator, train=True)
         cond = self.conditioner(batch.label, generator)
         sigma = self.sigma_sampler(len(x0), generator, self.device)
-        return Drawn(x0, sigma, self.loss.draw_noise(x0, generator), cond)
+        return LossInputs(x0, sigma, self.loss.draw_noise(x0, generator), cond)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._batch_idx = batch_idx
-        output = self.loss.at(self.global_step)(self.denoiser.denoiser, *self.draw(batch, batch_idx))
+        output = self.loss.at(self.global_step)(self.denoiser.denoiser, *self.loss_inputs(batch, batch_idx))
         loss = output.loss.mean()
         self._log_mean({"train_loss": loss, **{f"train_{k}": v.mean() for k, v in output.parts.items()}}, batch_idx)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The test loss on a test batch, whatever the training loss is: noise and σ are the same every time."""
+        """The test loss on a test batch; it does not depend on the training loss, and noise and σ are the same every time."""
         generator = step_generator(self.seed, VALIDATION, batch_idx, self.global_rank, device=self.device)
         z0 = self.latents.to_model(batch.x, generator)
         sigma = stratified_sigmas(len(z0), 1, batch_idx)[:, 0].to(z0)
@@ -156,22 +146,22 @@ class Engine(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as the trainer is told to, by a norm that is taken once, for the sentinel's sake as well."""
+        """Clip gradients as the trainer's arguments say; the norm is computed once, for clipping and for the sentinel."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and is_fused(optimizer):
-            scaler.unscale_(optimizer)  # Lightning leaves that to a fused optimiser, which comes too late for clipping
+            scaler.unscale_(optimizer)  # Lightning leaves unscaling to a fused optimiser, after clipping
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        if scaler is not None:  # it tries scales at which float16 overflows, and keeps such steps from the optimiser
+        if scaler is not None:  # it tries scales at which float16 overflows, and skips such steps itself
             norm = torch.zeros_like(norm)
         self.sentinel.judge(norm, self.trainer.global_step + 1, self._batch_idx, optimizer if scaler is None else None)
 
     def account(self, found: Found) -> str:
-        """What is not finite in a step, where it comes up first, and at which σ; repeats the step."""
+        """What is not finite in a step, in which layer it appears first, and at which σ; repeats the step to find out."""
         finite = math.isfinite(found.loss)
         what = f"the norm of the gradient is {found.norm}" if finite else f"the loss is {found.loss}"
         loader = self.trainer.train_dataloader
@@ -180,10 +170,12 @@ class Engine(LightningModule):
             where = self._first_not_finite(batch, batch_idx)
             if where is not None:
                 return f"{what}, first {where}"
-        return f"{what}, and was not when {'this process' if self.trainer.world_size > 1 else 'the step'} repeated it"
+        return (
+            f"{what}; it was finite when {'this process' if self.trainer.world_size > 1 else 'the step'} was repeated"
+        )
 
     def _first_not_finite(self, batch: Batch, batch_idx: int) -> str | None:
-        x0, sigma, noise, cond = self.draw(batch, batch_idx)
+        x0, sigma, noise, cond = self.loss_inputs(batch, batch_idx)
 
         def loss_of(rows: Tensor) -> Tensor:
             with self.trainer.precision_plugin.forward_context():
@@ -213,7 +205,7 @@ class Engine(LightningModule):
         self._counted = checkpoint["mean_loss_count"]
 
     def _log_mean(self, losses: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the mean over the batches since the last time, every trainer.log_every_n_steps optimiser steps."""
+        """Every trainer.log_every_n_steps optimiser steps, log the mean over the batches since the last time."""
         for key, value in losses.items():
             value = value.detach()
             self._mean_loss[key] = self._mean_loss[key] + value if key in self._mean_loss else value

@@ -1,4 +1,4 @@
-"""`flowdiff status` and `flowdiff cancel` from outside."""
+"""`flowdiff status` and `flowdiff cancel`, with real processes and a fake SLURM."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from fake_slurm import FakeSlurm
 
 from flowdiff.cli import cancel, status
 from flowdiff.errors import RunError
-from flowdiff.launch.slurm.submission import Submission, cancelled, record
+from flowdiff.launch.slurm.submission import Submission, cancelled_jobs, record
 from flowdiff.runs.run_folder import RunFolder
 
 OWNER = """
 import signal, sys, time
 from pathlib import Path
-from flowdiff.launch.{module} import {function}
+from flowdiff.{module} import {function}
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(42))
 with {function}({arguments}):
     print("ready", flush=True)
@@ -27,7 +27,7 @@ with {function}({arguments}):
 
 
 def owner(module, function, arguments):
-    """A process that owns something until SIGTERM, whereupon it ends with status 42."""
+    """Start a process that owns something until SIGTERM, and then exits with status 42."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER.format(module=module, function=function, arguments=arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -47,7 +47,7 @@ def sweep(tmp_path):
     return tmp_path / "s"
 
 
-def test_the_table_and_the_list_say_the_same(sweep, capsys):
+def test_the_table_and_the_json_list_agree(sweep, capsys):
     RunFolder(sweep / "failed-bbbbbbbb").write_config({})
     RunFolder(sweep / "failed-bbbbbbbb").write_failure("the loss [bold] is nan: lower optimizer.lr." + 200 * "!")
     assert status.main([str(sweep)]) == 0
@@ -55,7 +55,7 @@ def test_the_table_and_the_list_say_the_same(sweep, capsys):
     assert "1 failed, 1 stopped" in shown
     assert "500/1,000" in shown
     assert "0.2500" in shown
-    assert "the loss [bold] is nan: lower optimizer.lr." + 200 * "!" in shown  # on one line, as it is no terminal
+    assert "the loss [bold] is nan: lower optimizer.lr." + 200 * "!" in shown  # on one line: no terminal
     assert status.main([str(sweep), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [(one["run"], one["state"], one["step"]) for one in listed] == [
@@ -66,7 +66,7 @@ def test_the_table_and_the_list_say_the_same(sweep, capsys):
 
 def test_cancel_asks_the_process_of_a_run_to_stop(sweep, capsys):
     (run,) = sweep.iterdir()
-    process = owner("lock", "held", f"Path({str(run)!r})")
+    process = owner("runs.ownership", "owned", f"Path({str(run)!r})")
     assert cancel.main([str(sweep)]) == 0
     assert process.wait(30) == 42
     assert f"asked process {process.pid} to stop" in capsys.readouterr().out
@@ -74,10 +74,10 @@ def test_cancel_asks_the_process_of_a_run_to_stop(sweep, capsys):
     assert "nothing to cancel" in capsys.readouterr().out
 
 
-def test_cancel_asks_the_leader_of_a_sweep_and_no_run(sweep, capsys):
+def test_cancel_stops_the_leader_of_a_sweep_and_not_its_runs(sweep, capsys):
     (run,) = sweep.iterdir()
-    leader = owner("session", "announced", f"Path({str(sweep)!r}), [{run.name!r}, 'waiting']")
-    follower = owner("lock", "held", f"Path({str(run)!r})")
+    leader = owner("launch.session", "recorded_session", f"Path({str(sweep)!r}), [{run.name!r}, 'waiting']")
+    follower = owner("runs.ownership", "owned", f"Path({str(run)!r})")
     assert cancel.main([str(sweep)]) == 0
     assert leader.wait(30) == 42
     assert capsys.readouterr().out.count("asked process") == 1
@@ -86,7 +86,7 @@ def test_cancel_asks_the_leader_of_a_sweep_and_no_run(sweep, capsys):
     follower.wait()
 
 
-def test_cancel_takes_what_is_in_the_queue_and_notes_it_first(sweep, tmp_path, monkeypatch, capsys):
+def test_cancel_records_the_queued_jobs_before_it_cancels_them(sweep, tmp_path, monkeypatch, capsys):
     fake = FakeSlurm(tmp_path / "bin")
     monkeypatch.setenv("PATH", fake.path)
     (run,) = sweep.iterdir()
@@ -97,7 +97,7 @@ def test_cancel_takes_what_is_in_the_queue_and_notes_it_first(sweep, tmp_path, m
     fake.refuse("scancel", "scancel: error: Access/permission denied")
     with pytest.raises(RunError, match="scancel refused: scancel: error: Access/permission denied"):
         cancel.main([str(sweep)])
-    assert cancelled(sweep) == {"7_1", "7_3"}
+    assert cancelled_jobs(sweep) == {"7_1", "7_3"}
     (fake.folder / "scancel.err").unlink()
     assert cancel.main([str(sweep)]) == 0
     assert capsys.readouterr().out == "cancelled 2 tasks of SLURM job 7\n"
@@ -108,15 +108,15 @@ def test_cancel_takes_what_is_in_the_queue_and_notes_it_first(sweep, tmp_path, m
     assert found == {run.name: "stopped", "packed": "stopped", "waiting": "stopped", "gone": "lost", "done": "done"}
 
 
-def test_cancel_without_slurm_is_a_sentence(sweep, monkeypatch):
+def test_cancel_without_slurm_is_one_sentence(sweep, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     record(sweep, Submission("7", "", [], None, [["waiting"]]))
-    with pytest.raises(RunError, match=r"repeat this where squeue and scancel work, or see there to 7_0\."):
+    with pytest.raises(RunError, match=r"repeat this where squeue and scancel work, or cancel 7_0 there\."):
         cancel.main([str(sweep)])
 
 
 @pytest.mark.parametrize("command", ["status", "cancel", "sync", "report"])
-def test_a_folder_that_is_not_there_is_a_sentence(tmp_path, command):
+def test_a_missing_folder_is_one_sentence(tmp_path, command):
     done = subprocess.run(
         [sys.executable, "-c", "from flowdiff.cli import main; main()", command, tmp_path / "none"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -1,4 +1,4 @@
-"""`flowdiff sync`: all fragments of a run in one call and in order, none twice, whatever killed processes have left."""
+"""`flowdiff sync` uploads the fragments of a run in order and once, also those that killed processes have left."""
 
 import subprocess
 import threading
@@ -10,10 +10,10 @@ from wandb_server import Server
 
 from flowdiff.cli import sync
 from flowdiff.errors import RunError
-from flowdiff.loggers import offline as upload
+from flowdiff.loggers import offline
 from flowdiff.loggers.offline import offline_runs, records, synced
 from flowdiff.loggers.wandb import WandB
-from flowdiff.runs import lock
+from flowdiff.runs.ownership import owned
 
 
 @pytest.fixture
@@ -41,24 +41,24 @@ def fragment(folder, time, run_id="1a2b3c4d", content=b"\x00" * 7 + b"more"):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Every `wandb sync`, which marks what it was given unless that is below a folder `broken`."""
+    """The files of every `wandb sync`, which marks them as uploaded except those below a folder `broken`."""
     made = []
 
     def run(command, **options):
         assert command[1:4] == ["-m", "wandb", "sync"]
         made.append(command[4:])
         broken = [file for file in command[4:] if "/broken" in file]
-        for file in set(command[4:]) - set(broken) - {"--include-synced"}:
+        for file in set(command[4:]) - set(broken):
             open(f"{file}.synced", "w").close()
         said = "wandb: Syncing 1 run(s):\nwandb: \x1b[31mERROR\x1b[0m the network is gone\n" if broken else ""
         return SimpleNamespace(returncode=0, stdout=said)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(upload, "_cut_to_records", lambda file: True)
+    monkeypatch.setattr(offline, "records", lambda file: [{"type": "run"}])
     return made
 
 
-def test_fragments_go_together_in_the_order_of_time_and_once(tmp_path, calls, key, capsys):
+def test_the_fragments_of_a_run_are_uploaded_in_one_call_in_order_and_once(tmp_path, calls, key, capsys):
     late, early = (fragment(tmp_path / "s" / "a", time) for time in ("20300102_000000", "20300101_235959"))
     other = fragment(tmp_path / "s" / "a", "20300101_000000", "ffffffff")
     fragment(tmp_path / "s" / "a", "20300101_000001", "eeeeeeee", content=b"\x00" * 7)  # killed before it began
@@ -74,10 +74,10 @@ def test_fragments_go_together_in_the_order_of_time_and_once(tmp_path, calls, ke
     last = fragment(tmp_path / "s" / "a", "20300103_000000")
     calls.clear()
     sync.main([str(tmp_path / "s")])
-    assert calls == [[str(last)]]  # what is there already is appended to
+    assert calls == [[str(last)]]  # is appended to the uploaded ones
 
 
-def test_a_failure_is_said_and_stops_no_other_run(tmp_path, calls, key, capsys):
+def test_a_failed_upload_is_reported_and_does_not_stop_other_runs(tmp_path, calls, key, capsys):
     broken = [fragment(tmp_path / "s" / "broken", time) for time in ("20300101_000000", "20300102_000000")]
     broken[0].with_name(f"{broken[0].name}.synced").touch()
     fine = fragment(tmp_path / "s" / "fine", "20300101_000000")
@@ -86,21 +86,21 @@ def test_a_failure_is_said_and_stops_no_other_run(tmp_path, calls, key, capsys):
     assert synced(fine)
     calls.clear()
     assert sync.main([str(tmp_path / "s")]) == 1
-    assert calls == [["--include-synced", *map(str, broken)]]  # part of it may be there: all over again
+    assert calls == [[*map(str, broken)]]  # W&B may hold a part of it: all fragments again
 
 
-def test_a_run_that_is_running_is_left_alone(tmp_path, calls, key, capsys):
+def test_a_running_run_is_not_uploaded(tmp_path, calls, key, capsys):
     fragment(tmp_path / "s" / "a", "20300101_000000")
-    with lock.held(tmp_path / "s" / "a"):
+    with owned(tmp_path / "s" / "a"):
         assert sync.main([str(tmp_path / "s")]) == 0
     assert calls == []
     assert "still running" in capsys.readouterr().out
 
 
-def test_mistakes_are_sentences(tmp_path, monkeypatch):
+def test_user_errors_are_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(RunError, match="none does not exist"):
         sync.main([str(tmp_path / "none")])
-    with pytest.raises(RunError, match="contains nothing that W&B has logged offline"):
+    with pytest.raises(RunError, match="contains no run that W&B logged offline"):
         sync.main([str(tmp_path)])
     fragment(tmp_path / "a", "20300101_000000")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -110,7 +110,7 @@ def test_mistakes_are_sentences(tmp_path, monkeypatch):
 
 
 def session(folder, steps, *, resumed, exit_code=0):
-    """Train and log some steps offline; the fragment."""
+    """Log some steps offline; returns the fragment."""
     before = set(folder.glob("wandb/offline-run-*"))
     tracker = WandB(project="flowdiff", entity=None, mode="offline", checkpoint=False)
     about = {"run_id": "1a2b3c4d", "name": "flow.n_flows=3", "sweep": "s", "tags": ["t"], "config": {"seed": 0}}
@@ -118,13 +118,13 @@ def session(folder, steps, *, resumed, exit_code=0):
     for step in steps:
         logger.log_metrics({"train_loss": 1.0 / (step + 1)}, step)
     tracker.finish(exit_code)
-    wandb.teardown()  # now the file is closed
+    wandb.teardown()  # closes the file
     (made,) = set(folder.glob("wandb/offline-run-*")) - before
     return made / "run-1a2b3c4d.wandb"
 
 
 @pytest.mark.slow
-def test_wandb_itself_makes_one_run_of_the_fragments(tmp_path, server, key, monkeypatch, capsys):
+def test_wandb_makes_one_run_of_the_fragments(tmp_path, server, key, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / "s" / "run"
@@ -133,7 +133,9 @@ def test_wandb_itself_makes_one_run_of_the_fragments(tmp_path, server, key, monk
     killed = session(folder, range(3, 6), resumed=True)
     killed.write_bytes(killed.read_bytes()[:-20])  # in the middle of the record of its exit
     session(folder, range(6, 9), resumed=True)
-    fragment(folder, "20300101_000000", content=first.read_bytes()[:7])
+    fragment(folder, "20300101_000000", content=first.read_bytes()[:7])  # killed before it logged anything
+    nameless = fragment(folder, "20300101_000001", content=first.read_bytes()[:150])  # killed in its second record
+    assert [record["type"] for record in records(nameless)] == ["header"]
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
 
     assert sync.main(["s"]) == 0
@@ -143,21 +145,10 @@ def test_wandb_itself_makes_one_run_of_the_fragments(tmp_path, server, key, monk
     assert [row["train_loss"] for row in run["history"]] == [1.0 / (step + 1) for step in range(9)]
     assert run["exits"] == [1, 1, 0]
     assert run["about"] == {"displayName": "flow.n_flows=3", "groupName": "s", "tags": ["t"]}
-    assert all(not one.pending for one in offline_runs(tmp_path / "s"))
+    assert [one.pending for one in offline_runs(tmp_path / "s")] == [(nameless,)]
     assert not (tmp_path / "wandb").exists()
 
     session(folder, range(9, 11), resumed=True)  # goes on after the upload
     assert sync.main(["s"]) == 0
     assert [row["trainer/global_step"] for row in run["history"]] == list(range(11))
     assert "uploaded" in capsys.readouterr().out
-
-
-def test_a_file_is_read_up_to_its_last_whole_record(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    data = session(folder, range(40), resumed=False).read_bytes()
-    whole = list(records(data))
-    assert whole[-1][0] == len(data)
-    cut = data[: whole[-1][0] - 1]
-    assert list(records(cut)) == whole[:-1]
-    assert list(records(data[:7])) == []

@@ -59,10 +59,10 @@ def test_resume_of_nothing_is_a_sentence(tmp_path):
 
 MISTAKES = [
     (["flow.n_flows=many"], "flow.n_flows=many is not allowed"),
-    (["network=unet", "loss=nll"], "loss=nll needs a log-density"),
+    (["network=unet", "loss=nll"], "loss=nll network=unet do not go together"),
     (["schedule.sigma_min=90"], "sigma_min"),
     (["dataset=two_moons", "network=unet"], "network=unet was given samples of shape (2,)"),
-    (["flow=linear_activation", "scaling=edm"], "makes no sense"),
+    (["flow=linear_activation", "scaling=edm"], "do not go together"),
 ]
 
 

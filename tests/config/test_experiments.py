@@ -81,7 +81,7 @@ def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrid
     engine = Engine.of(settings)
     without_files(engine.data)
     engine.measure()
-    output = engine.loss(engine.denoiser.denoiser, *engine.draw(engine.latents.train[:8], 0))
+    output = engine.loss(engine.denoiser.denoiser, *engine.loss_inputs(engine.latents.train[:8], 0))
     output.loss.mean().backward()
     trained = [p for p in engine.parameters() if p.grad is not None]
     before = [p.detach().clone() for p in trained]

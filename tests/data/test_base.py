@@ -1,4 +1,4 @@
-"""The streams of indices, the splits, and what every registered data set promises."""
+"""The streams of indices, the splits, and the contract of every registered data set."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def test_stream_is_one_permutation_after_another(n, size):
     assert torch.equal(stream.sort(1).values, torch.arange(n).expand(epochs, n))
 
 
-def test_stream_shuffles_anew_each_epoch_and_seed():
+def test_stream_has_another_order_in_each_epoch_and_seed():
     orders = [tuple(EndlessBatches(50, 5, seed).epoch_order(e).tolist()) for seed in range(3) for e in range(3)]
     assert len(set(orders)) == len(orders)
 
@@ -63,7 +63,7 @@ def test_ordered_batches_cover_every_sample_once(n, size, world_size):
     assert torch.equal(everything, torch.arange(n))
 
 
-def test_held_out_parts_without_overlap_and_repeats():
+def test_held_out_splits_without_overlap_and_repeats():
     train, test = held_out(100, 30)
     assert (len(train), len(test)) == (70, 30)
     assert torch.equal(torch.cat([train, test]).sort().values, torch.arange(100))
@@ -95,7 +95,7 @@ def test_unlabelled_split_has_zero_labels():
 
 
 class Given(DataModule):
-    """A data set that is handed its splits."""
+    """A data set with given splits."""
 
     name = "given"
     shape = (1, 2, 2)
@@ -125,7 +125,7 @@ def images(n, label=0, side=2):
         (images(2), images(2, label=-1), r"test labels .* -1…-1 where 0…2"),
     ],
 )
-def test_setup_refuses_what_does_not_fit(train, test, sentence):
+def test_setup_refuses_splits_that_do_not_fit(train, test, sentence):
     with pytest.raises(DataError, match=sentence):
         Given(train, test).setup()
 
@@ -137,7 +137,7 @@ def test_setup_loads_once():
     assert data.loads == 1
 
 
-def test_loaders_leave_the_global_generator_alone():
+def test_loaders_do_not_advance_the_global_generator():
     data = Given(images(9), images(5))
     data.setup()
     before = torch.get_rng_state()
@@ -147,7 +147,7 @@ def test_loaders_leave_the_global_generator_alone():
 
 
 @pytest.mark.parametrize("name", registry.names("dataset"))
-def test_everything_but_the_samples_is_known_after_construction(name):
+def test_the_attributes_are_known_before_setup(name):
     data = registry.create("dataset", name)
     assert data.name == name
     assert len(data.shape) in (1, 3)
@@ -167,7 +167,7 @@ def test_numbers_out_of_range_are_refused(name, key, value):
 
 
 class Recorder(LightningModule):
-    """Notes the samples it is shown."""
+    """Records the samples of its batches."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ class Recorder(LightningModule):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # inside lightning, under newer torch
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")  # the data lie in memory
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_trainer_takes_the_stream_and_resumes_it(num_workers):
+def test_a_resumed_trainer_gets_the_same_batches(num_workers):
     def train(start_step, steps):
         data = registry.create(
             "dataset", "two_moons", num_train=100, num_test=30, batch_size=16, num_workers=num_workers

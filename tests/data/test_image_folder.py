@@ -1,4 +1,4 @@
-"""Folders of pictures: classes by subfolder, cropping, resizing, and what is refused."""
+"""Folders of pictures: classes by subfolder, cropping, resizing, and errors."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_subfolders_are_classes_in_sorted_order(tmp_path):
         batch = split[:]
         assert batch.x.dtype == torch.uint8
         assert batch.x.shape[1:] == (3, 8, 8)
-        assert torch.equal(batch.x[:, 0, 0, 0].long(), batch.label)  # the colour says the class
+        assert torch.equal(batch.x[:, 0, 0, 0].long(), batch.label)  # the colour encodes the class
 
 
 def test_flat_and_nested_pictures_count_when_unconditional(tmp_path):
@@ -58,7 +58,7 @@ def test_largest_centred_square_is_kept(turned, tmp_path):
     data.setup()
     x = data.train[0].x
     assert x.shape == (1, 3, 8, 8)
-    # Lanczos must see nothing outside the square, so the field stays flat.
+    # Lanczos must not use pixels outside the square, so the field stays flat.
     assert x.unique().tolist() == [200]
 
 

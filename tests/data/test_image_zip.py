@@ -1,4 +1,4 @@
-"""EDM-format archives, written here, read back pixel by pixel; and every way in which one may not fit."""
+"""EDM-format archives are read back pixel by pixel, and every archive that does not fit is an error."""
 
 import io
 import json
@@ -74,7 +74,7 @@ def test_unlabelled(info, tmp_path):
     assert data.train[:].label.unique().tolist() == [0]
 
 
-def test_labels_are_not_looked_at_when_unconditional(tmp_path):
+def test_labels_are_ignored_when_unconditional(tmp_path):
     data = build(write(tmp_path / "a.zip", pictures(10), labels=range(10)))
     data.setup()
     assert data.train[:].label.unique().tolist() == [0]
@@ -125,14 +125,14 @@ def test_an_archive_that_does_not_fit(settings, labels, info, sentence, tmp_path
         build(path, **settings).setup()
 
 
-def test_an_archive_that_is_none(tmp_path):
+def test_a_file_that_is_not_an_archive(tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     for path, sentence in (
         (str(tmp_path / "missing.zip"), r"dataset\.path=.*missing\.zip is not a file"),
         (str(tmp_path), "is not a file"),
         (str(tmp_path / "text.zip"), "not a readable zip"),
         (write(tmp_path / "empty.zip", []), "holds no pictures"),
-        (write(tmp_path / "one.zip", pictures(1)), "one image, none to hold out"),
+        (write(tmp_path / "one.zip", pictures(1)), "one image, so none can be held out"),
     ):
         with pytest.raises(DataError, match=sentence):
             build(path).setup()

@@ -1,4 +1,4 @@
-"""Encoded once: what is kept is what encoding would give, and is made anew where anything it is made of differs."""
+"""Cached latents equal freshly encoded ones, and are encoded again when anything that they depend on changes."""
 
 import pickle
 
@@ -7,7 +7,7 @@ import torch
 
 from flowdiff import registry
 from flowdiff.data.base import DataModule, TensorSplit
-from flowdiff.data.latents import LatentData, as_seen_by
+from flowdiff.data.latents import CachedLatents, latent_data
 from flowdiff.data.pixels import Pixels
 from flowdiff.errors import ConfigurationError, DataError
 from flowdiff.models.first_stage.base import AutoencoderStage
@@ -42,18 +42,18 @@ def stage(folder, seed=0, **settings):
 
 
 def encoded(first_stage, data=None):
-    data = LatentData(data or Images(), first_stage)
+    data = CachedLatents(data or Images(), first_stage)
     data.prepare_data()
     data.setup()
     return data
 
 
-def test_the_identity_leaves_the_data_as_they_are():
+def test_the_identity_returns_the_data_themselves():
     data = Images()
-    assert as_seen_by(registry.create("first_stage", "identity", shape=data.shape), data) is data
+    assert latent_data(registry.create("first_stage", "identity", shape=data.shape), data) is data
 
 
-def test_what_is_kept_is_what_encoding_gives(tmp_path):
+def test_cached_moments_equal_encoded_ones(tmp_path):
     first_stage = stage(tmp_path)
     data = encoded(first_stage)
     batch = data.train[torch.tensor([3, 17, 39])]
@@ -65,7 +65,7 @@ def test_what_is_kept_is_what_encoding_gives(tmp_path):
     assert len(data.test) == 12
 
 
-def test_training_draws_from_the_posterior_anew_by_its_generator(tmp_path):
+def test_training_draws_from_the_posterior_by_its_generator(tmp_path):
     data = encoded(stage(tmp_path))
     raw = data.train[:20].x
 
@@ -80,7 +80,7 @@ def test_training_draws_from_the_posterior_anew_by_its_generator(tmp_path):
     torch.testing.assert_close(many.std(0) / sd, torch.ones_like(sd), atol=0.2, rtol=0)  # 5.6 of 1/√800
 
 
-def test_mirrored_images_have_latents_of_their_own(tmp_path):
+def test_mirrored_images_have_their_own_latents(tmp_path):
     first_stage = stage(tmp_path)
     data = encoded(first_stage, Images(flip=True))
     raw = data.train[:16].x
@@ -88,7 +88,7 @@ def test_mirrored_images_have_latents_of_their_own(tmp_path):
     x = data.data.quantize(data.data.to_model(data.data.train[:16].x))
     torch.testing.assert_close(raw[:, 1, 0], first_stage.posterior(x.flip(-1)).mean, atol=1e-5, rtol=1e-5)
     still = raw.clone()
-    still[:, :, 1] = -30  # no noise to speak of: which of the two it is can be seen
+    still[:, :, 1] = -30  # almost no noise, so that the two views can be told apart
     z = data.to_model(still, torch.Generator().manual_seed(0), train=True)
     mirrored = (z - still[:, 1, 0]).abs().amax(1) < (z - still[:, 0, 0]).abs().amax(1)
     assert 0 < int(mirrored.sum()) < 16
@@ -97,7 +97,7 @@ def test_mirrored_images_have_latents_of_their_own(tmp_path):
 
 
 def count(first_stage, monkeypatch, stop_after=None):
-    """The images that go through it from now on; interrupts before more than `stop_after` chunks have."""
+    """Sizes of the chunks encoded from now on; raises KeyboardInterrupt after `stop_after` chunks."""
     seen = []
     through = AutoencoderStage.posterior
 
@@ -111,7 +111,7 @@ def count(first_stage, monkeypatch, stop_after=None):
     return seen
 
 
-def test_an_interrupted_cache_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_interrupted_encoding_continues_where_it_stopped(tmp_path, monkeypatch):
     whole = encoded(stage(tmp_path / "whole")).train[:].x
     count(stage(tmp_path), monkeypatch, stop_after=2)
     with pytest.raises(KeyboardInterrupt):
@@ -128,11 +128,11 @@ def test_an_interrupted_cache_goes_on_where_it_was(tmp_path, monkeypatch):
     torch.testing.assert_close(data.train[:].x, whole, atol=1e-5, rtol=1e-5)
     seen.clear()
     encoded(stage(tmp_path))
-    assert seen == []  # all is there
+    assert seen == []  # everything is cached
 
 
 @pytest.mark.parametrize("change", ["weights", "data", "flip", "precision"])
-def test_another_cache_for_anything_that_changes_latents(change, tmp_path, monkeypatch):
+def test_a_change_of_the_latents_makes_another_cache(change, tmp_path, monkeypatch):
     encoded(stage(tmp_path))
     seen = count(stage(tmp_path), monkeypatch)
     settings = {"precision": "bfloat16"} if change == "precision" else {}
@@ -141,23 +141,23 @@ def test_another_cache_for_anything_that_changes_latents(change, tmp_path, monke
     assert sum(seen) >= 52
 
 
-def test_chunks_and_scale_are_no_part_of_the_key(tmp_path, monkeypatch):
+def test_chunks_and_scale_do_not_change_the_key(tmp_path, monkeypatch):
     encoded(stage(tmp_path))
     seen = count(stage(tmp_path), monkeypatch)
     encoded(stage(tmp_path, chunk_size=3, scale="channel"))
     assert seen == []
 
 
-def test_workers_map_the_file_anew(tmp_path):
+def test_each_worker_maps_the_file_itself(tmp_path):
     split = encoded(stage(tmp_path)).train
     before = split[:4].x
     sent = pickle.dumps(split)
-    assert len(sent) < 3000  # no latents in it: those are 1,600 bytes
+    assert len(sent) < 3000  # the latents, 1,600 bytes, are not part of it
     assert b"moments" not in sent
     assert torch.equal(pickle.loads(sent)[:4].x, before)
 
 
-def test_a_cache_that_is_broken_or_cannot_be_written_is_a_sentence(tmp_path):
+def test_a_broken_or_unwritable_cache_is_an_error_that_names_it(tmp_path):
     data = encoded(stage(tmp_path))
     with data.train.path.open("ab") as file:
         file.write(b"more")
@@ -168,7 +168,7 @@ def test_a_cache_that_is_broken_or_cannot_be_written_is_a_sentence(tmp_path):
         encoded(stage(tmp_path / "file" / "in"))
 
 
-def test_latents_are_no_pictures(tmp_path):
+def test_latents_are_not_pictures(tmp_path):
     data = encoded(stage(tmp_path))
     z = torch.randn(2, 5)
     assert data.quantize(z) is z
@@ -177,22 +177,22 @@ def test_latents_are_no_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_fresh_latents_begin_as_those_that_are_kept(tmp_path, flip):
+def test_fresh_latents_equal_cached_ones_before_training(tmp_path, flip):
     kept = encoded(stage(tmp_path), Images(flip=flip))
     data = Images(flip=flip)
-    fresh = as_seen_by(stage(tmp_path / "nothing", train=True), data)
+    fresh = latent_data(stage(tmp_path / "nothing", train=True), data)
     fresh.prepare_data()
     fresh.setup()
     one, other = (d.to_model(d.train[:20].x, torch.Generator().manual_seed(3)) for d in (kept, fresh))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     for moments in zip(*(map(torch.cat, zip(*d.posteriors(16), strict=True)) for d in (kept, fresh)), strict=True):
-        one, other = (m.sort(0).values for m in moments)  # mirrored images stand elsewhere
+        one, other = (m.sort(0).values for m in moments)  # mirrored images come in another order
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     assert not (tmp_path / "nothing").exists()
 
 
 def test_fresh_latents_are_dequantised_for_training(tmp_path):
-    fresh = as_seen_by(stage(tmp_path, train=True), Images())
+    fresh = latent_data(stage(tmp_path, train=True), Images())
     fresh.setup()
     raw = fresh.train[:20].x
     z = fresh.to_model(raw, torch.Generator().manual_seed(0), train=True)

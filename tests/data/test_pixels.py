@@ -1,4 +1,4 @@
-"""The way between levels and model space, for every number of levels in use."""
+"""The maps between levels and model space, for every number of levels in use."""
 
 import pytest
 import torch

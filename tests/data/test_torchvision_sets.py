@@ -1,4 +1,4 @@
-"""torchvision's layouts, from tiny files written here; the real ones where FLOWDIFF_DATA points to them."""
+"""torchvision's layouts, in tiny files written here, and in the real files if FLOWDIFF_DATA names them."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ IDX_NAMES = [n for n in NAMES if registry.resolve("dataset", n).files == IDX_FIL
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Every attempt to open an address fails, as without a network, and is noted."""
+    """Every attempt to open an address is recorded and fails, as without a network."""
     import urllib.error
     import urllib.request
 
@@ -57,7 +57,7 @@ def test_reads_cifar_batches(tmp_path, monkeypatch, no_network):
     for file, (x, label) in zip([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], parts, strict=True):
         (folder / file).write_bytes(pickle.dumps({"data": x.reshape(3, -1), "labels": label.tolist()}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    # The check sums are those of the real files: leave only the check that the files exist.
+    # torchvision knows the check sums of the real files: keep only the check that the files exist.
     reader = torchvision.datasets.CIFAR10
     for field in ("train_list", "test_list"):
         monkeypatch.setattr(reader, field, [[file, None] for file, _ in getattr(reader, field)])

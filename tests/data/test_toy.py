@@ -1,4 +1,4 @@
-"""Each toy density against what its docstring says of it."""
+"""Each toy density agrees with its docstring."""
 
 import math
 

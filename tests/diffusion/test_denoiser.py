@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 
 from flowdiff import registry
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.errors import NotADensity
+from flowdiff.models.networks.base import Network
 from flowdiff.shapes import append_dims, mean_except_batch, sum_except_batch
 
 
-class Half(nn.Module):
+class Half(Network):
     def forward(self, x, c_noise, cond=None):
         return 0.5 * x
 
@@ -27,7 +27,7 @@ def test_raw_networks_have_no_density():
     denoiser = Denoiser(Half(), registry.create("scaling", "edm"))
     assert not denoiser.is_density
     for method in (denoiser.log_prob, denoiser.log_prob_and_denoised):
-        with pytest.raises(NotADensity, match="network=Half has no log-density"):
+        with pytest.raises(NotADensity, match="network=Half does not have a log-density"):
             method(torch.zeros(1, 2), torch.ones(1))
 
 

@@ -32,7 +32,7 @@ def test_shape_and_type_follow_sigma(name):
 
 
 def perfect_networks(x, sigma, score):
-    """What F has to be under each scaling, from the score alone: σ_d = 1/2, x (B, D), sigma (B,)."""
+    """The output F that has the given score under each scaling: σ_d = 1/2, x (B, D), sigma (B,)."""
     s = sigma[:, None]
     noise, x0 = -s * score, x + s**2 * score
     alpha, norm = (1 + s**2) ** -0.5, (s**2 + 0.25) ** 0.5
@@ -51,12 +51,12 @@ def test_all_forms_give_the_same_denoiser_for_the_same_score(name):
     c_skip, c_out, _, _ = registry.create("scaling", name)(SIGMA, 0.5)
     output = perfect_networks(x, SIGMA, oracle.score(x, SIGMA))[name]
     denoised = c_skip[:, None] * x + c_out[:, None] * output
-    # at σ = 80 a denoised value of order 1 is the difference of numbers of order σ² = 6400
+    # at σ = 80 a D of order 1 is the difference of numbers of order σ² = 6400
     torch.testing.assert_close(denoised, oracle(x, SIGMA), rtol=1e-9, atol=1e-9)
 
 
 def test_edm_has_unit_variances():
-    """Var[c_in·x] = Var[(x0 − c_skip·x)/c_out] = 1, x0 and the noise being independent."""
+    """Var[c_in·x] = Var[(x0 − c_skip·x)/c_out] = 1, because x0 and the noise are independent."""
     sigma_data = 0.7
     c = registry.create("scaling", "edm")(SIGMA, sigma_data)
     one = torch.ones_like(SIGMA)

@@ -22,14 +22,14 @@ def test_draws_follow_the_quantiles(name, stratified):
     assert sigma.shape == (n,)
     for share in (0.1, 0.5, 0.9):
         level = sampler.quantile(torch.tensor([share], dtype=torch.float64))
-        # 5 standard errors of a share; a discrete law may jump by the weight of a level, 1/1000 here
+        # 5 standard errors of a fraction; a discrete distribution jumps by the weight of a level, 1/1000 here
         tolerance = 5 * math.sqrt(share * (1 - share) / n) + 1e-3
         assert (sigma < level * (1 + 1e-6)).double().mean().item() == pytest.approx(share, abs=tolerance)
 
 
 @pytest.mark.parametrize("stratified", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_generator_decides_and_leaves_the_global_one_alone(name, stratified):
+def test_generator_determines_the_draws_and_the_global_one_is_unchanged(name, stratified):
     sampler = registry.create("sigma_sampler", name, stratified=stratified)
     state = torch.random.get_rng_state()
     first, again, other = (sampler(64, generator=seeded(seed)) for seed in (1, 1, 2))
@@ -43,12 +43,12 @@ def test_generator_decides_and_leaves_the_global_one_alone(name, stratified):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_device_is_where_the_noise_levels_land(name):
+def test_noise_levels_are_on_the_given_device(name):
     assert registry.create("sigma_sampler", name)(4, generator=seeded(0), device="meta").device.type == "meta"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stratified_batches_agree_more(name):
+def test_stratified_batches_vary_less(name):
     """The mean of ln σ over a batch of 64 varies at least five times less (1/√64 of it would be typical)."""
     spread = {}
     for stratified in (False, True):
@@ -70,7 +70,7 @@ def test_stratified_covers_every_stratum_in_random_order(name):
     assert (ordered[:-1] <= edges * (1 + 1e-5)).all()
     assert (ordered[1:] >= edges * (1 - 1e-5)).all()
     assert not torch.equal(sigma, ordered)
-    # each place of the batch sees the whole law: its mean over batches is the law's, within 5 standard errors
+    # every position of the batch follows the whole distribution: its mean over batches agrees within 5 standard errors
     source = seeded(1)
     first = torch.stack([sampler(8, generator=source)[0].log() for _ in range(400)])
     middle = sampler.quantile((torch.arange(10_000) + 0.5) / 10_000).log().mean()
@@ -121,3 +121,9 @@ def test_discrete_rounds_in_log_sigma():
     assert torch.equal(sampler.nearest(border * 1.001), levels[1:])
     assert sampler.nearest(torch.tensor([[1e-9, 1e9]])).tolist() == [[levels[0].float(), levels[-1].float()]]
     assert sampler.nearest(torch.ones(2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"discrete"}))
+def test_continuous_noise_levels_are_not_rounded(name):
+    sigma = torch.tensor([1e-9, 0.3, 1e9])
+    assert torch.equal(registry.create("sigma_sampler", name).nearest(sigma), sigma)

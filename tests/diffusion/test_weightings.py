@@ -6,7 +6,7 @@ from flowdiff import registry
 SIGMA = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
 SIGMA_DATA = torch.tensor(0.7, dtype=torch.float64)
 
-# at σ = 1, sigma_data = 1/2, gamma = 5 resp. 4
+# at σ = 1, sigma_data = 1/2; gamma = 5 for min_snr and 4 for soft_min_snr
 AT_ONE = {"edm": 5.0, "eps": 1.0, "v": 2.0, "unit": 1.0, "min_snr": 1.0, "soft_min_snr": 0.8}
 
 
@@ -27,8 +27,8 @@ def test_positive_and_like_sigma(name):
 
 
 @pytest.mark.parametrize("name", ["edm", "eps", "v"])
-def test_is_the_plain_loss_of_its_scaling(name):
-    """‖D − x0‖² = c_out²‖F − target‖², so the weight that leaves F's loss plain is c_out⁻²."""
+def test_is_the_unweighted_loss_of_its_scaling(name):
+    """‖D − x0‖² = c_out²‖F − target‖², so the weight c_out⁻² gives the unweighted loss of F."""
     weight = registry.create("weighting", name)(SIGMA, SIGMA_DATA)
     c_out = registry.create("scaling", name)(SIGMA, SIGMA_DATA).c_out
     torch.testing.assert_close(weight * c_out**2, torch.ones_like(SIGMA))
@@ -40,7 +40,7 @@ def test_min_snr_caps_the_noise_loss():
     torch.testing.assert_close(weight, expected)
 
 
-def test_soft_min_snr_touches_min_snr_at_both_ends_and_stays_below():
+def test_soft_min_snr_approaches_min_snr_at_both_ends_and_stays_below():
     hard = registry.create("weighting", "min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
     soft = registry.create("weighting", "soft_min_snr", gamma=3.0)(SIGMA, SIGMA_DATA)
     assert (soft < hard).all()
@@ -48,7 +48,7 @@ def test_soft_min_snr_touches_min_snr_at_both_ends_and_stays_below():
     torch.testing.assert_close(soft[[0, -1]], hard[[0, -1]], rtol=1e-4, atol=0)
 
 
-def test_soft_min_snr_is_k_diffusions_at_its_gamma():
+def test_soft_min_snr_equals_k_diffusion_at_gamma_one_over_variance():
     soft = registry.create("weighting", "soft_min_snr", gamma=(SIGMA_DATA**-2).item())(SIGMA, SIGMA_DATA)
     preconditioned = (SIGMA * SIGMA_DATA) ** 2 / (SIGMA**2 + SIGMA_DATA**2) ** 2
     c_out = registry.create("scaling", "edm")(SIGMA, SIGMA_DATA).c_out

@@ -7,18 +7,15 @@ import torch
 from torch.nn import functional
 
 from flowdiff import config, registry
-from flowdiff.data.readers import split_batches
+from flowdiff.data.readers import evenly, split_batches
 from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, NotADensity
 from flowdiff.evaluation.densities import densities as module
 from flowdiff.evaluation.features import samples
 from flowdiff.evaluation.features import small_cnn as features
+from flowdiff.evaluation.features.identity import IdentityFeatures
 from flowdiff.models.conditioning import Conditioning
 
 COMPARED = ("precision", "recall", "memorised", "train_distance")  # by default, beside the Fréchet distance
-
-
-def unconditional(label):
-    return None
 
 
 @pytest.fixture
@@ -117,7 +114,7 @@ def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
     model.inner = torch.nn.Dropout()
     model.train()
     model.inner.eval()
-    found = metrics_of(points, repeats=3, num_samples=200).evaluate(model, sample_fn, unconditional, 0.02, 7)
+    found = metrics_of(points, repeats=3, num_samples=200).evaluate(model, sample_fn, 7)
     assert calls == [(200, 7), (200, 8), (200, 9)]
     assert set(found) == {
         *("test_loss", "test_loss_se", "num_samples", "num_test"),
@@ -143,7 +140,7 @@ def test_table_of_a_raw_network_on_images(metrics_of, digits, digits_cnn, gaussi
     def sample_fn(n, seed):
         return real(digits, digits.train)[:n]
 
-    found = metrics_of(digits, num_samples=60).evaluate(Raw(), sample_fn, unconditional, 0.02, 0)
+    found = metrics_of(digits, num_samples=60).evaluate(Raw(), sample_fn, 0)
     # fewer samples than features: a number all the same
     assert math.isfinite(found["fd_digits_cnn"])
     assert found["extractor_accuracy"] == digits_cnn.accuracy
@@ -159,7 +156,9 @@ def test_sigma_of_the_likelihood(metrics_of, points, gaussian, sigma_eval, expec
             seen.update(sigma.tolist())
             return super().log_prob(x, sigma, cond)
 
-    metrics_of(points, sigma_eval=sigma_eval, frechet=False).evaluate(Spy(), None, unconditional, 0.03, 0)
+    model = Spy()
+    model.sampling.schedule = registry.create("schedule", "karras", sigma_min=0.03)
+    metrics_of(points, sigma_eval=sigma_eval, frechet=False).evaluate(model, None, 0)
     assert list(seen) == [pytest.approx(expected)]
 
 
@@ -167,7 +166,7 @@ def test_what_is_switched_off_is_not_done(metrics_of, tiny, gaussian):
     unlabelled = copy.copy(tiny)
     unlabelled.num_classes = None
     off = dict.fromkeys(("frechet", "likelihood", "classify", "outliers", "interpolate"), False)
-    found = metrics_of(unlabelled, **off).evaluate(gaussian(), None, unconditional, 0.02, 0)
+    found = metrics_of(unlabelled, **off).evaluate(gaussian(), None, 0)
     assert set(found) == {"test_loss", "test_loss_se"}
 
 
@@ -182,15 +181,14 @@ def conditional(gaussian):
             centre = 2 * (60 * cond.vector + 20) / 256 - 1  # (B,)
             return super().log_prob(x - centre.reshape(-1, 1, 1, 1), sigma)
 
+        def cond_of(self, label):
+            return Conditioning(label.float())
+
     return OfClasses(std=0.1)
 
 
-def as_vector(label):
-    return Conditioning(label.float())
-
-
 def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, conditional):
-    found = metrics_of(tiny, frechet=False).densities(conditional, as_vector, 0.02, 0)
+    found = metrics_of(tiny, frechet=False).densities(conditional, 0)
     assert set(found) == {
         *("bpd", "bpd_se", "class_accuracy", "class_accuracy_se", "class_ece", "num_classified", "auroc_permuted"),
         *("interpolation_bpd", "interpolation_bpd_se", "interpolation_straight"),
@@ -206,7 +204,7 @@ def test_as_many_are_classified_as_is_cheap_unless_all_are_asked_for(metrics_of,
     monkeypatch.setattr(module, "CHEAP", 100)
     for asked, n in ((None, 25), (True, 60)):
         metrics = metrics_of(tiny, frechet=False, classify=asked, outliers=False, interpolate=False)
-        assert metrics.densities(conditional, as_vector, 0.02, 0)["num_classified"] == n
+        assert metrics.densities(conditional, 0)["num_classified"] == n
 
 
 def test_what_a_model_or_its_data_cannot_give_is_refused_when_asked_for(metrics_of, points, tiny, gaussian):
@@ -236,7 +234,7 @@ def test_an_inverse_that_does_not_converge_costs_one_line_of_the_table(metrics_o
         def decode(self, z, sigma, cond=None):
             raise InverseDidNotConverge("the inverse is off.")
 
-    found = metrics_of(points).densities(Lost(), unconditional, 0.02, 0)
+    found = metrics_of(points).densities(Lost(), 0)
     assert set(found) == {"nats_per_dim", "nats_per_dim_se"}
     assert "not interpolated: the inverse is off." in caplog.text
 
@@ -270,7 +268,7 @@ def test_fewer_samples_than_features_is_said_once(metrics_of, digits, digits_cnn
         metrics.frechet(real(digits, digits.train)[:n])
     assert [record.message for record in caplog.records if "covariance" in record.message] == [
         "fd_digits_cnn of 64 samples: the covariance of 64 features is singular below 65 samples, and the distance "
-        "compares only with others of 64; take metrics.num_samples > 64 for one to report."
+        "is comparable only with distances of 64 samples; set metrics.num_samples > 64 for a distance to report."
     ]
 
 
@@ -286,14 +284,14 @@ def test_real_samples_pass_the_extractor_once_and_not_all_features_of_a_large_sp
     monkeypatch.setattr(samples, "KEPT", 7)
     passed = []
 
-    class Counting(features.IdentityFeatures):
+    class Counting(IdentityFeatures):
         def forward(self, x):
             passed.append(len(x))
             return super().forward(x)
 
     split, x = samples.Real(points, "train", Counting(2), 250, tmp_path), points.train.x
-    assert torch.equal(split.features(), x[features.evenly(600, 7)])
-    assert torch.equal(split.features(3), x[features.evenly(600, 7)][[0, 3, 6]])
+    assert torch.equal(split.features(), x[evenly(600, 7)])
+    assert torch.equal(split.features(3), x[evenly(600, 7)][[0, 3, 6]])
     assert split.statistics.n == 600
     torch.testing.assert_close(split.statistics.cov, torch.cov(x.T.double()))
     assert passed == [250, 250, 100]
@@ -302,10 +300,10 @@ def test_real_samples_pass_the_extractor_once_and_not_all_features_of_a_large_sp
 @pytest.mark.parametrize(
     ("compare", "sentence"),
     [
-        ({"precison_recall": {}}, "metric=precison_recall is unknown: did you mean 'precision_recall'"),
+        ({"precison_recall": {}}, "comparison=precison_recall is unknown: did you mean 'precision_recall'"),
         ({"mmd": {}}, r"metrics\.compare\.mmd\.num_samples is missing"),
         ({"mmd": {"num_samples": 1}}, r"metrics\.compare\.mmd\.num_samples=1 is not allowed"),
-        ({"mmd": {"num_sample": 9}}, r"metrics\.compare\.mmd\.num_sample is not a setting of metric=mmd: did you"),
+        ({"mmd": {"num_sample": 9}}, r"metrics\.compare\.mmd\.num_sample is not a setting of comparison=mmd: did you"),
         ({"inception_score": {"splits": 1}}, r"inception_score needs a classifier of images, and dataset=points"),
     ],
 )
@@ -340,12 +338,12 @@ def test_a_metric_of_the_users_own(metrics_of, points, tmp_path):
 
 PLUGIN = """
 from pydantic import PositiveFloat
-from flowdiff.evaluation.comparisons.base import Metric
+from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.registry import register
 
 
 @register("comparison", "furthest")
-class Furthest(Metric):
+class Furthest(Comparison):
     \"\"\"The largest norm of a sample, to some power.\"\"\"
 
     def __init__(self, *, power: PositiveFloat = 1.0):
@@ -358,22 +356,20 @@ class Furthest(Metric):
 
 def test_likelihood_over_a_sweep_of_sigma_and_by_the_ode(metrics_of, points, gaussian):
     model = gaussian(std=0.4)
-    model.settings = {"schedule": config.defaults("schedule", "karras")}
     off = {"frechet": False, "interpolate": False}
     metrics = metrics_of(points, sigma_sweep=[0.002, 2.0], ode=True, ode_probes=None, **off)
-    found = metrics.densities(model, unconditional, 0.002, 0)
+    found = metrics.densities(model, 0)
     assert found["nats_per_dim_sigma_0.002"] == found["nats_per_dim"] < found["nats_per_dim_sigma_2"]
     # N(0, 0.4²) noised to σ_max = 80 is not quite N(0, 80²)
     assert found["nats_per_dim_ode"] == pytest.approx(found["nats_per_dim"], abs=5e-5)
     assert found["nats_per_dim_ode_se"] == pytest.approx(found["nats_per_dim_se"], rel=1e-3)
     model.is_density = False  # the ODE needs none
-    assert set(metrics.densities(model, unconditional, 0.002, 0)) == {"nats_per_dim_ode", "nats_per_dim_ode_se"}
+    assert set(metrics.densities(model, 0)) == {"nats_per_dim_ode", "nats_per_dim_ode_se"}
 
 
 def test_the_ode_refuses_a_flow_that_has_one_derivative(metrics_of, points, gaussian):
     model = gaussian()
-    model.flow = torch.nn.Identity()
-    model.flow.twice_differentiable = False
+    model.twice_differentiable = False
     with pytest.raises(ConfigurationError, match=r"metrics\.ode=true needs a score that can be differentiated"):
         metrics_of(points, ode=True).check(model)
 

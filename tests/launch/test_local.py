@@ -1,25 +1,25 @@
-"""The pool: every job in a fresh process of its own, whatever becomes of the others, and the same command goes on."""
+"""The local pool: every job in a process of its own, whatever happens to the others, and a stopped sweep continues."""
 
 import io
 import os
 import signal
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 import runs
-from cli_process import TESTS, Started
+from cli_process import TESTS, Started, numbers
 from rich.console import Console
-from sweep_workers import config, job
+from sweep_workers import job, jobs, wait_until
 
 from flowdiff.errors import RunError
 from flowdiff.launch.local import LocalPool, Worker
-from flowdiff.runs import lock
 from flowdiff.runs.identity import run_id
 from flowdiff.runs.job import Job
-from flowdiff.runs.run_folder import RunFolder
+from flowdiff.runs.ownership import owned, owner
 
 # The server imports the real worker once for all tests of this process.
 PRELOAD = ("flowdiff.launch.worker", "sklearn.datasets", "matplotlib.pyplot")
@@ -27,246 +27,182 @@ FAKE = Worker("sweep_workers", "work", PRELOAD)
 REAL = Worker("flowdiff.launch.worker", "work", PRELOAD)
 
 
-def sweep(jobs, worker=FAKE, jobs_per_device=2, retry="failed", force=False):
-    """The rows of the sweep, and what it said."""
+def sweep(given, worker=FAKE, jobs_per_device=2, retry="failed", force=False):
+    """The states and notes of the rows, and the output of the sweep."""
     console = Console(file=io.StringIO(), width=200)
-    rows = LocalPool(worker, jobs_per_device, console).run(jobs, retry, force)
-    return rows, console.file.getvalue()
+    rows = LocalPool(worker, jobs_per_device, console).run(given, retry, force)
+    return [row.state for row in rows], [row.note for row in rows], console.file.getvalue()
 
 
-def states(rows):
-    return [row.state for row in rows]
+def attempts(*given):
+    paths = [job.path / "attempts" for job in given]
+    return [len(path.read_text()) if path.exists() else 0 for path in paths]
 
 
-def attempts(job):
-    path = job.path / "attempts"
-    return len(path.read_text()) if path.exists() else 0
+def have_begun(given):
+    return all((job.path / "pid").exists() for job in given)
 
 
-def wait_until(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@contextmanager
+def meanwhile(condition, action) -> Iterator[None]:
+    """Call `action` in another thread once the condition holds."""
+    thread = threading.Thread(target=lambda: (wait_until(condition), action()))
+    thread.start()
+    yield
+    thread.join()
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """One job of each ending, the failing ones first."""
-    path = tmp_path_factory.mktemp("multirun") / "sweep"
-    behaviours = ["sentence", "bug", "killed", "no_result", "finish"]
-    jobs = [job(path / b, b, seed=i) for i, b in enumerate(behaviours)]
-    return jobs, *sweep(jobs)
+def interrupted(given, condition, worker=FAKE, number=signal.SIGINT):
+    """Run a sweep that receives a signal once the condition holds."""
+    stopped = pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit)
+    with meanwhile(condition, lambda: os.kill(os.getpid(), number)), stopped:
+        sweep(given, worker)
 
 
-def test_a_failing_run_does_not_stop_the_others(ended):
-    _, rows, _ = ended
-    assert states(rows) == ["failed", "failed", "failed", "failed", "done"]
+def test_a_failing_run_leaves_a_sentence_and_a_log_and_does_not_stop_the_others(tmp_path):
+    given = jobs(tmp_path / "sweep", "sentence", "bug", "killed", "no_result", "finish")
+    states, notes, output = sweep(given)
+    assert states == ["failed"] * 4 + ["done"]
+    assert [job.folder.failure() for job in given] == [*notes[:4], None]
+    assert notes[:2] == ["the data is missing: put it there.", "ZeroDivisionError: division by zero"]
+    assert "SIGKILL" in notes[2]
+    assert "exit status 0 and no result" in notes[3]
+    assert all(note in output for note in notes)
+    assert "Traceback" in (given[1].path / "train.log").read_text()
 
 
-def test_every_failure_leaves_a_sentence_and_a_log(ended):
-    jobs, rows, said = ended
-    sentence, bug, killed, no_result, finish = jobs
-    assert sentence.folder.failure() == "the data is not there: put it there."
-    assert bug.folder.failure() == "ZeroDivisionError: division by zero"
-    assert "SIGKILL" in killed.folder.failure()
-    assert "exit status 0 and no result" in no_result.folder.failure()
-    assert finish.folder.failure() is None
-    for given, row in zip(jobs[:4], rows[:4], strict=True):
-        assert row.note == given.folder.failure()
-        assert row.note in said
-    assert "Traceback" in (bug.path / "train.log").read_text()
-
-
-def test_a_disk_too_full_for_a_last_word_is_told_by_the_sweep(tmp_path, monkeypatch):
+def test_the_sweep_reports_a_disk_that_is_too_full_for_the_error(tmp_path, monkeypatch):
     full = "s/a cannot be written: No space left on device; choose another place or make room."
 
     def refuse(self, error):
         raise RunError(full)
 
     monkeypatch.setattr(Job, "fail", refuse)
-    rows, _ = sweep([job(tmp_path / "s" / "a", "mute"), job(tmp_path / "s" / "b", "killed"), job(tmp_path / "s" / "c")])
-    assert [(row.state, row.note) for row in rows[:2]] == [("failed", full)] * 2
-    assert rows[2].state == "done"
+    states, notes, _ = sweep(jobs(tmp_path / "s", "mute", "killed", "finish"))
+    assert states == ["failed", "failed", "done"]
+    assert notes[:2] == [full, full]
 
 
-def test_every_run_has_a_process_and_its_threads(ended, tmp_path):
-    jobs = [job(tmp_path / "sweep" / str(i), seed=i) for i in range(3)]
-    rows, _ = sweep(jobs, jobs_per_device=1)
-    assert states(rows) == ["done"] * 3
-    results = [given.folder.result() for given in jobs]
+def test_every_run_has_a_process_and_its_threads(tmp_path):
+    given = jobs(tmp_path / "sweep", *["finish"] * 3)
+    assert sweep(given, jobs_per_device=1)[0] == ["done"] * 3
+    results = [job.folder.result() for job in given]
     assert len({result["pid"] for result in results} | {os.getpid()}) == 4
-    cores = len(os.sched_getaffinity(0))
-    assert {1 <= result["threads"] <= cores for result in results} == {True}
+    assert all(1 <= result["threads"] <= len(os.sched_getaffinity(0)) for result in results)
     assert all(result["omp"] == str(result["threads"]) for result in results)
 
 
-def test_what_is_complete_is_skipped_and_said_so_and_what_failed_is_tried_again(tmp_path):
-    good, bad = job(tmp_path / "s" / "good"), job(tmp_path / "s" / "bad", "sentence")
-    expected = {  # (retry, force): states, and attempts of both by then
-        ("failed", False): (["done", "failed"], 1, 1),
-        ("none", False): (["skipped", "failed"], 1, 1),
-        ("failed", "again"): (["skipped", "failed"], 1, 2),
-        ("all", False): (["done", "failed"], 2, 3),
-        ("none", True): (["done", "failed"], 1, 1),  # everything before is forgotten
-    }
-    for (retry, force), (after, *tried) in expected.items():
-        rows, said = sweep([good, bad], retry=retry, force=force is True)
-        assert (states(rows), [attempts(good), attempts(bad)]) == (after, tried), (retry, force)
-        if after[0] == "skipped":
-            assert "behaviour=finish" in said
-            assert "complete; force=true trains it anew" in said
+def test_complete_runs_are_skipped_and_failed_runs_are_tried_again(tmp_path):
+    given = good, bad = jobs(tmp_path / "s", "finish", "sentence")
+    for retry, force, states, tried in (
+        ("failed", False, ["done", "failed"], [1, 1]),
+        ("none", False, ["skipped", "failed"], [1, 1]),
+        ("failed", False, ["skipped", "failed"], [1, 2]),
+        ("all", False, ["done", "failed"], [2, 3]),
+        ("none", True, ["done", "failed"], [1, 1]),  # the earlier attempts are deleted
+    ):
+        found, _, output = sweep(given, retry=retry, force=force)
+        assert (found, attempts(good, bad)) == (states, tried), (retry, force)
+        if states[0] == "skipped":
+            assert "behaviour=finish" in output
+            assert "complete; force=true trains it from scratch" in output
 
 
 def test_the_same_run_twice_in_a_sweep_runs_once(tmp_path):
     twice = [job(tmp_path / "s" / "run"), job(tmp_path / "s" / "run")]
-    rows, _ = sweep(twice)
-    assert sorted(states(rows)) == ["done", "skipped"]
-    assert attempts(twice[0]) == 1
+    assert sorted(sweep(twice)[0]) == ["done", "skipped"]
+    assert attempts(twice[0]) == [1]
 
 
 def test_a_folder_that_another_process_writes_is_left_alone(tmp_path):
-    busy, free = job(tmp_path / "s" / "busy"), job(tmp_path / "s" / "free", seed=1)
-    with lock.held(busy.path):
-        rows, said = sweep([busy, free])
-    assert states(rows) == ["busy", "done"]
-    assert f"written by process {os.getpid()}" in said
-    assert attempts(busy) == 0
-    assert busy.folder.failure() is None
+    busy, free = jobs(tmp_path / "s", "finish", "finish")
+    with owned(busy.path):
+        states, _, output = sweep([busy, free])
+    assert states == ["busy", "done"]
+    assert f"written by process {os.getpid()}" in output
+    assert (attempts(busy), busy.folder.failure()) == ([0], None)
 
 
-def test_gpus_are_bound_by_cuda_visible_devices(tmp_path, monkeypatch):
+def test_gpus_are_assigned_by_cuda_visible_devices(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    jobs = []
-    for seed in range(2):
-        settings = {**config("slow", seed), "accelerator": {"kind": "auto", "devices": 1, "num_nodes": 1}}
-        jobs.append(Job(settings, tmp_path / "s" / str(seed), (f"seed={seed}",), "s"))
-    # Both run at once: neither goes on before the other has begun.
-    release = threading.Thread(
-        target=lambda: (wait_until(lambda: all((j.path / "pid").exists() for j in jobs)), (tmp_path / "s/go").touch())
-    )
-    release.start()
-    rows, _ = sweep(jobs, jobs_per_device=1)
-    release.join()
-    assert states(rows) == ["done", "done"]
-    assert [given.folder.result()["gpus"] for given in jobs] == ["5", "7"]
+    given = jobs(tmp_path / "s", "slow", "slow", kind="auto")
+    with meanwhile(lambda: have_begun(given), (tmp_path / "s" / "go").touch):  # both run at once
+        assert sweep(given, jobs_per_device=1)[0] == ["done", "done"]
+    assert [job.folder.result()["gpus"] for job in given] == ["5", "7"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_leaves_no_process_and_the_rest_for_later(tmp_path, number):
-    jobs = [job(tmp_path / "s" / str(seed), "slow", seed) for seed in range(3)]
-    stop = threading.Thread(
-        target=lambda: (
-            wait_until(lambda: all((j.path / "pid").exists() for j in jobs[:2])),
-            os.kill(os.getpid(), number),
-        )
-    )
-    stop.start()
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
-        sweep(jobs)
-    stop.join()
-    assert [attempts(given) for given in jobs] == [1, 1, 0]
-    assert [lock.owner(given.path) for given in jobs] == [None] * 3
-    assert [given.folder.failure() for given in jobs] == [None] * 3
+def test_a_stopped_sweep_leaves_no_process_and_continues_later(tmp_path, number):
+    given = jobs(tmp_path / "s", *["slow"] * 3)
+    interrupted(given, lambda: have_begun(given[:2]), number=number)
+    assert attempts(*given) == [1, 1, 0]
+    assert [(owner(job.path), job.folder.failure()) for job in given] == [(None, None)] * 3
     (tmp_path / "s" / "go").touch()
-    rows, _ = sweep(jobs)
-    assert states(rows) == ["done"] * 3
+    assert sweep(given)[0] == ["done"] * 3
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def started_elsewhere(cwd: Path, output: BinaryIO) -> tuple[Started, list[Job]]:
+def sweep_elsewhere(cwd: Path, output: BinaryIO) -> tuple[Started, tuple[Job, ...]]:
     """A process that sweeps two jobs, once both run, and the jobs."""
-    process = Started(TESTS / "pool_process.py", ["2"], cwd, output, output)
-    jobs = [job(cwd / "s" / str(i), "slow", i) for i in range(2)]
-    wait_until(lambda: all((j.path / "pid").exists() for j in jobs))
-    return process, jobs
+    process = Started(TESTS / "commands.py", ["sweep", "slow", "slow"], cwd, output, output)
+    given = jobs(cwd / "s", "slow", "slow")
+    wait_until(lambda: have_begun(given))
+    return process, given
 
 
-def test_runs_die_with_the_sweep_that_is_killed(tmp_path):
-    with open(os.devnull, "wb") as nowhere:
-        process, jobs = started_elsewhere(tmp_path, nowhere)
-    assert all(lock.owner(j.path) for j in jobs)
+def test_runs_die_with_a_sweep_that_is_killed(tmp_path):
+    with open(os.devnull, "wb") as null:
+        process, given = sweep_elsewhere(tmp_path, null)
+    assert all(owner(job.path) for job in given)
     process.kill()
     process.wait()
-    wait_until(lambda: not any(lock.owner(j.path) for j in jobs))
+    wait_until(lambda: not any(owner(job.path) for job in given))
     (tmp_path / "s" / "go").touch()
-    assert states(sweep(jobs)[0]) == ["done", "done"]
+    assert sweep(given)[0] == ["done", "done"]
 
 
-def test_a_sweep_outlives_its_terminal(tmp_path):
+def test_a_sweep_survives_the_loss_of_its_terminal(tmp_path):
     ours, terminal = os.openpty()
     with os.fdopen(terminal, "wb", buffering=0) as output:
-        process, jobs = started_elsewhere(tmp_path, output)
+        process, given = sweep_elsewhere(tmp_path, output)
     assert b"seed" in os.read(ours, 10_000)
     os.close(ours)  # from here on writing to the terminal is an error
     os.kill(process.pid, signal.SIGHUP)
     (tmp_path / "s" / "go").touch()
     assert process.wait(60) == 0
-    assert all(j.folder.is_complete for j in jobs)
+    assert all(job.folder.is_complete for job in given)
 
 
-def real_jobs(path: Path) -> list[Job]:
-    jobs = []
-    for seed in (1, 2):
-        overrides = [*runs.TINY, "trainer.max_steps=120", "metrics.every_n_steps=60", f"seed={seed}"]
-        jobs.append(Job(runs.settings(*overrides), path / f"seed-{seed}", (f"seed={seed}",), path.name))
-    return jobs
+def real_job(sweep: Path, seed: int, *overrides: str) -> Job:
+    settings = runs.settings(*runs.TINY, f"seed={seed}", *overrides)
+    return Job(settings, sweep / f"seed-{seed}", (f"seed={seed}",), sweep.name)
 
 
-def test_an_interrupted_sweep_of_real_runs_ends_as_an_undisturbed_one(tmp_path):
-    undisturbed, disturbed = real_jobs(tmp_path / "a"), real_jobs(tmp_path / "b")
-    assert states(sweep(undisturbed, REAL)[0]) == ["done", "done"]
-    stop = threading.Thread(
-        target=lambda: (
-            wait_until(lambda: any(j.folder.progress()[0] > 30 for j in disturbed)),
-            os.kill(os.getpid(), signal.SIGINT),
-        )
-    )
-    stop.start()
-    with pytest.raises(KeyboardInterrupt):
-        sweep(disturbed, REAL)
-    stop.join()
-    stopped = [given for given in disturbed if not given.folder.is_complete]
+def test_an_interrupted_sweep_of_real_runs_ends_like_an_undisturbed_one(tmp_path):
+    steps = ("trainer.max_steps=120", "metrics.every_n_steps=60")
+    undisturbed, disturbed = ([real_job(tmp_path / name, seed, *steps) for seed in (1, 2)] for name in "ab")
+    assert sweep(undisturbed, REAL)[0] == ["done", "done"]
+    interrupted(disturbed, lambda: any(job.folder.progress()[0] > 30 for job in disturbed), REAL)
+    stopped = [one for one in disturbed if not one.folder.is_complete]
     assert stopped
-    rows, _ = sweep(disturbed, REAL)
-    assert {row.state for row in rows} <= {"done", "skipped"}
-    for given, other in zip(disturbed, undisturbed, strict=True):
-        assert "going on from step" in (given.path / "train.log").read_text() or given not in stopped
-        mine, theirs = given.folder.result(), other.folder.result()
+    assert set(sweep(disturbed, REAL)[0]) <= {"done", "skipped"}
+    assert all("continuing from step" in (one.path / "train.log").read_text() for one in stopped)
+    for one, other in zip(disturbed, undisturbed, strict=True):
+        result, expected = one.folder.result(), other.folder.result()
         for key in ("run_id", "steps", "parameters", "name", "seed"):
-            assert mine[key] == theirs[key]
-        assert mine["run_id"] == run_id(given.config)
-        assert numbers(mine) == numbers(theirs)
-        assert rows_without_speed(given.folder) == rows_without_speed(other.folder)
+            assert result[key] == expected[key]
+        assert result["run_id"] == run_id(one.config)
+        assert numbers(one.folder) == numbers(other.folder)
 
 
 @pytest.mark.slow
 def test_a_distributed_run_stops_and_goes_on_within_a_sweep(tmp_path):
-    overrides = [*(o for o in runs.TINY if not o.startswith("accelerator")), "accelerator=ddp", "accelerator.kind=cpu"]
-    overrides += ["accelerator.devices=2", "trainer.max_steps=100", "metrics.every_n_steps=50"]
-    given = Job(runs.settings(*overrides), tmp_path / "s" / "run", ("seed=0",), "s")
-    stop = threading.Thread(
-        target=lambda: (wait_until(lambda: given.folder.progress()[0] > 12), os.kill(os.getpid(), signal.SIGINT))
-    )
-    stop.start()
-    with pytest.raises(KeyboardInterrupt):
-        sweep([given], REAL)
-    stop.join()
-    assert not given.folder.is_complete
-    assert "SIGTERM stopped the run after step" in (given.path / "train.log").read_text()
-    rows, _ = sweep([given], REAL)
-    assert states(rows) == ["done"]
-    assert given.folder.result()["steps"] == 100
-    assert "going on from step" in (given.path / "train.log").read_text()
-
-
-def numbers(result):
-    return {key: value for key, value in result["metrics"].items() if key != "samples_per_second"}
-
-
-def rows_without_speed(folder: RunFolder):
-    import csv
-
-    with folder.metrics.open() as file:
-        timed = ("samples_per_second", "train_seconds")
-        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
+    ddp = ("accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2")
+    ranks = real_job(tmp_path / "s", 0, "trainer.max_steps=100", "metrics.every_n_steps=50", *ddp)
+    interrupted([ranks], lambda: ranks.folder.progress()[0] > 12, REAL)
+    log = ranks.path / "train.log"
+    assert not ranks.folder.is_complete
+    assert "SIGTERM stopped the run after step" in log.read_text()
+    assert sweep([ranks], REAL)[0] == ["done"]
+    assert ranks.folder.result()["steps"] == 100
+    assert "continuing from step" in log.read_text()

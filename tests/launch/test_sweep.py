@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from cli_process import ROOT, killed, outcomes, script
+from cli_process import ROOT, check_interrupted_sweep, numbers, outcomes
 from runs import TINY
 
 from flowdiff.runs.run_folder import RunFolder
@@ -33,7 +33,7 @@ class Broken:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Several commands after one another; (exit status, stderr) of each, and the folder they ran in."""
+    """Several commands, one after the other: (exit status, stderr) of each, and their folder."""
     cwd = tmp_path_factory.mktemp("sweeps")
     (cwd / "plugin.py").write_text(PLUGIN)
     RunFolder(cwd / "run").write_config({})
@@ -61,23 +61,17 @@ def folders(cwd, schedule="karras"):
     return keyed
 
 
-def test_a_sweep_leaves_complete_runs_and_status_0(ran):
+def test_a_sweep_leaves_complete_runs_and_runs_none_of_them_again(ran):
     results, cwd = ran
-    assert results["first"] == (0, "")
-    for seed in (1, 2):
-        folder = folders(cwd)[seed, True]
-        assert folder.result()["seed"] == seed
-        assert folder.result()["sweep"] == "s"
-        assert "model score_flow" in (folder.path / "train.log").read_text()
+    assert results["first"] == results["again"] == (0, "")
+    found = folders(cwd)
+    assert found.keys() == {(1, True), (2, True), (3, True)}
+    for (seed, _), folder in found.items():  # complete: a refused force=true has deleted nothing
+        assert (folder.result()["seed"], folder.result()["sweep"]) == (seed, "s")
+        assert (folder.path / "train.log").read_text().count("model score_flow") == 1
 
 
-def test_the_same_runs_in_other_words_are_the_same_runs(ran):
-    results, cwd = ran
-    assert results["again"] == (0, "")
-    assert {seed for seed, _ in folders(cwd)} == {1, 2, 3}
-
-
-def test_all_that_make_no_sense_are_named_and_nothing_starts(ran):
+def test_all_jobs_that_make_no_sense_are_named_and_nothing_starts(ran):
     results, cwd = ran
     status, stderr = results["senseless"]
     assert status == 2
@@ -91,8 +85,8 @@ def test_all_that_make_no_sense_are_named_and_nothing_starts(ran):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("retry", "retry=some is not allowed: take failed"),
-        ("resume", "resume=run goes on with one run, and this is a sweep"),
+        ("retry", "retry=some is not allowed: set it to failed"),
+        ("resume", "resume=run"),
         ("slots", "jobs_per_device=0 is not allowed"),
     ],
 )
@@ -103,15 +97,9 @@ def test_bad_input_is_a_sentence(ran, name, message):
     assert "Traceback" not in stderr
 
 
-def test_a_refused_force_has_deleted_nothing(ran):
-    assert all(folder.is_complete for folder in folders(ran[1]).values())
-
-
 def test_a_failed_run_is_a_sentence_a_file_and_an_exit_status(ran):
     results, cwd = ran
-    status, stderr = results["broken"]
-    assert status == 2
-    assert stderr == "schedule.works=False failed: this schedule is broken: take another.\n"
+    assert results["broken"] == (2, "schedule.works=False failed: this schedule is broken: take another.\n")
     runs = folders(cwd, "broken")
     assert runs[1, True].is_complete
     assert json.loads(runs[1, False].failed_file.read_text()) == {"error": "this schedule is broken: take another."}
@@ -124,20 +112,10 @@ def test_the_launcher_is_found_without_torch():
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_three_times_ends_as_an_undisturbed_one(tmp_path):
+def test_a_sweep_that_is_killed_three_times_ends_like_an_undisturbed_one(tmp_path):
     shared = [o for o in TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
     command = ["-m", *shared, "trainer.max_steps=120", "metrics.every_n_steps=30", "seed=1,2,3"]
-    undisturbed, disturbed = tmp_path / "a" / "s", tmp_path / "b" / "s"
-    done = script("train", *command, f"hydra.sweep.dir={undisturbed}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert killed([*command, f"hydra.sweep.dir={disturbed}"], disturbed, 3, tmp_path)
-    done = script("train", *command, f"hydra.sweep.dir={disturbed}", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    undisturbed, killed = check_interrupted_sweep(command, 3, tmp_path)
     for path in undisturbed.glob("*/"):
-        mine, theirs = RunFolder(disturbed / path.name).result(), RunFolder(path).result()
-        assert numbers(mine) == numbers(theirs)
-        assert mine["steps"] == theirs["steps"] == 120
-
-
-def numbers(result):
-    return {key: value for key, value in result["metrics"].items() if key != "samples_per_second"}
+        assert numbers(RunFolder(killed / path.name)) == numbers(RunFolder(path))
+        assert RunFolder(killed / path.name).result()["steps"] == RunFolder(path).result()["steps"] == 120

@@ -1,4 +1,4 @@
-"""metrics.csv grows by rows and columns and forgets what a resumed run does again; W&B's files hold each run alone."""
+"""metrics.csv drops the rows that a resumed run repeats; W&B's files hold each run separately."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_rows_columns_and_truncation(tmp_path):
     csv = MetricsCSV(tmp_path / "metrics.csv")
     csv.log_metrics({"train_loss": 0.5, "epoch": 0}, 10)
     csv.log_metrics({"train_loss": 0.4, "val_loss": 0.6}, 20)
-    csv.log_metrics({"epoch": 0}, 25)  # nothing measured: no row
+    csv.log_metrics({"epoch": 0}, 25)  # nothing was measured: no row
     csv.log_metrics({"train_loss": 0.3}, 30)
     assert csv.path.read_text() == "step,train_loss,val_loss\n10,0.5,\n20,0.4,0.6\n30,0.3,\n"
     again = MetricsCSV(tmp_path / "metrics.csv")
@@ -29,7 +29,7 @@ def test_rows_columns_and_truncation(tmp_path):
     ]
 
 
-def test_a_row_that_was_only_half_written_is_forgotten(tmp_path):
+def test_a_half_written_row_is_dropped(tmp_path):
     csv = MetricsCSV(tmp_path / "metrics.csv")
     csv.log_metrics({"train_loss": 0.25}, 1)
     csv.log_metrics({"train_loss": 0.125}, 20)
@@ -55,7 +55,7 @@ def test_wandb_is_online_only_with_a_key(tmp_path, monkeypatch):
     assert registry.create("logger", "wandb", mode="disabled")._resolved_mode() == "disabled"
 
 
-def test_online_without_a_key_is_a_sentence(tmp_path, monkeypatch):
+def test_online_without_a_key_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match=r"logger.mode=online needs a W&B API key and there is none"):
@@ -74,7 +74,7 @@ def test_two_runs_of_one_process_do_not_leak_into_each_other(tmp_path):
     for name, tracker in trackers.items():
         (tmp_path / name).mkdir()
         (loggers[name],) = tracker.start(tmp_path / name, about(name))
-    for step in range(3):  # both are open
+    for step in range(3):  # both runs are open
         loggers["one"].log_metrics({"train_loss": 0.1 * step, "only_one": 1.0}, step)
         loggers["two"].log_metrics({"val_loss": 0.2 * step}, step)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "samples.png")
@@ -91,7 +91,7 @@ def test_two_runs_of_one_process_do_not_leak_into_each_other(tmp_path):
     assert not {"train_loss", "only_one", "samples"} & (two.curves | set(two.summary))
 
 
-def test_the_least_distance_stands_beside_the_final_one(tmp_path):
+def test_the_minimum_distance_is_logged_beside_the_final_one(tmp_path):
     tracker = registry.create("logger", "wandb", mode="offline")
     (logger,) = tracker.start(tmp_path, about("run"))
     for step, distance in enumerate([5.0, 2.0, 3.0]):
@@ -124,14 +124,14 @@ def test_a_checkpoint_becomes_an_artifact_on_request_without_a_copy(tmp_path, mo
     assert run.artifacts == ({"checkpoint-run": str(tmp_path / "last.ckpt")} if asked else {})
 
 
-def test_a_refusal_of_wandb_is_a_sentence(tmp_path):
+def test_an_error_of_wandb_is_one_sentence(tmp_path):
     tracker = registry.create("logger", "wandb", mode="offline")
-    with pytest.raises(RunError, match=r"W&B cannot open the run \(.*\): mend it, or take logger.mode=offline"):
-        tracker.start(tmp_path, about("an id: with/characters that W&B does not take"))
+    with pytest.raises(RunError, match=r"W&B cannot open the run \(.*\): fix this, or set logger.mode=offline"):
+        tracker.start(tmp_path, about("an id: with/characters that W&B does not allow"))
     tracker.finish(exit_code=1)  # nothing is open
 
 
-def test_a_tracker_that_shows_nothing_takes_everything(tmp_path):
+def test_a_tracker_that_logs_nothing_accepts_everything(tmp_path):
     for tracker in (registry.create("logger", "csv"), registry.create("logger", "wandb", mode="disabled")):
         tracker.start(tmp_path, about("run"))
         tracker.minimise({"fd_cnn": 1.0})
@@ -142,7 +142,7 @@ def test_a_tracker_that_shows_nothing_takes_everything(tmp_path):
     assert not (tmp_path / "wandb").exists()
 
 
-def test_how_a_run_is_logged_is_not_who_it_is():
+def test_the_logger_does_not_change_the_run_id():
     config = {"seed": 0, "logger": {"name": "wandb", "checkpoint": False}}
     assert run_id(config) == run_id({**config, "logger": {"name": "wandb", "checkpoint": True}})
     assert run_id(config) != run_id({**config, "seed": 1})

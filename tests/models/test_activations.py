@@ -1,4 +1,4 @@
-"""Both faces of every registered activation: an exact derivative, and a bijection with the promised slopes."""
+"""Both forms of every registered activation: an exact derivative, and a bijection with slopes in the stated range."""
 
 import warnings
 
@@ -10,7 +10,7 @@ from flowdiff.errors import InverseDidNotConverge
 from flowdiff.models.activations import MAX_STRENGTH, MIN_SLOPE
 
 NAMES = registry.names("activation")
-GRID = torch.cat([torch.linspace(-1e3, 1e3, 2001), torch.linspace(-5, 5, 2001)]).double() + 1e-3  # never at the kink 0
+GRID = torch.cat([torch.linspace(-1e3, 1e3, 2001), torch.linspace(-5, 5, 2001)]).double() + 1e-3  # 0, the kink, is out
 
 
 @pytest.fixture(params=NAMES)
@@ -32,7 +32,7 @@ def derivative(f, x):
 
 
 def strengths(x):
-    """Every strength and sharpness against every x: (S, 1) and (1, N)."""
+    """All pairs of 5 strengths and 3 sharpnesses, (15, 1) each, to be broadcast against x (N,)."""
     w = torch.tensor([-1.0, -0.5, 0.0, 0.3, 1.0], dtype=x.dtype).mul(MAX_STRENGTH).repeat_interleave(3)[:, None]
     k = torch.tensor([0.14, 1.0, 7.4], dtype=x.dtype).repeat(5)[:, None]
     return w, k
@@ -43,13 +43,13 @@ def test_slope_is_the_derivative_of_plain(activation):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_derivatives_of_plain_and_of_the_bijection_are_numbers_far_out(activation, dtype):
-    # Whole numbers among them: torch.logaddexp(x, 0) has a NaN second derivative at exactly −100 and −1000.
+def test_derivatives_of_plain_and_of_the_bijection_are_finite_for_large_x(activation, dtype):
+    # Integers are included: torch.logaddexp(x, 0) has a NaN second derivative at exactly −100 and −1000.
     x = torch.tensor([-1e4, -1e3, -100, -88, -20, 20, 88, 100, 1e3, 1e4], dtype=dtype, requires_grad=True)
     half = torch.full((), 0.5, dtype=dtype)
     for f in (activation.plain, lambda x: activation.bijection(x, half, 2 * half)[1]):
         y = f(x)
-        if y.requires_grad:  # the log-slope of what is straight hangs on nothing
+        if y.requires_grad:  # the log-slope of a straight line does not depend on x
             (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
             assert y.isfinite().all()
             assert first.isfinite().all()
@@ -62,7 +62,7 @@ def test_slope_range_is_tight_and_holds(activation):
     slope = activation.slope(GRID)
     assert slope.min() >= m - 1e-12
     assert slope.max() <= M + 1e-12
-    # Tight: on a fine grid both ends are reached, else the bend would not use all of [−1, 1].
+    # The range is tight if a fine grid reaches both ends; otherwise the bend would not use all of [−1, 1].
     assert slope.min() - m < 1e-3
     assert M - slope.max() < 1e-3
 
@@ -81,7 +81,7 @@ def test_log_slope_is_the_autograd_derivative(activation):
     assert torch.allclose(activation.bijection(GRID, w, k)[1], slope.log(), atol=1e-9)
 
 
-def test_zero_strength_is_the_identity_and_zero_stays(activation):
+def test_zero_strength_is_the_identity_and_zero_is_mapped_to_zero(activation):
     one = torch.ones((), dtype=torch.float64)
     y, log_slope = activation.bijection(GRID, 0 * one, one)
     assert torch.equal(y, GRID)

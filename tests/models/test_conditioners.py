@@ -1,4 +1,4 @@
-"""Conditioners: label dropout at its rate, reproducible, only in training; the null condition is a class of its own."""
+"""Conditioners: labels are dropped at the given rate, reproducibly and only in training; what the null condition is."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_dropout_replaces_labels_by_the_null_condition():
     assert torch.equal(conditioner(labels).vector, conditioner.embedding.weight[labels])
 
 
-def test_null_is_no_class():
+def test_the_null_condition_differs_from_every_class():
     conditioner = registry.create("conditioner", "class", num_classes=3)
     null = conditioner.null(2).vector
     assert null.shape == (2, conditioner.dim)
@@ -31,18 +31,18 @@ def test_null_is_no_class():
 
 
 def test_class_needs_classes():
-    with pytest.raises(ConfigurationError, match="take conditioner=none"):
+    with pytest.raises(ConfigurationError, match="set conditioner=none"):
         registry.create("conditioner", "class", num_classes=None)
 
 
-def test_none():
+def test_the_unconditional_conditioner_returns_none():
     conditioner = registry.create("conditioner", "none")
     assert conditioner(torch.zeros(3)) is None
     assert conditioner.null(3) is None
     assert conditioner.dim == 0
 
 
-def test_one_hot_is_the_class_and_zeros_where_it_is_dropped():
+def test_one_hot_is_the_class_or_zeros_if_dropped():
     conditioner = registry.create("conditioner", "one_hot", num_classes=3, drop=0.5).train()
     labels = torch.arange(3000) % 3
     vector = conditioner(labels, torch.Generator().manual_seed(1)).vector
@@ -52,12 +52,12 @@ def test_one_hot_is_the_class_and_zeros_where_it_is_dropped():
     assert abs(float(kept.float().mean()) - 0.5) < 0.04  # 3,000 draws: standard error 0.009
     assert torch.equal(conditioner.eval()(labels[:3]).vector, torch.eye(3))
     assert not conditioner.null(2).vector.any()
-    with pytest.raises(ConfigurationError, match="conditioner=one_hot needs labelled data"):
+    with pytest.raises(ConfigurationError, match="conditioner=one_hot needs classes"):
         registry.create("conditioner", "one_hot", num_classes=None)
 
 
 class Counted(Conditioner):
-    """Label k is k + 1 tokens that hold k; the null condition one that holds −1."""
+    """Label k becomes k + 1 tokens with the value k; the null condition is one token with the value −1."""
 
     token_dim = 1
     drop = 0.25
@@ -70,7 +70,7 @@ class Counted(Conditioner):
         return Conditioning(tokens=torch.full((n, 1, 1), -1.0))
 
 
-def test_sequences_are_dropped_as_labels_are():
+def test_token_sequences_are_dropped_like_vectors():
     conditioner, labels = Counted().train(), torch.arange(3000) % 3
     cond = conditioner(labels, torch.Generator().manual_seed(1))
     kept = cond.tokens[:, 0, 0] == labels
@@ -85,7 +85,7 @@ def test_sequences_are_dropped_as_labels_are():
 
 @pytest.mark.parametrize("name", [name for name in registry.names("conditioner") if name != "none"])
 def test_a_dropped_label_is_the_null_condition(name):
-    """Every registered conditioner says of dropped labels what null says, whatever they were."""
+    """For every registered conditioner, a dropped label gives the same condition as `null`."""
     conditioner = registry.create("conditioner", name, num_classes=3, drop=1 - 1e-9).train()
     labels = torch.tensor([0, 1, 2, 2])
     cond = conditioner(labels, torch.Generator().manual_seed(0))

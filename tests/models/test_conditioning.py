@@ -1,4 +1,4 @@
-"""Conditions of batches: joined whatever the lengths of their sequences, and taken apart again."""
+"""Conditions of batches are joined for any lengths of their sequences, and indexed by sample."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from flowdiff.models.conditioning import Conditioning
 
 
 def words(n: int, length: int, seed: int = 0) -> Conditioning:
-    """n sequences, of which sample i's first i + 1 tokens count, beside a vector."""
+    """n samples, each with a vector and tokens; the first i + 1 tokens of sample i count."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(length) <= torch.arange(n)[:, None]
     return Conditioning(torch.randn(n, 2, generator=generator), torch.randn(n, length, 3, generator=generator), mask)
 
 
-def test_what_is_joined_comes_apart_again():
+def test_indexing_undoes_joining():
     a, b = words(2, 4), words(3, 4, seed=1)
     both = Conditioning.cat([a, b])
     for part, rows in ((a, torch.tensor([0, 1])), (b, torch.tensor([False, False, True, True, True]))):
@@ -27,10 +27,10 @@ def test_what_is_joined_comes_apart_again():
     unmasked = Conditioning.cat([Conditioning(None, a.tokens), Conditioning(None, b.tokens)])
     assert torch.equal(unmasked.tokens, both.tokens)
     assert unmasked.mask is None
-    assert bool(unmasked.counts().all())
+    assert bool(unmasked.token_mask().all())
 
 
-def test_shorter_sequences_end_in_tokens_that_do_not_count():
+def test_shorter_sequences_are_padded_with_tokens_that_do_not_count():
     long, short, none = words(2, 4), Conditioning(torch.ones(1, 2), torch.ones(1, 2, 3)), words(1, 0)
     both = Conditioning.cat([long, short, none])
     assert both.tokens.shape == (4, 4, 3)
@@ -43,7 +43,7 @@ def test_shorter_sequences_end_in_tokens_that_do_not_count():
     assert torch.equal(both.tokens[2, :2], short.tokens[0])
 
 
-def test_only_what_counts_is_in_the_row_of_a_sample():
+def test_flat_contains_only_tokens_that_count():
     cond = words(2, 4)
     hidden = Conditioning(cond.vector, torch.where(cond.mask[..., None], cond.tokens, torch.nan), cond.mask)
     row = torch.cat([cond.vector[1], cond.tokens[1, :2].flatten(), torch.zeros(6)])
@@ -52,7 +52,7 @@ def test_only_what_counts_is_in_the_row_of_a_sample():
     assert torch.equal(Conditioning(None, cond.tokens).flat(), cond.tokens.flatten(1))
 
 
-def test_conditions_of_two_kinds_are_not_joined():
+def test_conditions_with_different_parts_cannot_be_joined():
     cond = words(2, 4)
     for other in (Conditioning(cond.vector), Conditioning(None, cond.tokens)):
         with pytest.raises(ValueError, match="cannot be joined"):

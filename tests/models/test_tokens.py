@@ -1,4 +1,4 @@
-"""A condition of tokens, from a user's conditioner to samples: every model trains on it, is guided by it and saved."""
+"""A user's conditioner of tokens: every model trains with it, is guided with it, saved and loaded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import flowdiff
 from flowdiff import config, registry
 from flowdiff.diffusion.guidance.base import class_of
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.training.assembly import guide_by
 from flowdiff.training.engine import Engine
 
 README_PLUGIN = """
@@ -44,7 +45,7 @@ class Words(Conditioner):
 """
 
 
-# For the flows that take them: one block of narrow nets.
+# Settings of small models: one block of narrow nets. Each network and flow takes those that it has.
 SMALL = {
     **{"n_flows": 1, "hidden": 8, "depth": 1, "levels": 1, "features": 4, "cnn_depth": 1, "n_layers": 1},
     **{"deep_layers": 1, "steps": 2, "signal": 4, "monotone_hidden": 8, "components": 2, "bins": 4},
@@ -58,7 +59,7 @@ DATASETS = {
 
 
 def cases() -> list[tuple[str, str, str]]:
-    """(dataset, network, flow): on points of the plane and, where the flow can read each token, on digits."""
+    """(dataset, network, flow): every flow on 2-D points, and on digits if it can attend to tokens."""
     found = [("two_moons", "mlp", "none"), ("digits", "unet", "none")]
     for name in registry.names("flow"):
         if takes((name, {}), (2,)):
@@ -69,7 +70,7 @@ def cases() -> list[tuple[str, str, str]]:
 
 
 def small(group: str, name: str, settings: dict) -> dict:
-    """A config node with those of the settings that it has."""
+    """The default config node, with those of the settings that it has."""
     node = config.defaults(group, name)
     return {key: settings.get(key, value) for key, value in node.items()}
 
@@ -83,15 +84,15 @@ def plugin(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def composed(plugin):
-    """The config of a realnvp of each dataset, given tokens."""
+    """For each dataset, the config of flow=realnvp with the conditioner of tokens."""
     given = [f"plugins=[{plugin}]", "conditioner=words", "conditioner.token_dim=4", "flow=realnvp", "accelerator=cpu"]
     return {name: settings(*dataset, *given) for name, dataset in DATASETS.items()}
 
 
 @pytest.mark.parametrize(("dataset", "network", "flow"), cases())
 def test_every_model_takes_tokens(dataset, network, flow, composed, plugin):
-    """One step of training, away from the start; then what counts of a condition counts, alone and guided."""
-    config.import_plugins([plugin])  # which conftest.py forgets after each test
+    """After one training step from perturbed parameters, exactly the tokens that count change D, alone and guided."""
+    config.import_plugins([plugin])  # conftest.py removes plugins after each test
     config_ = {**composed[dataset], "network": small("network", network, SMALL_NETWORK)}
     if flow == "none":
         config_ |= {"flow": None, "scaling": config.defaults("scaling", "edm")}
@@ -103,7 +104,7 @@ def test_every_model_takes_tokens(dataset, network, flow, composed, plugin):
     perturb(denoiser.network, 0.3)
     optimizer = engine.optimizer.make([p for p in engine.parameters() if p.requires_grad])
     batch = engine.data.train[torch.arange(8)]
-    output = engine.loss(denoiser.denoiser, *engine.train().draw(batch, 0))
+    output = engine.loss(denoiser.denoiser, *engine.train().loss_inputs(batch, 0))
     output.loss.mean().backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in denoiser.conditioner.parameters())
     optimizer.step()
@@ -120,11 +121,11 @@ def test_every_model_takes_tokens(dataset, network, flow, composed, plugin):
         order = torch.tensor([4, 2, 0, 1, 3])
         for same in (
             Conditioning(tokens=hidden, mask=cond.mask),
-            Conditioning(tokens=cond.tokens[:, order], mask=cond.mask[:, order]),  # they are a set
+            Conditioning(tokens=cond.tokens[:, order], mask=cond.mask[:, order]),  # tokens are a set
         ):
             torch.testing.assert_close(denoiser(x, sigma, same), D, rtol=1e-8, atol=1e-8)  # float64 rounds to 1e-16
         null = denoiser(x, sigma, denoiser.conditioner.null(8))
-        guided = denoiser.guided({**config.defaults("guidance", "cfg"), "scale": 3.0})
+        guided = guide_by({**config.defaults("guidance", "cfg"), "scale": 3.0})(denoiser)
         torch.testing.assert_close(guided(x, sigma, cond), null + 3 * (D - null), rtol=1e-8, atol=1e-8)
 
 
@@ -136,12 +137,12 @@ def run(plugin, tmp_path_factory):
     return folder, result
 
 
-def test_a_run_is_saved_and_found_again(run):
+def test_a_run_with_tokens_is_saved_and_loaded(run):
     folder, result = run
     model = flowdiff.load(folder)
     assert model.conditioner.token_dim == 16
-    assert model.guided(model.settings["guidance"]).scale == 1.5
-    assert {"nats_per_dim", "class_accuracy"} <= set(result["metrics"])  # a density given the name of a class
+    assert model.sampling.guide(model).scale == 1.5
+    assert {"nats_per_dim", "class_accuracy"} <= set(result["metrics"])  # the flow is a class-conditional density
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, value in model.conditioner.state_dict().items():
         assert torch.equal(saved[f"denoiser.conditioner.{name}"], value)
@@ -150,15 +151,15 @@ def test_a_run_is_saved_and_found_again(run):
 
 
 def far(folder) -> torch.nn.Module:
-    """The model of a run in float64, away from the start."""
+    """The model of a run in float64, its flow perturbed away from the start."""
     model = flowdiff.load(folder).double()
     perturb(model.network.flow, 0.4)
     return model
 
 
 @torch.no_grad()
-def test_the_density_given_tokens_is_one(run):
-    """∫ p(x | σ, tokens) dx = 1 for both classes, and the score is the gradient of its logarithm."""
+def test_the_density_given_tokens_integrates_to_one_and_its_gradient_is_the_score(run):
+    """∫ p(x | σ, tokens) dx = 1 for both classes, and the score is ∇ₓ log p."""
     model = far(run[0])
     for label in (0, 1):
         draws = model.network.sample(torch.full((4000,), 0.5).double(), model.cond_of(torch.full((4000,), label)))
@@ -169,16 +170,16 @@ def test_the_density_given_tokens_is_one(run):
         cond = model.cond_of(torch.full((len(grid),), label))
         p = model.log_prob(grid, torch.full((len(grid),), 0.5).double(), cond).exp()
         cell = float((axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0]))
-        assert float(p.sum()) * cell == pytest.approx(1.0, abs=2e-3)  # the box leaves out about one draw of 4,000
+        assert float(p.sum()) * cell == pytest.approx(1.0, abs=2e-3)  # the box omits about one draw in 4,000
     x, sigma, cond = draws[:5], torch.full((5,), 0.5).double(), model.cond_of(torch.tensor([0, 1, 0, 1, 1]))
     h = 1e-5 * torch.eye(2).double()
     differences = [model.log_prob(x + step, sigma, cond) - model.log_prob(x - step, sigma, cond) for step in h]
-    # Of second order in h, and rounding, 1e-16 over h: 1e-10 times the derivatives of log p, of order ten.
+    # Errors: h² of the central difference and 1e-16/h of rounding, about 1e-10, times derivatives of log p of order 10.
     torch.testing.assert_close(model.score(x, sigma, cond), torch.stack(differences, 1) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
-def test_guides_that_ask_for_the_class_find_it_in_the_tokens(run):
+def test_guidance_recovers_the_class_from_the_tokens(run):
     model = far(run[0])
     label, x, sigma = torch.tensor([1, 0, 1]), torch.randn(3, 2).double(), torch.full((3,), 0.5).double()
     cond = model.cond_of(label)
@@ -187,21 +188,21 @@ def test_guides_that_ask_for_the_class_find_it_in_the_tokens(run):
     posterior = torch.stack([log_p for log_p, _ in each], 1).softmax(1)  # (B, 2)
     reference = posterior[:, :1] * each[0][1] + posterior[:, 1:] * each[1][1]
     D = model(x, sigma, cond)
-    guided = model.guided({**config.defaults("guidance", "flow_classifier"), "scale": 2.0})
+    guided = guide_by({**config.defaults("guidance", "flow_classifier"), "scale": 2.0})(model)
     assert (D - reference).abs().max() > 1e-3
     torch.testing.assert_close(guided(x, sigma, cond), 2 * D - reference, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("gradient", ["directional", "forward_mode"])
 @pytest.mark.parametrize("flow", ["realnvp", "ffjord"])
-def test_the_conditioner_learns_the_same_by_first_derivatives(flow, gradient, composed, plugin):
-    """In float64, where the central difference is off by 1e-8 and forward mode by rounding alone."""
+def test_first_order_gradients_of_the_conditioner_equal_double_backward(flow, gradient, composed, plugin):
+    """In float64, where the central difference has an error of 1e-8 and forward mode only rounding errors."""
     config.import_plugins([plugin])
 
-    def found(by: str) -> torch.Tensor:
+    def gradient_by(method: str) -> torch.Tensor:
         config_ = {**composed["two_moons"], "flow": small("flow", flow, SMALL)}
         config_["network"] = small("network", "score_flow", SMALL_NETWORK)
-        config_["loss"] = {**config_["loss"], "gradient": by}
+        config_["loss"] = {**config_["loss"], "gradient": method}
         torch.manual_seed(0)
         engine = Engine.of(config_).double()
         perturb(engine.denoiser.network, 0.3)
@@ -212,9 +213,9 @@ def test_the_conditioner_learns_the_same_by_first_derivatives(flow, gradient, co
         engine.loss(engine.train().denoiser.denoiser, x0, sigma, noise, cond).loss.mean().backward()
         return torch.cat([p.grad.flatten() for p in engine.conditioner.parameters()])
 
-    exact = found("double_backward")
+    exact = gradient_by("double_backward")
     assert exact.norm() > 0
-    assert (found(gradient) - exact).norm() < 1e-6 * exact.norm()
+    assert (gradient_by(gradient) - exact).norm() < 1e-6 * exact.norm()
 
 
 def test_the_readme_shows_this_conditioner():

@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
-from fake_runs import write_sweep
+from fake_runs import write_run, write_sweep
+
+from flowdiff.report import Report, read
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +12,23 @@ def sweep(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("multirun") / "n_flows"
     write_sweep(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def swept(sweep) -> Report:
+    """The report of the sweep."""
+    return read([sweep])
+
+
+@pytest.fixture
+def table_of(tmp_path):
+    """A function from {metric: {n_flows: [value of each seed]}} to their table."""
+
+    def write(**metrics):
+        seeds = {n: len(values) for by_n in metrics.values() for n, values in by_n.items()}
+        for n, seed in ((n, seed) for n, count in seeds.items() for seed in range(count)):
+            result = {"metrics": {metric: by_n[n][seed] for metric, by_n in metrics.items()}}
+            write_run(tmp_path / f"{n}-{seed}", seed, result=result, flow={"n_flows": n}, picture=False, rows=2)
+        return read([tmp_path]).table
+
+    return write

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from fake_runs import write_run
+from fake_runs import write_run, write_runs
 
 from flowdiff.cli.report import main
 from flowdiff.errors import RunError
@@ -14,87 +14,78 @@ FILES = {"report.csv", "report.md", "report.html", "sampling.csv", "plots"}
 
 def test_the_command_prints_and_writes(sweep, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-    assert main([str(sweep), "--out", str(tmp_path / "deep" / "out")]) == 0
+    out = tmp_path / "deep" / "out"
+    assert main([str(sweep), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "fd_cnn" in printed
-    assert "failed: n_flows=10,activation=tanh: RuntimeError: loss is nan at step 40" in printed
-    assert f"to {tmp_path / 'deep' / 'out'}" in printed
-    assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == FILES
+    failed = "failed: n_flows=10,activation=tanh: RuntimeError: loss is nan at step 40"
+    assert [part in printed for part in ("fd_cnn", failed, f"to {out}")] == [True] * 3
+    assert {path.name for path in out.iterdir()} == FILES
 
 
 def test_by_default_it_writes_beside_the_runs_and_again(tmp_path, capsys):
-    write_run(tmp_path / "sweep" / "a", flow={"n_flows": 1})
-    write_run(tmp_path / "sweep" / "b", flow={"n_flows": 2})
-    for _ in range(2):  # the report of the first time is no run of the second
-        assert main([str(tmp_path / "sweep")]) == 0
+    write_runs(tmp_path, "flow.n_flows=1", "flow.n_flows=2")
+    for _ in range(2):  # the second time, the report of the first is not taken for a run
+        assert main([str(tmp_path)]) == 0
     assert "2 runs: 2 complete." in capsys.readouterr().out
-    assert (tmp_path / "sweep" / "report" / "report.html").is_file()
+    assert (tmp_path / "report" / "report.html").is_file()
 
 
 def test_several_folders_make_one_report(tmp_path):
-    write_run(tmp_path / "x" / "a", flow={"n_flows": 1})
-    write_run(tmp_path / "y" / "b", flow={"n_flows": 2})
-    made = report([tmp_path / "x", tmp_path / "y"], tmp_path / "out")
-    assert [run.label for run in made.runs] == ["x/a", "y/b"]
-    assert (tmp_path / "out" / "report.md").read_text().count("\n| 1 |") == 1
+    made = read([write_runs(tmp_path / "x", "flow.n_flows=1"), write_runs(tmp_path / "y", "flow.n_flows=2")])
+    made.write_tables(tmp_path)
+    assert [run.label for run in made.runs] == ["x/0", "y/0"]
+    assert (tmp_path / "report.md").read_text().count("\n| 1 |") == 1
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["empty"]])
-def test_no_runs_is_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, arguments):
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_without_runs_the_error_is_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"^(nowhere does not exist|empty contains no run)"):
-        main(arguments)
-    assert os.listdir(tmp_path) == ["empty"]
-    assert os.listdir("empty") == []
+        main([folder])
+    assert (os.listdir(tmp_path), os.listdir("empty")) == (["empty"], [])
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
-    write_run(tmp_path / "runs" / "a")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file/report cannot be made: .*--out"):
-        report([tmp_path / "runs"], tmp_path / "file" / "report")
+    with pytest.raises(RunError, match=r"file/report cannot be created: .*--out"):
+        report([write_runs(tmp_path, "seed=0")], tmp_path / "file" / "report")
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_earlier_report(tmp_path, monkeypatch):
-    write_run(tmp_path / "runs" / "a")
-    out = tmp_path / "out"
-    report([tmp_path / "runs"], out)
-    before = (out / "report.md").read_bytes()
-
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    out = tmp_path / "out"
+    made = report([write_runs(tmp_path / "runs", "seed=0")], out)
+    before = (out / "report.md").read_bytes()
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(RunError, match=r"report.csv cannot be written: No space left on device; give another folder"):
-        report([tmp_path / "runs"], out)
+    with pytest.raises(RunError, match=r"report.csv cannot be written: No space left on device"):
+        made.write_tables(out)
     assert (out / "report.md").read_bytes() == before
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
-def test_runs_of_all_kinds_go_through_without_a_warning(tmp_path):
+def test_runs_of_all_kinds_are_reported_without_a_warning(tmp_path):
+    out = tmp_path / "report"
+    write_run(tmp_path / "stopped", complete=False, picture=False)
+    (write_run(tmp_path / "broken") / "config.yaml").write_text("[")
+    assert {run.state for run in report([tmp_path], out).runs} == {"unfinished", "unreadable"}
+    assert "config.yaml cannot be read" in (out / "report.html").read_text()
     write_run(tmp_path / "only")
-    assert len(report([tmp_path], tmp_path / "report").table.rows) == 1
-    write_run(tmp_path / "stopped", complete=False)
+    assert len(report([tmp_path], out).table.rows) == 1
     (write_run(tmp_path / "old") / "result.json").write_text("{}")
     (write_run(tmp_path / "empty") / "config.yaml").write_text("")
-    made = read([tmp_path])
-    made.write_tables(tmp_path / "report")
-    made.write_page(tmp_path / "report")
-    assert "Missing from result.json" in (tmp_path / "report" / "report.md").read_text()
+    report([tmp_path], out)
+    assert "Missing from result.json" in (out / "report.md").read_text()
 
 
 def test_neither_torch_nor_pyplot_is_imported(tmp_path):
-    write_run(tmp_path / "a", flow={"n_flows": 1}, evaluations=True)
-    write_run(tmp_path / "b", flow={"n_flows": 2}, evaluations=True)
+    runs = write_runs(tmp_path / "runs", *(f"flow.n_flows={n} rows=60 evaluations=true" for n in (1, 2)))
     code = (
         "import sys; from flowdiff.report import report; report([sys.argv[1]], sys.argv[2])\n"
         "print({'torch', 'lightning', 'hydra', 'matplotlib.pyplot'} & set(sys.modules))"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, str(tmp_path), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-W", "error", "-c", code, runs, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -1,12 +1,10 @@
-"""The trials of a search in the terminal and in a picture."""
-
 import io
 
 import pytest
 from rich.console import Console
 
-from flowdiff.report.plots import png
 from flowdiff.report.search_progress import TrialRow, picture, table
+from flowdiff.report.style import png
 
 ROWS = [
     TrialRow(0, "complete", "", {"optimizer.lr": "0.01", "flow.n_flows": "3"}, 0.5, {10: 0.8, 20: 0.5}, False),
@@ -17,14 +15,14 @@ ROWS = [
 ]
 
 
-def test_the_table_marks_the_best_and_says_what_became_of_the_others():
+def test_the_table_marks_the_best_trial_and_says_why_others_ended():
     console = Console(file=io.StringIO(), width=100)
     console.print(table(ROWS, "val_loss"))
-    lines = console.file.getvalue().splitlines()
-    (best,) = [line for line in lines if "best" in line]
+    printed = console.file.getvalue()
+    (best,) = [line for line in printed.splitlines() if "best" in line]
     assert [cell.strip() for cell in best.split("│")] == ["", "1", "0.001", "5", "0.25", "best", ""]
-    assert any("pruned at step 10" in line for line in lines)
-    assert any("failed the data is not there" in line for line in lines)
+    assert "pruned at step 10" in printed
+    assert "failed the data is not there" in printed
 
 
 @pytest.mark.parametrize(("direction", "best"), [("minimize", [0.5, 0.25, 0.25]), ("maximize", [0.5, 0.5, 0.75])])
@@ -34,11 +32,11 @@ def test_the_picture_shows_values_and_the_best_so_far(direction, best):
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert list(lines["complete"].get_ydata()) == [0.5, 0.25, 0.75]
     assert list(lines["best so far"].get_ydata()) == best
-    assert list(lines["pruned, its last value"].get_xydata()[0]) == [2, 0.9]
+    assert list(lines["pruned (last value)"].get_xydata()[0]) == [2, 0.9]
     assert png(figure).startswith(b"\x89PNG")
 
 
-def test_importances_have_a_panel_of_their_own():
+def test_importances_have_their_own_panel():
     _, axes = picture(ROWS, "val_loss", "minimize", {"optimizer.lr": 0.9, "flow.n_flows": 0.1}).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["n_flows", "lr"]
     assert [bar.get_width() for bar in axes.patches] == [0.1, 0.9]

@@ -1,45 +1,50 @@
-"""The curve of distance against accuracy along the guidance scale, and the settings of sampling as columns."""
+"""The curve of distance against accuracy along the guidance scale, and the sampling settings as columns."""
 
 import pytest
 from fake_runs import write_run
 
-from flowdiff.report.plots import plots, png
-from flowdiff.report.table import run_table, sampling_table
-from flowdiff.runs.collect import collect
+from flowdiff.report import read
+from flowdiff.report.plots import plots
+from flowdiff.report.style import png
 
 HEAD = "sampler,num_steps,guidance,guidance_scale,guidance_interval,fd_cnn,sample_accuracy,sample_accuracy_floor\n"
 
 
-def drawn(folder, text):
-    (folder / "evaluations.csv").write_text(text)
-    runs = collect([folder.parent])
-    sampling = sampling_table(runs)
-    return sampling, {plot.slug: plot for plot in plots(runs, run_table(runs), sampling)}
+@pytest.fixture
+def drawn(tmp_path):
+    """A function from the text of an evaluations.csv to the sampling table and the figures of the report."""
+
+    def draw(text):
+        (write_run(tmp_path / "a") / "evaluations.csv").write_text(text)
+        made = read([tmp_path])
+        figures = {plot.slug: plot.figure for plot in plots(made.runs, made.table, made.sampling)}
+        return made.sampling, figures
+
+    return draw
 
 
-def test_a_curve_per_guidance_through_its_scales_in_order(tmp_path):
+def test_each_guidance_has_a_curve_through_its_scales_in_order(drawn):
     rows = "heun,18,none,,,5.0,0.90,0.99\nheun,18,cfg,3,null,4.0,0.98,0.99\nheun,18,cfg,1.5,null,3.0,0.95,0.99\n"
     rows += 'heun,18,flow_classifier,1.5,null,3.5,0.94,0.99\nheun,18,cfg,3,"[0.2, 3.0]",2.0,0.97,0.99\n'
-    table, found = drawn(write_run(tmp_path / "a"), HEAD + rows)
+    table, figures = drawn(HEAD + rows)
     assert table.parameters == ["sampler", "num_steps", "guidance", "guidance_scale", "guidance_interval"]
-    plot = found["guidance_tradeoff"]
-    axes = plot.figure.axes[0]
+    axes = figures["guidance_tradeoff"].axes[0]
     curves = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
     assert curves["guidance=cfg, guidance_interval=null"] == [(0.95, 3.0), (0.98, 4.0)]
     assert curves["guidance=cfg, guidance_interval=[0.2, 3.0]"] == [(0.97, 2.0)]
     assert curves["guidance=none"] == [(0.9, 5.0)]
     assert sorted(text.get_text() for text in axes.texts) == ["1.5", "1.5", "3", "3"]
-    assert png(plot.figure)
+    assert png(figures["guidance_tradeoff"])
 
 
 @pytest.mark.parametrize(
     "rows", ["heun,18,cfg,2,null,4,0.98,0.99\n", "heun,18,cfg,2,null,4,,\nheun,18,cfg,3,null,5,,\n"]
 )
-def test_without_a_sweep_or_an_accuracy_there_is_no_curve(tmp_path, rows):
-    assert "guidance_tradeoff" not in drawn(write_run(tmp_path / "a"), HEAD + rows)[1]
+def test_without_several_scales_or_an_accuracy_there_is_no_curve(drawn, rows):
+    assert "guidance_tradeoff" not in drawn(HEAD + rows)[1]
 
 
-def test_rows_of_an_older_version_have_no_column_for_what_they_do_not_say(tmp_path):
-    old, new = "sampler,num_steps,guidance,guidance_scale,fd_cnn", "guidance_interval,sampler_s_churn"
-    text = f"{old},{new}\nheun,18,cfg,2,4.0,,\nheun,18,cfg,3,4.5,null,0.0\n"
-    assert drawn(write_run(tmp_path / "a"), text)[0].parameters == ["sampler", "num_steps", "guidance_scale"]
+def test_settings_that_rows_of_an_older_version_lack_have_no_column(drawn):
+    head = "sampler,num_steps,guidance,guidance_scale,fd_cnn,guidance_interval,sampler_s_churn\n"
+    table, _ = drawn(f"{head}heun,18,cfg,2,4.0,,\nheun,18,cfg,3,4.5,null,0.0\n")
+    assert table.parameters == ["sampler", "num_steps", "guidance_scale"]

@@ -3,10 +3,10 @@ import os
 import shutil
 
 import pytest
-from fake_runs import write_run
+from fake_runs import write_run, write_runs
 
 from flowdiff.errors import RunError
-from flowdiff.runs.collect import collect, curves, evaluations, is_housekeeping, older, swept_parameters
+from flowdiff.runs.collect import collect, curves, evaluations, is_housekeeping, missing_keys_note, swept_parameters
 
 
 def test_finds_runs_at_any_depth_and_each_once(tmp_path):
@@ -32,14 +32,13 @@ def test_a_run_folder_may_be_given_itself(tmp_path):
     [
         (lambda path: None, "does not exist: give"),
         (lambda path: path.write_text(""), "is a file: give"),
-        (lambda path: path.mkdir(), "contains no run: a run folder is one that holds config.yaml"),
+        (lambda path: path.mkdir(), "contains no run: a run folder is a folder that holds config.yaml"),
     ],
 )
 def test_a_folder_without_runs_is_a_sentence(tmp_path, make, sentence):
     make(tmp_path / "x")
-    write_run(tmp_path / "good")
     with pytest.raises(RunError, match=sentence) as caught:
-        collect([tmp_path / "good", tmp_path / "x"])
+        collect([write_run(tmp_path / "good"), tmp_path / "x"])
     assert "\n" not in str(caught.value)
 
 
@@ -60,50 +59,36 @@ def test_swept_parameters_leave_out_seeds_and_housekeeping(tmp_path):
             logger={"mode": f"{i}"},
             accelerator={"name": f"a{i}"},
         )
-    # A seed of its own is a setting; one that follows `seed` is not.
-    assert set(swept_parameters(collect([tmp_path]))) == {
-        "flow.n_flows",
-        "flow.channels",
-        "sampler.seed",
-        "trainer.max_steps",
-    }
+    # sampler.seed is a setting of its own; dataset.seed equals `seed` and is not.
+    swept = {"flow.n_flows", "flow.channels", "sampler.seed", "trainer.max_steps"}
+    assert set(swept_parameters(collect([tmp_path]))) == swept
 
 
-def test_keys_that_follow_from_a_name_are_no_columns_unless_set_by_hand(tmp_path):
-    write_run(tmp_path / "flow", network={"name": "score_flow", "eps": 1.0})
-    write_run(tmp_path / "unet", network={"name": "unet", "channels": 32, "attention": {"heads": 4}})
-    assert swept_parameters(collect([tmp_path])) == ["network.name"]
-    write_run(tmp_path / "unet2", network={"name": "unet", "channels": 64, "attention": {"heads": 4}})
-    assert swept_parameters(collect([tmp_path])) == ["network.name", "network.channels"]
-    by_hand = {"overrides": ["network=unet", "+network.attention.heads=4"]}
-    write_run(tmp_path / "unet3", result=by_hand, network={"name": "unet", "channels": 64, "attention": {"heads": 4}})
-    assert "network.attention.heads" in swept_parameters(collect([tmp_path]))
+def test_keys_that_follow_from_a_name_have_no_column_unless_overridden(tmp_path):
+    heads = 'network.attention={"heads":4}'
+    lines = ["network.name=score_flow network.eps=1.0", f"network.name=unet network.channels=32 {heads}"]
+    lines += [f"network.name=unet network.channels=64 {heads}"]
+    lines += [f"{lines[-1]} result.overrides=[network=unet,+network.attention.heads=4]"]
+    for count, swept in ((2, ["network.name"]), (3, ["network.name", "network.channels"])):
+        assert swept_parameters(collect([write_runs(tmp_path / str(count), *lines[:count])])) == swept
+    assert "network.attention.heads" in swept_parameters(collect([write_runs(tmp_path / "all", *lines)]))
 
 
 def test_equal_numbers_are_equal_settings(tmp_path):
-    write_run(tmp_path / "int", guidance={"scale": 1, "flag": True})
-    write_run(tmp_path / "float", guidance={"scale": 1.0, "flag": True})
+    write_runs(tmp_path, "guidance.scale=1 guidance.flag=true", "guidance.scale=1.0 guidance.flag=true")
     assert swept_parameters(collect([tmp_path])) == []
 
 
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [
-        ("paths.output_dir", True),
-        ("logger.mode", True),
-        ("trainer.devices", True),
-        ("trainer.max_steps", False),
-        ("flow.n_flows", False),
-        ("dataset.num_workers", True),
-        ("dataset.batch_size", False),
-        ("tags", True),
-    ],
-)
-def test_housekeeping(key, expected):
-    assert is_housekeeping(key) is expected
+HOUSEKEEPING = "paths.output_dir logger.mode trainer.devices dataset.num_workers tags"
+SETTINGS = "trainer.max_steps flow.n_flows dataset.batch_size"
 
 
-def test_failed_and_unfinished_runs_say_why(tmp_path):
+@pytest.mark.parametrize(("keys", "expected"), [(HOUSEKEEPING, True), (SETTINGS, False)])
+def test_housekeeping(keys, expected):
+    assert {key: is_housekeeping(key) for key in keys.split()} == dict.fromkeys(keys.split(), expected)
+
+
+def test_incomplete_runs_say_why(tmp_path):
     error = "Traceback (most recent call last):\n  File x\nRuntimeError: loss is nan"
     write_run(tmp_path / "failed", complete=False, error=error, steps=40, rows=4)
     write_run(tmp_path / "retried", error="it failed before")
@@ -113,37 +98,37 @@ def test_failed_and_unfinished_runs_say_why(tmp_path):
     (write_run(tmp_path / "broken") / "config.yaml").write_text("a: [1")
     (write_run(tmp_path / "list") / "config.yaml").write_text("- 1")
     (write_run(tmp_path / "odd", complete=False) / "failed.json").write_text("[]")
+    pruned = '{"step": 600, "metric": "val_loss", "value": 0.71234, "study": "1a2b3c4d"}'
+    (write_run(tmp_path / "pruned", complete=False, steps=700) / "pruned.json").write_text(pruned)
     found = {run.label: (run.state, run.reason) for run in collect([tmp_path])}
-    assert found.pop("failed") == ("failed", "RuntimeError: loss is nan (last step 40 of 2000)")
-    assert found.pop("stopped") == ("unfinished", "last step 700 of 2000")
-    assert found.pop("unstarted") == ("unfinished", "no step was logged")
-    assert found.pop("retried") == ("complete", "")
-    assert found.pop("odd") == ("failed", "failed.json cannot be read; last step 2000 of 2000")
-    assert {label: state for label, (state, _) in found.items()} == {
-        "half": "unfinished",
-        "broken": "unreadable",
-        "list": "unreadable",
+    unreadable = [found.pop(label) for label in ("half", "broken", "list")]
+    assert found == {
+        "failed": ("failed", "RuntimeError: loss is nan (last step 40 of 2000)"),
+        "stopped": ("unfinished", "last step 700 of 2000"),
+        "unstarted": ("unfinished", "no step was logged"),
+        "retried": ("complete", ""),
+        "odd": ("failed", "failed.json cannot be read; last step 2000 of 2000"),
+        "pruned": ("pruned", "pruned at step 600 of 2000, val_loss 0.7123"),
     }
-    assert all("cannot be read" in reason and "\n" not in reason for _, reason in found.values())
+    assert [state for state, _ in unreadable] == ["unfinished", "unreadable", "unreadable"]
+    assert all("cannot be read" in reason and "\n" not in reason for _, reason in unreadable)
 
 
 def test_a_result_of_an_older_version_is_read_and_named(tmp_path):
     write_run(tmp_path / "new")
-    folder = write_run(tmp_path / "old")
-    (folder / "result.json").write_text(json.dumps({"metrics": {"test_loss": 0.5, "note": "x"}, "seconds": 12}))
-    (write_run(tmp_path / "oldest") / "result.json").write_text("{}")
+    old = json.dumps({"metrics": {"test_loss": 0.5, "note": "x"}, "seconds": 12})
+    for name, text in (("old", old), ("oldest", "{}")):
+        (write_run(tmp_path / name) / "result.json").write_text(text)
     runs = {run.label: run for run in collect([tmp_path])}
     assert runs["old"].state == runs["oldest"].state == "complete"
     assert runs["old"].metrics == {"test_loss": 0.5}
-    assert "parameters" in runs["old"].missing
-    assert "seconds.train" in runs["old"].missing
+    assert {"parameters", "seconds.train"} <= set(runs["old"].missing)
     assert runs["new"].missing == ()
-    sentence = older(list(runs.values()))
-    assert sentence.count(".") == sentence.count("seconds.") + sentence.count("result.json") + 1  # one sentence
-    assert "metrics" in sentence
-    assert "in oldest" in sentence
-    assert "in old;" in sentence
-    assert older([runs["new"]]) == ""
+    note = missing_keys_note(list(runs.values()))
+    assert note.count(".") == note.count("seconds.") + note.count("result.json") + 1  # one sentence
+    for part in ("metrics", "in oldest", "in old;"):
+        assert part in note
+    assert missing_keys_note([runs["new"]]) == ""
 
 
 def test_curves_of_a_resumed_and_killed_run(tmp_path):
@@ -155,31 +140,22 @@ def test_curves_of_a_resumed_and_killed_run(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", "a,b\n1,2\n", "step,a\n"])
-def test_curves_that_are_not_there(tmp_path, content):
-    folder = write_run(tmp_path / "run", complete=False)
-    (folder / "metrics.csv").unlink()
-    if content is not None:
-        (folder / "metrics.csv").write_text(content)
-    (run,) = collect([folder])
+def test_a_run_without_curves(tmp_path, content):
+    file = write_run(tmp_path / "run", complete=False) / "metrics.csv"
+    file.unlink() if content is None else file.write_text(content)
+    (run,) = collect([tmp_path])
     assert curves(run, lambda name: True) == {}
     assert run.reason == "no step was logged"
 
 
 def test_evaluations_are_typed(tmp_path):
-    folder = write_run(tmp_path / "run")
-    assert evaluations(collect([folder])[0]) == []
-    (folder / "evaluations.csv").write_text("sampler,num_steps,guidance_scale,fid\nheun,18,,2.5\n")
-    assert evaluations(collect([folder])[0]) == [{"sampler": "heun", "num_steps": 18, "fid": 2.5}]
+    (run,) = collect([write_run(tmp_path / "run")])
+    assert evaluations(run) == []
+    (run.folder / "evaluations.csv").write_text("sampler,num_steps,guidance_scale,fid\nheun,18,,2.5\n")
+    assert evaluations(run) == [{"sampler": "heun", "num_steps": 18, "fid": 2.5}]
 
 
-def test_a_pruned_run_says_at_which_step(tmp_path):
-    folder = write_run(tmp_path / "pruned", complete=False, steps=700)
-    (folder / "pruned.json").write_text('{"step": 600, "metric": "val_loss", "value": 0.71234, "study": "1a2b3c4d"}')
-    (run,) = collect([tmp_path])
-    assert (run.state, run.reason) == ("pruned", "pruned at step 600 of 2000, val_loss 0.7123")
-
-
-def test_debug_runs_are_read_only_when_asked_for(tmp_path):
+def test_debug_runs_are_read_only_if_their_folder_is_given(tmp_path):
     write_run(tmp_path / "outputs" / "real")
     write_run(tmp_path / "outputs" / "debug" / "tried")
     assert [run.folder.name for run in collect([tmp_path / "outputs"])] == ["real"]

@@ -1,24 +1,29 @@
-"""A job: what is to be done with a folder, and what an attempt leaves in it."""
+"""A job: when it is run, and what an attempt leaves in its folder."""
 
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
-import sweep_workers
 from sweep_workers import job, train
 
 from flowdiff.errors import ConfigurationError, DataError
-from flowdiff.runs import job as job_module
-from flowdiff.runs import lock
-from flowdiff.runs.job import Interrupted, checked_retry
+from flowdiff.runs.job import Interrupted, Job, checked_retry
+from flowdiff.runs.ownership import Busy, owned, owner
 
 
-def test_it_travels(tmp_path):
+def raising(error):
+    def train(*args, **kwargs):
+        raise error
+
+    return train
+
+
+def test_a_job_can_be_pickled_and_saved(tmp_path):
     given = job(tmp_path / "sweep" / "run")
     given.config["sampler"] = {"s_max": float("inf"), "betas": [0.9, 0.99], "none": None}
-    assert pickle.loads(pickle.dumps(given)) == given
     given.save(tmp_path / "job.json")
-    assert job_module.Job.load(tmp_path / "job.json") == given
+    assert pickle.loads(pickle.dumps(given)) == given == Job.load(tmp_path / "job.json")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def test_verdict(tmp_path, state, retry, force, verdict):
     assert given.verdict(retry, force) == verdict
 
 
-def test_prepare_takes_back_the_end_and_force_takes_all(tmp_path):
+def test_prepare_reopens_a_run_and_force_empties_its_folder(tmp_path):
     given = job(tmp_path / "run")
     given.prepare(force=True)
     assert not given.path.exists()
@@ -62,69 +67,48 @@ def test_prepare_takes_back_the_end_and_force_takes_all(tmp_path):
     assert list(given.path.iterdir()) == []
 
 
-def test_an_attempt_is_the_only_one(tmp_path):
+def test_an_attempt_owns_the_folder(tmp_path):
     given = job(tmp_path / "run")
 
     def look(*args, **kwargs):
-        assert lock.owner(given.path)["pid"] == os.getpid()
-        with pytest.raises(lock.Busy):
+        assert owner(given.path)["pid"] == os.getpid()
+        with pytest.raises(Busy):
             given.execute(train)
         return {}
 
     given.execute(look)
-    assert given.folder.failure() is None
-    assert lock.owner(given.path) is None
+    assert (given.folder.failure(), owner(given.path)) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "error", "left"),
+    ("error", "written"),
     [
-        ("sentence", DataError, "the data is not there: put it there."),
-        ("bug", ZeroDivisionError, "ZeroDivisionError: division by zero"),
+        (DataError("the data is missing: put it there."), "the data is missing: put it there."),
+        (ZeroDivisionError("division by zero\nsecond line"), "ZeroDivisionError: division by zero"),
+        (Interrupted("stopped."), None),
+        (ConfigurationError("no."), "no."),
     ],
 )
-def test_an_error_is_left_as_one_sentence(tmp_path, behaviour, error, left):
-    given = job(tmp_path / "run", behaviour)
-    with pytest.raises(error):
-        given.execute(train)
-    assert given.folder.failure() == left
-    assert given.folder.config() == given.config
-
-
-def test_an_interruption_is_no_failure(tmp_path):
-    def interrupted(*args, **kwargs):
-        raise Interrupted("stopped.")
-
-    given = job(tmp_path / "run")
-    with pytest.raises(Interrupted):
-        given.execute(interrupted)
-    assert given.folder.failure() is None
-
-
-def test_a_refused_job_of_a_sweep_is_visible_and_a_refused_single_run_leaves_nothing(tmp_path):
-    def refused(*args, **kwargs):
-        raise ConfigurationError("no.")
-
-    in_sweep = job(tmp_path / "sweep" / "run")
-    single = job_module.Job(sweep_workers.config(), tmp_path / "run", ())
+def test_an_error_is_written_as_one_sentence(tmp_path, error, written):
+    in_sweep, single = job(tmp_path / "sweep" / "run"), replace(job(tmp_path / "run"), sweep=None)
     for given in (in_sweep, single):
-        with pytest.raises(ConfigurationError):
-            given.execute(refused)
-    assert in_sweep.folder.config_file.exists()
-    assert in_sweep.folder.failure() == "no."
-    assert list(single.path.iterdir()) == []
+        with pytest.raises(type(error)):
+            given.execute(raising(error))
+    assert in_sweep.folder.failure() == written
+    assert written is None or in_sweep.folder.config() == in_sweep.config
+    assert list(single.path.iterdir()) == []  # refused before it wrote a config
 
 
-def test_other_ranks_neither_lock_nor_write(tmp_path, monkeypatch):
+def test_other_ranks_neither_own_nor_write(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     given = job(tmp_path / "run", "bug")
     given.folder.write_config(given.config)
-    with lock.held(given.path), pytest.raises(ZeroDivisionError):
+    with owned(given.path), pytest.raises(ZeroDivisionError):
         given.execute(train)
     assert given.folder.failure() is None
 
 
 def test_retry_is_checked():
     assert checked_retry("all") == "all"
-    with pytest.raises(ConfigurationError, match="retry=some is not allowed: take failed"):
+    with pytest.raises(ConfigurationError, match="retry=some is not allowed: set it to failed"):
         checked_retry("some")

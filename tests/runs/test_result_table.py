@@ -1,4 +1,4 @@
-"""The result table: a line for every metric that is there, none for those that are not."""
+"""The result table: a row for every metric that was measured, and no other."""
 
 from pathlib import Path
 
@@ -13,20 +13,21 @@ NUMBERS = {
 }
 
 
-def test_every_metric_has_its_line():
+def test_every_metric_has_its_row():
     rows = {metric: (value, about) for metric, value, about in rows_of(NUMBERS)}
     assert list(rows) == [
         *("denoising test loss", "fd_digits_cnn", "fd_digits_cnn floor", "bits/dim"),
         *("class accuracy", "calibration error", "AUROC permuted", "AUROC mnist", "interpolation, bits/dim"),
         "sampling speed",
     ]
+    about = "on paths between test samples through z; 2.2500 on straight lines in x"
+    assert rows["interpolation, bits/dim"] == ("2.4900 ± 0.0250", about)
     assert rows["class accuracy"] == ("0.9660 ± 0.0100", "exact posterior p(c | x), 297 test samples")
-    assert rows["AUROC mnist"] == ("0.9780", "test split against mnist, by density")
-    assert rows["interpolation, bits/dim"] == ("2.4900 ± 0.0250", "between test samples, in z; 2.2500 straight in x")
+    assert rows["AUROC mnist"] == ("0.9780", "test split against mnist, ranked by density")
     assert rows["sampling speed"][0] == "1,833 /s"
 
 
-def test_comparisons_of_samples_stand_beside_their_floors():
+def test_sample_metrics_have_their_floors_beside_them():
     numbers = {
         **{"fid": 12.345, "fid_sd": 0.21, "fid_floor": 3.1, "kid": 0.0123, "kid_sd": 0.001, "kid_floor": 0.0002},
         **{"precision": 0.75, "precision_floor": 0.73, "precision_n": 5_000, "is_digits_cnn": 9.1},
@@ -34,43 +35,37 @@ def test_comparisons_of_samples_stand_beside_their_floors():
         **{"bpd": 3.1, "bpd_se": 0.01, "bpd_ode": 3.2, "bpd_ode_se": 0.02},
         **{"bpd_sigma_0.1": 2.5, "bpd_sigma_0.1_se": 0.01},
     }
+    training, inception = (
+        "samples compared with the training split",
+        "Inception score: higher for confident and diverse",
+    )
     assert rows_of(numbers) == [
-        ("fid", "12.35 ± 0.21", "50,000 samples against the training split"),
-        ("fid floor", "3.1", "10,000 real test samples, same reference"),
-        (
-            *("kid", "0.0123 ± 0.001"),
-            "samples against the training split (n = 50,000); floor 0.0002 (n = 10,000)",
-        ),
+        ("fid", "12.35 ± 0.21", f"50,000 {training}"),
+        ("fid floor", "3.1", "the same distance of 10,000 real test samples"),
+        ("kid", "0.0123 ± 0.001", f"{training} (n = 50,000); floor 0.0002 (n = 10,000)"),
         (
             *("precision", "0.75"),
-            "share of samples that lie among real ones (n = 5,000); floor 0.73 (n = 5,000)",
+            "share of samples in the neighbourhood of a real sample (n = 5,000); floor 0.73 (n = 5,000)",
         ),
-        (
-            *("is digits cnn", "9.1"),
-            "Inception score: how sure and how various the classes are (n = 50,000); floor 9.5 (n = 10,000)",
-        ),
+        ("is digits cnn", "9.1", f"{inception} class predictions (n = 50,000); floor 9.5 (n = 10,000)"),
         ("bits/dim", "3.1000 ± 0.0100", "exact density, uniform dequantisation"),
         (
-            "bits/dim, ODE",
-            "3.2000 ± 0.0200",
-            "probability-flow ODE, trace by Hutchinson; exact if ode_probes=null",
+            *("bits/dim, ODE", "3.2000 ± 0.0200"),
+            "probability-flow ODE; trace by Hutchinson's estimator, or exact if configured",
         ),
-        ("bits/dim at σ = 0.1", "2.5000 ± 0.0100", "exact density at another noise level"),
+        ("bits/dim at σ = 0.1", "2.5000 ± 0.0100", "exact density at this noise level"),
     ]
 
 
-def test_what_is_not_there_has_no_line():
+def test_metrics_that_were_not_measured_have_no_row():
     assert rows_of({}) == []
-    assert [
-        row[0] for row in rows_of({"test_loss": 0.4, "class_accuracy": 0.9, "interpolation_nats_per_dim": 0.1})
-    ] == [
-        *("denoising test loss", "class accuracy", "interpolation, nats/dim"),
-    ]
+    few = {"test_loss": 0.4, "class_accuracy": 0.9, "interpolation_nats_per_dim": 0.1}
+    assert [row[0] for row in rows_of(few)] == ["denoising test loss", "class accuracy", "interpolation, nats/dim"]
 
 
-def test_the_result_of_an_older_version_is_shown_as_far_as_it_goes(capsys):
+def test_the_result_of_an_older_version_shows_the_rows_that_it_has(capsys):
     show({"metrics": {"test_loss": 0.4}, "parameters": 12_345}, Path("outputs/old"))
-    said = capsys.readouterr().out
-    assert "old  (?)" in said
-    assert "12,345" in said
-    assert "training time" not in said
+    printed = capsys.readouterr().out
+    assert "old  (?)" in printed
+    assert "12,345" in printed
+    assert "training time" not in printed

@@ -1,44 +1,42 @@
-"""Being asked to stop: by whom it is heeded, and from whom it is withheld."""
+"""Stop signals end a process but not its forked children, and do not reach processes started while they are blocked."""
 
 import subprocess
 import sys
 
 import pytest
 
-from flowdiff.runs.signals import ASKING, STOPPED
+from flowdiff.runs.signals import EXIT_STOPPED, STOP_SIGNALS
 
-HEED = """
-import os, signal, sys, time
-from flowdiff.runs.signals import heed
-heed()
+EXIT = """
+import os, sys, time
+from flowdiff.runs.signals import exit_on_stop_signal
+exit_on_stop_signal()
 child = os.fork()
 if child == 0:
-    os.kill(os.getpid(), {number})  # not for a process forked from it
+    os.kill(os.getpid(), {number})  # does not end a forked process
     time.sleep(0.1)
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 os.kill(os.getpid(), {number})
 time.sleep(60)
 """
-
-WITHHELD = """
-import os, signal, subprocess, sys, time
-from flowdiff.runs.signals import heed, withheld
+BLOCKED = """
+import os, subprocess, sys
+from flowdiff.runs.signals import exit_on_stop_signal, stop_signals_blocked
 code = "import time; print(flush=True); time.sleep(0.5); print('lived')"
-with withheld():
+with stop_signals_blocked():
     helper = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     os.kill(os.getpid(), {number})
     helper.stdout.readline()
     helper.send_signal({number})
     print(helper.stdout.read().strip(), flush=True)
-    heed()
+    exit_on_stop_signal()
 """
 
 
-@pytest.mark.parametrize("number", ASKING)
-@pytest.mark.parametrize(("code", "said"), [(HEED, "7"), (WITHHELD, "lived")])
-def test_who_is_asked(number, code, said):
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(number=int(number))], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.stdout.strip(), done.returncode) == (said, STOPPED), done.stderr
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize(("code", "output"), [(EXIT, "7"), (BLOCKED, "lived")])
+def test_whom_a_stop_signal_ends(number, code, output):
+    command = [sys.executable, "-c", code.format(number=int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.returncode) == (output, EXIT_STOPPED), done.stderr

@@ -1,11 +1,13 @@
-"""Running train.py and sample.py as a user would: a process of its own, in a folder of its own.
+"""Run train.py and sample.py as a user would: in a process and a folder of their own.
 
-All but those that are `fresh` are forked from an interpreter that has imported torch once: see warm_interpreter.py.
+Except for `fresh`, the processes are forked from an interpreter that has already imported torch: see
+warm_interpreter.py.
 """
 
 from __future__ import annotations
 
 import atexit
+import csv
 import functools
 import json
 import os
@@ -28,12 +30,12 @@ THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THR
 
 
 def script(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python <name>.py <arguments>` in cwd; nothing is asked on standard input."""
+    """Run `python <name>.py <arguments>` in cwd."""
     return python(ROOT / f"{name}.py", *arguments, cwd=cwd, **environment)
 
 
 def python(path: Path, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python <path> <arguments>`, in the same way."""
+    """Run `python <path> <arguments>` in cwd."""
     command = [*map(str, arguments)]
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         process = Started(path, command, cwd, stdout, stderr, **environment)
@@ -41,15 +43,20 @@ def python(path: Path, *arguments: object, cwd: Path, **environment: str) -> sub
             status = process.wait(600)
         finally:
             process.kill()
-        said = []
+        output = []
         for file in (stdout, stderr):
             file.seek(0)
-            said.append(file.read().decode())
-    return subprocess.CompletedProcess([path, *command], status, *said)
+            output.append(file.read().decode())
+    return subprocess.CompletedProcess([path, *command], status, *output)
+
+
+def helper(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program of commands.py in cwd."""
+    return python(TESTS / "commands.py", name, *arguments, cwd=cwd)
 
 
 def fresh(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python <name>.py <arguments>` in an interpreter that has to import everything, as a user's has."""
+    """Run `python <name>.py <arguments>` in a new interpreter, which has to import everything."""
     return subprocess.run(
         [sys.executable, ROOT / f"{name}.py", *map(str, arguments)],
         cwd=cwd,
@@ -64,37 +71,54 @@ def fresh(name: str, *arguments: object, cwd: Path, **environment: str) -> subpr
 
 def outcomes(name: str, commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
     """(exit status, stderr) of several `python <name>.py …`, one after the other in one process."""
-    done = python(TESTS / "several_commands.py", name, json.dumps(commands), cwd=cwd)
+    done = helper("outcomes", name, json.dumps(commands), cwd=cwd)
     assert done.returncode == 0, done.stderr
     return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
 
 
-def killed(command: list[str], sweep: Path, times: int, cwd: Path) -> int:
-    """Start `python train.py <command>` so many times and kill it while its runs train, each time a little further on.
+def kill_often(command: list[str], sweep: Path, times: int, cwd: Path) -> int:
+    """Run `python train.py <command>` `times` times, and kill it each time after its runs have made some progress.
 
-    The moments are drawn from a fixed seed. Stops when all runs are complete. How many times it was SIGKILL that ended
-    it.
+    The delays come from a fixed seed. Stops early when all runs are complete. Returns how often SIGKILL ended it.
     """
-    moments, ended = random.Random(0), 0
+    delays, ended = random.Random(0), 0
     for _ in range(times):
-        known = _steps(sweep)
-        with open(os.devnull, "wb") as nowhere:
-            process = Started(ROOT / "train.py", command, cwd, nowhere, nowhere)
+        before = _steps(sweep)
+        with open(os.devnull, "wb") as null:
+            process = Started(ROOT / "train.py", command, cwd, null, null)
         deadline = time.monotonic() + 120
-        while _steps(sweep) <= known and process.poll() is None:
+        while _steps(sweep) <= before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(delays.uniform(0, 0.5))
         process.kill()
         ended += process.wait() == -signal.SIGKILL
         folders = [RunFolder(path) for path in sweep.glob("*/")]
         if folders and all(folder.is_complete for folder in folders):
-            break  # a fast machine
+            break  # on a fast machine
     return ended
 
 
+def check_interrupted_sweep(command: list[str], times: int, cwd: Path) -> tuple[Path, Path]:
+    """Run a sweep twice, once with kills in between; both must succeed. Returns the folders, the undisturbed first."""
+    undisturbed, killed = cwd / "undisturbed" / "s", cwd / "killed" / "s"
+    assert kill_often([*command, f"hydra.sweep.dir={killed}"], killed, times, cwd)
+    for folder in (undisturbed, killed):
+        done = script("train", *command, f"hydra.sweep.dir={folder}", cwd=cwd)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return undisturbed, killed
+
+
+def numbers(folder: RunFolder) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """The metrics in a run's result.json, and the rows of its metrics.csv, without timings."""
+    timings = ("samples_per_second", "train_seconds")
+    with folder.metrics.open(newline="") as file:
+        rows = [{key: value for key, value in row.items() if key not in timings} for row in csv.DictReader(file)]
+    return {key: value for key, value in folder.result()["metrics"].items() if key not in timings}, rows
+
+
 class Started:
-    """`python <path> <arguments>` in a process forked from the warm interpreter; used like a Popen."""
+    """`python <path> <arguments>` in a process forked from the warm interpreter, with methods like those of Popen."""
 
     def __init__(self, path: Path, arguments: list[str], cwd: Path, stdout: BinaryIO, stderr: BinaryIO, **more: str):
         request = {"script": str(path), "arguments": arguments, "cwd": str(cwd), "environment": _environment(more)}
@@ -125,7 +149,7 @@ class Started:
 
 @functools.cache
 def _interpreter() -> socket.socket:
-    """Where the warm interpreter of this process takes its commands; it goes when we do."""
+    """The socket on which the warm interpreter receives commands; it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""squeue, sacct and scancel as scripts on a PATH of their own: they print what a test wrote and note how they ran."""
+"""Fake squeue, sacct and scancel: scripts that print what a test wrote, and record their command lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ print(answer.read_text() if answer.exists() else "")
 
 
 class FakeSlurm:
-    """The programs in `folder`; without them SLURM is not there."""
+    """The programs in `folder`; programs=() means that SLURM is not installed."""
 
     def __init__(self, folder: Path, programs: tuple[str, ...] = ("squeue", "sacct", "scancel")):
         folder.mkdir()
@@ -29,18 +29,20 @@ class FakeSlurm:
             (folder / name).write_text(SCRIPT.format(python=sys.executable, here=str(folder)))
             (folder / name).chmod(0o755)
 
-    def queue(self, **words: str) -> None:
-        """What squeue says: task_1_0="RUNNING", …"""
-        lines = (f"{name.removeprefix('task_')}|{word}" for name, word in words.items())
-        (self.folder / "squeue.txt").write_text("\n".join(lines) + "\n")
+    def queue(self, **states: str) -> None:
+        """Set the answer of squeue: task_1_0="RUNNING", …"""
+        self._answer("squeue", states)
 
-    def past(self, **words: str) -> None:
-        """What sacct says."""
-        lines = (f"{name.removeprefix('task_')}|{word}" for name, word in words.items())
-        (self.folder / "sacct.txt").write_text("\n".join(lines) + "\n")
+    def past(self, **states: str) -> None:
+        """Set the answer of sacct."""
+        self._answer("sacct", states)
+
+    def _answer(self, program: str, states: dict[str, str]) -> None:
+        lines = (f"{name.removeprefix('task_')}|{state}\n" for name, state in states.items())
+        (self.folder / f"{program}.txt").write_text("".join(lines))
 
     def refuse(self, program: str, message: str) -> None:
-        """Let a program fail."""
+        """Let a program fail with this message."""
         (self.folder / f"{program}.err").write_text(message)
 
     @property
@@ -51,5 +53,5 @@ class FakeSlurm:
 
     @property
     def path(self) -> str:
-        """The PATH on which nothing else of SLURM lies."""
+        """A PATH that contains only these programs."""
         return str(self.folder) + os.pathsep + "/nonexistent"

@@ -1,9 +1,10 @@
-"""Every registered flow in every variant its settings name, near the identity and far from it."""
+"""Every registered flow in every variant of its Literal settings, at the start and far from the identity."""
 
 from __future__ import annotations
 
 import functools
 import typing
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,22 +13,23 @@ from torch import nn
 from flowdiff import registry
 from flowdiff.config import defaults
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.flows.base import Flow
 
-SMOOTH = ["softplus", "swish", "tanh"]  # activations that are C^∞, as the second-derivative laws need
-# For the flows that take them: narrow nets and few blocks keep the tests fast.
+SMOOTH = ["softplus", "swish", "tanh"]  # C^∞ activations, required by the laws of second derivatives
+# Settings for every flow that has them: narrow nets and few blocks keep the tests fast.
 SMALL = {"hidden": 16, "n_flows": 3, "deep_layers": 1}
-OWN = {  # enough at this size
+SMALL_OF = {  # further settings of single flows
     "ffjord": {"n_flows": 1, "steps": 5},
     "naf": {"n_flows": 2, "signal": 4, "monotone_hidden": 8},
     "tarflow": {"n_flows": 2},
 }
-TOKEN_DIM = 3  # width of the condition's tokens, for the flows that read them
+TOKEN_DIM = 3  # width of the condition tokens, for the flows that read them
 Case = tuple[str, dict]
 
 
 @functools.cache
 def variants() -> list[Case]:
-    """(flow name, overrides): each flow as its YAML has it, and with every other choice of its Literal settings."""
+    """(flow name, overrides): each flow with its YAML's settings, and with every other choice of a Literal setting."""
     cases = []
     for name in registry.names("flow"):
         component, node = registry.resolve("flow", name), defaults("flow", name)
@@ -39,16 +41,20 @@ def variants() -> list[Case]:
     return cases
 
 
-def each(*shapes: tuple[int, ...], most: int = 1, having: str | None = None) -> pytest.MarkDecorator:
-    """Parametrise a test by (case, shape): every variant on the first `most` of the shapes that it takes.
+def every_flow(
+    *shapes: tuple[int, ...], max_shapes: int = 1, having: Callable[[Flow], bool] | None = None
+) -> pytest.MarkDecorator:
+    """Parametrise a test by (case, shape): every variant on the first `max_shapes` of the shapes that it accepts.
 
-    having: only flows of which this attribute (`identity_at_start`, …) is true.
+    having: keep only the flows for which it is true, such as `lambda flow: flow.identity_at_start`.
     """
-    return pytest.mark.parametrize(("case", "shape"), _pairs(shapes, most, having), ids=label)
+    return pytest.mark.parametrize(("case", "shape"), _pairs(shapes, max_shapes, having), ids=label)
 
 
-def each_with(activations: list[str], *shapes: tuple[int, ...], having: str | None = None) -> pytest.MarkDecorator:
-    """Parametrise by (case, shape, activation): a flow as its YAML has it with all of them, other variants with one."""
+def every_flow_and_activation(
+    activations: list[str], *shapes: tuple[int, ...], having: Callable[[Flow], bool] | None = None
+) -> pytest.MarkDecorator:
+    """Parametrise by (case, shape, activation): a flow as its YAML has it with all, other variants with the first."""
     triples = [
         (case, shape, activation)
         for case, shape in _pairs(shapes, 1, having)
@@ -57,11 +63,13 @@ def each_with(activations: list[str], *shapes: tuple[int, ...], having: str | No
     return pytest.mark.parametrize(("case", "shape", "activation"), triples, ids=label)
 
 
-def _pairs(shapes: tuple[tuple[int, ...], ...], most: int, having: str | None) -> list[tuple[Case, tuple[int, ...]]]:
+def _pairs(
+    shapes: tuple[tuple[int, ...], ...], max_shapes: int, having: Callable[[Flow], bool] | None
+) -> list[tuple[Case, tuple[int, ...]]]:
     pairs = []
     for case in variants():
-        taken = [shape for shape in shapes if takes(case, shape)][:most]
-        pairs += [(case, shape) for shape in taken if having is None or getattr(make_flow(case, shape, 2), having)]
+        accepted = [shape for shape in shapes if takes(case, shape)][:max_shapes]
+        pairs += [(case, shape) for shape in accepted if having is None or having(make_flow(case, shape, 2))]
     return pairs
 
 
@@ -80,7 +88,7 @@ def takes(case: Case, shape: tuple[int, ...]) -> bool:
 
 
 def label(value) -> str:
-    """The name of a case, a shape or an activation in a test's id."""
+    """The id of a case, a shape or an activation in the name of a test."""
     if isinstance(value, str):
         return value
     if isinstance(value[0], str):
@@ -96,8 +104,8 @@ def make_flow(
     far: bool = False,
     seed: int = 0,
     token_dim: int = TOKEN_DIM,
-) -> nn.Module:
-    """The flow in float64 with small nets, evaluating; `far` moves every parameter by a usual initial weight.
+) -> Flow:
+    """The flow in float64 with small nets, in evaluation mode; `far` perturbs every parameter by an initial weight.
 
     Image flows get as many levels as the sides can be halved.
     """
@@ -105,14 +113,14 @@ def make_flow(
     torch.manual_seed(seed)
     act = registry.create("activation", activation)
     runtime = {"shape": shape, "embed_dim": embed_dim, "activation": act, "token_dim": token_dim}
-    settings = {**SMALL, "levels": halvings(shape), **OWN.get(name, {}), **overrides}
+    settings = {**SMALL, "levels": halvings(shape), **SMALL_OF.get(name, {}), **overrides}
     flow = registry.create("flow", name, **runtime, **settings).double().eval()
-    # Two levels are twice as deep: a little less each, or rounding is all that a test of them would see.
+    # Two levels are twice as deep: a smaller perturbation keeps rounding errors below the tests' tolerances.
     return perturb(flow, 0.5 / halvings(shape) ** 0.5) if far else flow
 
 
 def halvings(shape: tuple[int, ...]) -> int:
-    """How often the sides of an image can be halved, at least 1."""
+    """Number of times that the sides of an image can be halved, at least 1."""
     n = 1
     while all(side % 2 ** (n + 1) == 0 for side in shape[1:]) and len(shape) == 3:
         n += 1
@@ -124,7 +132,7 @@ def perturb(module: nn.Module, gain: float = 0.5, seed: int = 1) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
-            taps = min(p[0, 0].numel(), 4) if p.ndim > 1 else 1  # of a 3×3 kernel 4 lie on a grid of 2×2 pixels
+            taps = min(p[0, 0].numel(), 4) if p.ndim > 1 else 1  # 4 taps of a 3×3 kernel lie on a grid of 2×2 pixels
             fan_in = taps * p.shape[1] if p.ndim > 1 else 1
             p += gain * torch.randn(p.shape, generator=generator).to(p) / fan_in**0.5
     return module

@@ -1,8 +1,7 @@
-"""Runs as W&B has written them offline, read back by W&B's own message types."""
+"""Runs that W&B has written offline, read back with W&B's own reader."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from flowdiff.loggers.offline import records
 
 @dataclass
 class OfflineRun:
-    """What one file says of its run; resume: whether it is to be appended to what W&B has."""
+    """The contents of one file; resume: whether its upload is appended to what W&B holds of the run."""
 
     run_id: str = ""
     name: str = ""
@@ -29,37 +28,34 @@ class OfflineRun:
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """Those of a run folder, in the order of their times."""
+    """The offline runs of a run folder, in the order of their times."""
     import wandb
 
-    wandb.teardown()  # now the files are closed
-    return [_read(file.read_bytes()) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+    wandb.teardown()  # closes the files
+    return [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
 
 
-def _read(data: bytes) -> OfflineRun:
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    run = OfflineRun()
-    for _, payload in records(data):
-        record = Record.FromString(payload)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run.run_id, run.name, run.group = record.run.run_id, record.run.display_name, record.run.run_group
-            run.tags = list(record.run.tags)
-            run.config |= {item.key: json.loads(item.value_json) for item in record.run.config.update if item.key}
-            run.resume = record.run.resume
-        elif kind == "history":
-            run.curves |= {item.key or item.nested_key[0] for item in record.history.item}
-        elif kind == "summary":
-            for update in record.summary.update:
-                run.summary[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
-        elif kind == "metric" and record.metric.summary.min:
-            run.minimised.add(record.metric.name or record.metric.glob_name)
-        elif kind == "artifact":
-            (content,) = record.artifact.manifest.contents
-            run.artifacts[record.artifact.name] = content.local_path
-        elif kind == "preempting":
-            run.preempting = True
-        elif kind == "exit":
-            run.exit_code = record.exit.exit_code
+def _read(file: Path) -> OfflineRun:
+    run = OfflineRun()  # the reader leaves out empty fields
+    for record in records(file):
+        content = record[record["type"]]
+        match record["type"]:
+            case "run":
+                run.run_id, run.name = content["run_id"], content["display_name"]
+                run.group, run.tags = content.get("run_group", ""), content.get("tags", [])
+                run.resume = content.get("resume", False)
+                run.config |= content["config"]["update"]
+            case "history":
+                run.curves |= {key.removesuffix("._type") for key in content["item"]}  # pictures have a type
+            case "summary":
+                run.summary |= content.get("update", {})
+            case "metric" if content.get("summary", {}).get("min"):
+                run.minimised.add(content.get("name") or content["glob_name"])
+            case "artifact":
+                (stored,) = content["manifest"]["contents"]
+                run.artifacts[content["name"]] = stored["local_path"]
+            case "preempting":
+                run.preempting = True
+            case "exit":
+                run.exit_code = content.get("exit_code", 0)
     return run

@@ -1,4 +1,4 @@
-"""As much of a W&B server as `wandb sync` needs, on this machine: it keeps the history of every run."""
+"""A local W&B server with only what `wandb sync` needs; it keeps the history of every run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """runs: of each run id its history (rows), summary, exit codes in the order of upload, tags, group and name."""
+    """runs: for each run id its history (rows), summary, exit codes in the order of upload, tags, group and name."""
 
     daemon_threads = True
 
@@ -25,7 +25,7 @@ class Server(ThreadingHTTPServer):
         return self.runs.setdefault(run_id, {"history": [], "events": 0, "summary": {}, "exits": [], "about": {}})
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that hangs up
+        pass  # the client has closed the connection
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,11 +1,11 @@
-"""An interpreter that has imported what train.py and sample.py need, and forks for each command it is sent.
+"""An interpreter that has imported everything that train.py and sample.py need, and forks for each command it receives.
 
-`python warm_interpreter.py <socket>` takes {"script", "arguments", "cwd", "environment"} with three files: stdout,
-stderr, and one for the answer: the new process's id and, when it has ended, its exit status. That process is what
-`python <script> <arguments>` would be, with its own folder, environment and signals, and runs the script as __main__
-until its threads have ended and its exit handlers are through. All that is missing are the seconds it would have spent
-on imports, and those on taking a million objects apart before it goes. The fork server of a sweep comes about in the
-same way: from a child that was forked before the command began, so that it knows nothing of it.
+`python warm_interpreter.py <socket>` receives {"script", "arguments", "cwd", "environment"} and three files: stdout,
+stderr, and one for the answer, which is the pid of the new process and, after its end, its exit status. That process
+behaves like `python <script> <arguments>`, with its own folder, environment and signals; it runs the script as
+__main__, waits for its threads and runs its exit handlers. It only saves the seconds for imports, and those for deleting
+a million objects at the end. The fork server of a sweep is made in the same way, from a child that was forked before the
+command began and so is not affected by it.
 """
 
 import atexit
@@ -27,23 +27,23 @@ IMPORTS = (
     *("flowdiff.launch.worker", "flowdiff.cli.train", "flowdiff.cli.sample", "hydra_plugins.flowdiff"),
     *("sklearn.datasets", "matplotlib.pyplot"),
 )
-LONGEST = 1 << 17  # bytes of a command
-FREE = 100  # above the numbers of the files of a command
+MAX_BYTES = 1 << 17  # of a command
+FREE_DESCRIPTOR = 100  # greater than all file descriptors of a command
 statuses: list[int] = []  # the exit status of this process, once it is known
 
 
 def received(channel: socket.socket) -> dict:
-    """A command, in the process that is to run it: nobody else returns from here."""
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests and their commands
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers leave no zombies
+    """Fork for each command and return it in the new process; in all other processes this function never returns."""
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the tests and their commands
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the watchers below leave no zombies
     while True:
-        message, files, _, _ = socket.recv_fds(channel, LONGEST, 3)
+        message, files, _, _ = socket.recv_fds(channel, MAX_BYTES, 3)
         if not message:
-            os._exit(0)  # the tests are over
+            os._exit(0)  # the tests have ended
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if process := os.fork():
-                _keep(process, files[2])
+                _watch(process, files[2])
             signal.signal(signal.SIGINT, interrupt)
             for place, file in enumerate(files[:2], start=1):
                 os.dup2(file, place)
@@ -54,16 +54,16 @@ def received(channel: socket.socket) -> dict:
             os.close(file)
 
 
-def _keep(process: int, answer: int) -> NoReturn:
-    """Wait for a process as its parent, which only a parent can, and tell what became of it."""
+def _watch(process: int, answer: int) -> NoReturn:
+    """Report the pid and then the exit status of a child process: only its parent can wait for it."""
     os.write(answer, f"{process}\n".encode())
     status = os.waitpid(process, 0)[1]
     os.write(answer, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
-def spare() -> None:
-    """Fork a child that becomes the fork server of this process, when it asks for one, and goes with it otherwise."""
+def spare_fork_server() -> None:
+    """Fork a child that becomes the fork server of this process when it starts one, and otherwise ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if (child := os.fork()) == 0:
         ours.close()
@@ -89,11 +89,13 @@ def spare() -> None:
 
 
 def _serve(channel: socket.socket) -> NoReturn:
-    """Wait for a request, and be what `python -c <its code>` with its files and environment would be."""
-    message, files, _, _ = socket.recv_fds(channel, LONGEST, 3)
+    """Wait for a request, then behave like `python -c <its code>` with its files and environment."""
+    message, files, _, _ = socket.recv_fds(channel, MAX_BYTES, 3)
     if message:
         request = json.loads(message)
-        for file, place in zip([fcntl.fcntl(f, fcntl.F_DUPFD, FREE) for f in files], request["files"], strict=True):
+        for file, place in zip(
+            [fcntl.fcntl(f, fcntl.F_DUPFD, FREE_DESCRIPTOR) for f in files], request["files"], strict=True
+        ):
             os.dup2(file, place)
             os.close(file)
         os.environ.clear()
@@ -109,8 +111,8 @@ def _serve(channel: socket.socket) -> NoReturn:
     os._exit(0)
 
 
-def leave() -> None:
-    """The last exit handler: end this process where it has a status, and let Python take itself apart otherwise."""
+def end_at_once() -> None:
+    """The last exit handler: end at once if the exit status is known; otherwise let Python end as usual."""
     gc.unfreeze()
     if statuses:
         sys.stdout.flush()
@@ -119,16 +121,16 @@ def leave() -> None:
 
 
 if __name__ == "__main__":
-    atexit.register(leave)  # before anything else is
+    atexit.register(end_at_once)  # first, so that it runs last
     for name in IMPORTS:
         importlib.import_module(name)
-    assert len(list(Path("/proc/self/task").iterdir())) == 1  # a fork would lose the other threads
-    gc.freeze()  # what is shared is no garbage: collections need not walk, and thereby copy, it
+    assert len(list(Path("/proc/self/task").iterdir())) == 1  # a fork would lose other threads
+    gc.freeze()  # collections need not walk, and thereby copy, the shared objects
     command = received(socket.socket(fileno=int(sys.argv[1])))
     os.chdir(command["cwd"])
     os.environ.clear()
     os.environ.update(command["environment"])
-    spare()
+    spare_fork_server()
     sys.argv = [command["script"], *command["arguments"]]
     sys.path[0] = str(Path(command["script"]).parent)
     try:

@@ -1,4 +1,4 @@
-"""The oracles against themselves: density, score and denoiser belong to one another, moments to samples."""
+"""The oracles are consistent: score and denoiser follow from the density, and samples have the right moments."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_samples_have_the_moments(name):
     x = oracle.sample(sigma, generator=torch.Generator().manual_seed(1)).flatten(1)
     covariance = oracle.covariance + 0.09 * torch.eye(x.shape[1], dtype=torch.float64)
     spread = covariance.diagonal().sqrt()
-    # 5 standard errors: std/√n for a mean, at most √2·s_i·s_j/√n for a covariance of normal numbers (less here)
+    # 5 standard errors: std/√n for a mean, at most √2·s_i·s_j/√n for a covariance of normal numbers
     assert ((x.mean(0) - oracle.mean).abs() < 5 * spread / n**0.5).all()
     assert ((x.T.cov() - covariance).abs() < 5 * (2 / n) ** 0.5 * torch.outer(spread, spread)).all()
 

@@ -69,7 +69,7 @@ def sigmas_of(given, batch_idx):
     loader = engine.data.train_dataloader()
     batch = loader.dataset[loader.sampler.batch(batch_idx)]
     engine._trainer = None
-    return engine.draw(batch, batch_idx).sigma.tolist()
+    return engine.loss_inputs(batch, batch_idx).sigma.tolist()
 
 
 def weights(path):

@@ -9,6 +9,7 @@ import flowdiff
 from flowdiff import config
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.runs import identity
+from flowdiff.training.assembly import guide_by
 from flowdiff.training.engine import Engine
 
 VAE = [*runs.TINY_DIGITS, "experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2"]
@@ -101,7 +102,7 @@ def test_a_pretrained_autoencoder_goes_all_the_way(flow, pretrained):
     assert all(path.stat().st_mtime_ns == then for path, then in kept.items())
     trained = [p for p in engine.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in trained]
-    engine.loss(engine.denoiser.denoiser, *engine.draw(engine.latents.train[:8], 0)).loss.mean().backward()
+    engine.loss(engine.denoiser.denoiser, *engine.loss_inputs(engine.latents.train[:8], 0)).loss.mean().backward()
     engine.optimizer.make(trained).step()
     assert any(not torch.equal(p, old) for p, old in zip(trained, before, strict=True))
     samples = engine.denoiser.sample(3)
@@ -120,19 +121,19 @@ def test_first_stages_that_do_not_fit_are_sentences(vae, behind, tmp_path):
     refused(ConfigurationError, "first_stage=vae needs the run that trained it")
     nothing = f"first_stage.run={tmp_path}"
     refused(RunError, f"{nothing} cannot be a first stage: run={tmp_path}", nothing)
-    refused(ConfigurationError, "is no autoencoder: give a run of network=vae", f"first_stage.run={behind[0]}")
+    refused(ConfigurationError, "is not an autoencoder: give a run of network=vae", f"first_stage.run={behind[0]}")
     other = ["dataset=mnist", "dataset.download=false", f"first_stage.run={vae[0]}"]
-    refused(ConfigurationError, "of images of shape 1×8×8, and those of the dataset are 1×28×28", *other)
+    refused(ConfigurationError, "of images of shape 1×8×8, and images of the dataset have shape 1×28×28", *other)
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["network=vae", "conditioner=none"], "network=vae loss=denoising does not go together"),
-        (["loss=elbo"], "network=score_flow loss=elbo does not go together"),
-        (["network=vae", "loss=elbo"], "an autoencoder knows no classes; take conditioner=none guidance=none"),
-        (["network=vae", "loss=elbo", "conditioner=none", "scaling=edm"], "take scaling=score"),
-        (["network=vae", "loss=elbo", "conditioner=none", "first_stage=vae"], "take first_stage=identity"),
+        (["network=vae", "conditioner=none"], "loss=denoising network=vae do not go together"),
+        (["loss=elbo"], "loss=elbo network=score_flow do not go together"),
+        (["network=vae", "loss=elbo"], "an autoencoder does not know classes; set conditioner=none"),
+        (["network=vae", "loss=elbo", "conditioner=none", "scaling=edm"], "set scaling=score"),
+        (["network=vae", "loss=elbo", "conditioner=none", "first_stage=vae"], "set first_stage=identity"),
     ],
 )
 def test_combinations_that_make_no_sense(overrides, sentence):
@@ -158,10 +159,10 @@ def test_an_autoencoder_is_sampled_from_its_prior(vae):
 @pytest.mark.slow
 def test_a_guide_lives_in_the_same_latents(behind, monkeypatch):
     model, guide = flowdiff.load(behind[0]), flowdiff.load(behind[0])
-    monkeypatch.setattr("flowdiff.api.load", lambda run, device: guide)
+    monkeypatch.setattr("flowdiff.training.assembly.load", lambda run, device: guide)
     settings = config.defaults("guidance", "autoguidance") | {"run": "weaker"}
-    assert model.guided(settings)
+    assert guide_by(settings)(model)
     with torch.no_grad():
         next(guide.first_stage.autoencoder.parameters()).add_(1)
-    with pytest.raises(ConfigurationError, match="weaker lives in the latents of another autoencoder"):
-        model.guided(settings)
+    with pytest.raises(ConfigurationError, match="weaker works in the latents of another autoencoder"):
+        guide_by(settings)(model)

@@ -9,12 +9,13 @@ import torch
 from runs import TINY, TINY_DIGITS, settings, train
 from wandb_files import offline_runs
 
-from flowdiff import api, registry
+from flowdiff import registry
 from flowdiff.errors import RunError
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import run as training
+from flowdiff.training.assembly import load_parts
 from flowdiff.training.divergence import Divergence
 from flowdiff.training.engine import Engine
 
@@ -60,7 +61,7 @@ def test_checkpoint_holds_plain_types(run):
 
 def test_load_gives_the_averaged_weights_and_changes_nothing(run):
     folder, result = run
-    engine = Engine(*api.load_parts(folder.path), seed=0)
+    engine = Engine(load_parts(folder.path), seed=0)
     averaged = torch.load(folder.checkpoint, weights_only=True)
     state = engine.state_dict()
     for key, value in averaged["state_dict"].items():
@@ -136,7 +137,7 @@ def test_signal_handlers_are_given_back(run):
 def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypatch):
     original = Engine.training_step
     monkeypatch.setattr(Engine, "training_step", lambda *a: original(*a) * float("nan"))
-    with pytest.raises(Divergence, match=r"at step 1: the loss is nan, and was not when .* no checkpoint yet"):
+    with pytest.raises(Divergence, match=r"at step 1: the loss is nan, it was finite when .* no checkpoint yet"):
         train(tmp_path / "run", *TINY)
     assert not RunFolder(tmp_path / "run").is_complete
 

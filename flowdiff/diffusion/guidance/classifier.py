@@ -9,11 +9,12 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from flowdiff.diffusion.guidance.base import Denoise, Guidance, Guide, Pair, class_of
+from flowdiff.diffusion.guidance.base import Guidance, Guide, Model, Pair, class_of, given
 from flowdiff.diffusion.guidance.limits import Interval, Limits, Quantile, Share
 from flowdiff.diffusion.guidance.other_run import other_run
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.base import NoisyClassifier
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 
@@ -22,21 +23,31 @@ from flowdiff.shapes import append_dims
 class Classifier(Guide):
     """D_c + (w − 1)·σ²·∇ₓ log p(c|x, σ), p from a run of network=classifier; the model needs no label dropout.
 
-    w = 1 is the conditional model alone, so that scales mean the same as those of cfg.
-    classes: () -> the Conditioning of all num_classes classes.  load: a run folder -> its model.  shape: of one sample.
-    guided: settings of a guidance -> the denoiser in it.
-    run: the classifier's folder.  inner: settings of the guidance to stand around, None for the denoiser itself.
-    Raises ConfigurationError where the run is no classifier or of other data.
-    Source: Dhariwal, Nichol, Diffusion models beat GANs on image synthesis, 2021.
+    w = 1 is the conditional model alone, so that scales have the same meaning as those of cfg.
+
+    Args:
+        denoiser: the model to be guided.
+        classes: () → the conditions of all its classes; None for an unconditional model.
+        load: run folder → its model.
+        guided: settings of a guidance → the model in that guidance.
+        run: folder of the classifier.
+        inner: settings of a guidance to wrap, e.g. {name: cfg, scale: 2}; None for the model itself.
+        scale: w ≥ 0; 1 is the conditional model.
+        interval: [low, high] of σ at which to guide; None for every σ.
+        rescale: φ ∈ [0, 1], how far D goes back to the standard deviation of D_c.
+        dynamic_threshold: quantile ∈ (0, 1] of |D| that becomes 1 where it exceeds 1; None for no threshold.
+
+    Raises:
+        ConfigurationError: the model is unconditional, no run is given, or the run is not a classifier of the same data.
+
+    Source: Dhariwal & Nichol, Diffusion models beat GANs on image synthesis, 2021.
     """
 
     def __init__(
         self,
-        denoiser: Denoise,
+        denoiser: Model,
         classes: Callable[[], Conditioning] | None,
-        num_classes: int | None,
-        load: Callable[[str], Any],
-        shape: tuple[int, ...],
+        load: Callable[[str], Model],
         guided: Callable[[dict[str, Any]], Guidance],
         *,
         run: str | None,
@@ -46,18 +57,19 @@ class Classifier(Guide):
         rescale: Share,
         dynamic_threshold: Quantile,
     ):
-        inside = denoiser if inner is None else guided(inner)
-        super().__init__(inside, scale, Limits(interval, rescale, dynamic_threshold))
+        super().__init__(
+            denoiser if inner is None else guided(inner), scale, Limits(interval, rescale, dynamic_threshold)
+        )
         if classes is None:
             raise ConfigurationError(
-                "guidance=classifier guides towards a class, and this model knows none: take conditioner=class, or "
-                "guidance=none."
+                "guidance=classifier guides towards a class, and this model is unconditional: use conditioner=class, "
+                "or guidance=none."
             )
         self.classes = classes
-        self.classifier = other_run(load, run, shape, num_classes, "classifier")
-        if not hasattr(self.classifier.network, "class_log_prob"):
+        self.classifier = other_run(load, run, denoiser, "classifier")
+        if not isinstance(self.classifier.network, NoisyClassifier):
             raise ConfigurationError(
-                f"guidance.run={run} is no classifier: give a run of network=classifier, e.g. of "
+                f"guidance.run={run} is not a classifier: give a run of network=classifier, e.g. of "
                 "`python train.py experiment=classifier_digits`."
             )
 
@@ -65,8 +77,8 @@ class Classifier(Guide):
     def evaluations(self) -> int:
         return self.denoiser.evaluations + self.classifier.evaluations
 
-    def pair(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Pair:
-        own = class_of(cond, self.classes())[:, None]
+    def pair(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Pair:
+        own = class_of(given(cond), self.classes())[:, None]
         with torch.enable_grad():
             inner = x.detach().clone().requires_grad_(True)
             log_prob = self.classifier.class_log_prob(inner, sigma).gather(1, own)  # (B, 1)

@@ -1,4 +1,4 @@
-"""What keeps a guided D in bounds: where on the way down it is guided, how wide and how large it may become."""
+"""Limits of a guided D: the noise levels at which it is guided, its standard deviation and its largest values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ Quantile = Annotated[float, Field(gt=0, le=1)] | None
 
 
 class Limits:
-    """interval: [low, high] of σ in which to guide, None for all σ.  rescale: φ ∈ [0, 1], 0 for none.
-    dynamic_threshold: the quantile ∈ (0, 1] of |D| that becomes 1, None for none.
+    """Where a guide guides, and how far.
 
-    Raises ConfigurationError unless low < high.
+    Args:
+        interval: [low, high] of σ at which to guide; None for every σ.
+        rescale: φ ∈ [0, 1]; 0 does not rescale.
+        dynamic_threshold: the quantile ∈ (0, 1] of |D| that becomes 1 where it exceeds 1; None for no threshold.
+
+    Raises:
+        ConfigurationError: not low < high.
     """
 
     def __init__(self, interval: Interval, rescale: Share, dynamic_threshold: Quantile):
@@ -35,7 +40,7 @@ class Limits:
         self.dynamic_threshold = dynamic_threshold
 
     def inside(self, sigma: Tensor) -> Tensor:
-        """Which of sigma (B,) are in the interval, (B,) bool.
+        """Whether each of sigma (B,) lies in the interval, (B,) bool.
 
         Source: Kynkäänniemi, Aittala, Karras, Laine, Aila, Lehtinen, Applying guidance in a limited interval improves
         sample and distribution quality in diffusion models, 2024.
@@ -44,13 +49,13 @@ class Limits:
         return (low <= sigma) & (sigma <= high)
 
     def __call__(self, guided: Tensor, conditional: Tensor) -> Tensor:
-        """The guided D (B, …) within bounds, given the D_c (B, …) that it started from."""
+        """The guided D (B, …) within the limits, given D_c (B, …)."""
         D = rescaled(guided, conditional, self.rescale) if self.rescale else guided
         return D if self.dynamic_threshold is None else thresholded(D, self.dynamic_threshold)
 
 
 def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """D·(φ·std(D_c)/std(D) + 1 − φ), φ = share, the standard deviation over all of a sample: (B, …).
+    """D·(φ·std(D_c)/std(D) + 1 − φ), φ = share, standard deviations over all numbers of a sample: (B, …).
 
     Source: Lin, Liu, Li, Yang, Common diffusion noise schedules and sample steps are flawed, 2023.
     """
@@ -60,9 +65,9 @@ def rescaled(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
 
 
 def thresholded(D: Tensor, quantile: float) -> Tensor:
-    """clip(D, −s, s)/s with s = max(1, the number that a share `quantile` of a sample's |D| does not exceed): (B, …).
+    """clip(D, −s, s)/s with s = max(1, quantile of a sample's |D|): (B, …).
 
-    What comes out lies in [−1, 1], where the data are; a D that lies there already stays as it is.
+    The result lies in [−1, 1], the range of the data; a D within that range is not changed.
     Source: Saharia et al., Photorealistic text-to-image diffusion models with deep language understanding, 2022.
     """
     size = D.flatten(1).abs()

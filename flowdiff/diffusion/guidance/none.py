@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from flowdiff.diffusion.guidance.base import Denoise, Guidance
+from flowdiff.diffusion.guidance.base import Guidable, Guidance
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 
 
 @register("guidance", "none")
 class NoGuidance(Guidance):
-    """D as it is."""
+    """D without guidance.
 
-    def __init__(self, denoiser: Denoise):
+    Args:
+        denoiser: what is wrapped.
+    """
+
+    def __init__(self, denoiser: Guidable):
         super().__init__(denoiser)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:

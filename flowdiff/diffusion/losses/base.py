@@ -1,58 +1,111 @@
-"""Training objectives, all of x = x0 + σ·noise, per sample and per dimension (D = prod(shape)).
-
-denoising       w(σ)·‖D(x) − x0‖²/D                    (or ‖·‖₁)
-score_matching  σ²·‖s(x) − (x0 − x)/σ²‖²/D
-nll             −log p_σ(x|c)/D                        nats per dimension, first-order only
-hybrid          denoising + λ·nll
-cross_entropy   −log p(c|x, σ)                         nats per sample, of a classifier
-elbo            (−log p(x|ℓ) + β·KL(q(ℓ|x) ‖ N(0, I)))/D   nats per dimension, of an autoencoder; no noise in x
-
-With first_stage.train=true, whatever trains the flow of latents is the first term of two:
-LearnedPrior    loss(z) − (log p(x|ℓ) + log p_σmin(z|c) − log q(z|x))/D,   D of the image
-
-Where the score of a flow is differentiated, `gradient` says how: by double_backward, or by the first-order forms of
-flowdiff/models/nn/directional.py, which take less memory.
-"""
+"""The contract of a loss, and the requirements that losses share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.networks.base import AutoencoderNetwork, Density, NoisyClassifier
 from flowdiff.models.nn.directional import Gradient
 from flowdiff.noise import Generators, randn_like
+from flowdiff.registry import Requirement, resolve
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The loss per sample (B,), and its named parts (B,) for logging."""
+    """The result of a loss.
+
+    Args:
+        loss: per sample, (B,).
+        parts: named terms per sample, (B,) each, for logging.
+    """
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Loss(ABC):
-    """loss(denoiser, x0 (B, …), sigma (B,), noise like x0, cond) → LossOutput with loss (B,)."""
+    """A training objective: loss(denoiser, x0, sigma, noise, cond) → LossOutput.
 
-    needs_density = False  # whether it calls log_prob, which only a score flow has
-    needs_classifier = False  # whether it calls class_log_prob, which only a classifier has
-    needs_autoencoder = False  # whether it is of an autoencoder, which no other loss is
-    differentiates_score = True  # whether its gradient goes through the score: a second derivative of log_prob
-    gradient: Gradient = "double_backward"  # how a score flow takes that derivative
+    differentiates_score: whether its gradient goes through the score, a second derivative of log p.
+    gradient: how the score of a flow is differentiated, for losses that do so.
+    """
+
+    differentiates_score: bool = True
+    gradient: Gradient = "double_backward"
 
     @abstractmethod
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
-    ) -> LossOutput: ...
+    ) -> LossOutput:
+        """The loss of each sample.
+
+        Args:
+            denoiser: the model in training.
+            x0: clean samples, (B, …).
+            sigma: noise levels in data units, (B,) > 0.
+            noise: noise from `draw_noise`, like x0 unless the loss says otherwise.
+            cond: the condition of B samples, or None.
+        """
 
     def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
-        """The noise this loss trains on: N(0, I) like x0."""
+        """The noise that this loss trains with: N(0, I) like x0."""
         return randn_like(x0, generator)
 
     def at(self, step: int) -> Loss:
-        """The loss after `step` optimiser steps, for one that changes on the way."""
+        """The loss after `step` optimiser steps; most losses do not change."""
         return self
+
+
+def _trains_network(nodes: Mapping[str, Mapping[str, Any]], kind: type) -> bool:
+    return issubclass(resolve("network", nodes["network"]["name"]), kind)
+
+
+NEEDS_DENSITY = Requirement(
+    "network",
+    fits=lambda network, node: issubclass(network, Density),
+    reason="this loss needs a log-density and the network does not have one",
+    remedy="set network=score_flow, or loss=denoising or score_matching",
+)
+NEEDS_CLASSIFIER = Requirement(
+    "network",
+    fits=lambda network, node: issubclass(network, NoisyClassifier),
+    reason="this loss trains a classifier and the network is not one",
+    remedy="set network=classifier conditioner=one_hot, or loss=denoising",
+)
+NEEDS_AUTOENCODER = Requirement(
+    "network",
+    fits=lambda network, node: issubclass(network, AutoencoderNetwork),
+    reason="this loss trains an autoencoder and the network is not one",
+    remedy="set network=vae, or another loss",
+)
+NO_AUTOENCODER = Requirement(
+    "network",
+    fits=lambda network, node: not issubclass(network, AutoencoderNetwork),
+    reason="an autoencoder is trained by loss=elbo only",
+    remedy="set loss=elbo, or another network",
+)
+GRADIENT_NEEDS_DENSITY = Requirement(
+    "network",
+    fits=lambda network, node: issubclass(network, Density),
+    reason="this gradient is for the score of a flow, and the network outputs D itself",
+    remedy="set loss.gradient=double_backward, which is an ordinary backward pass for such a network",
+    when=lambda nodes: nodes["loss"]["gradient"] != "double_backward",
+    setting="gradient",
+)
+NO_COMPILED_DOUBLE_BACKWARD = Requirement(
+    "accelerator",
+    fits=lambda accelerator, node: not node["compile"],
+    reason="torch.compile cannot differentiate the score of a flow this way",
+    remedy="set loss=nll, loss.gradient=directional or accelerator.compile=false",
+    when=lambda nodes: nodes["loss"]["gradient"] != "directional" and _trains_network(nodes, Density),
+    setting="gradient",
+    other_setting="compile",
+)
+OF_THE_SCORE = (NO_AUTOENCODER, GRADIENT_NEEDS_DENSITY, NO_COMPILED_DOUBLE_BACKWARD)

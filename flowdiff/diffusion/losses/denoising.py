@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.diffusion.losses.base import OF_THE_SCORE, Loss, LossOutput
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.directional import Gradient
@@ -17,11 +17,18 @@ from flowdiff.registry import register
 from flowdiff.shapes import append_dims, mean_except_batch
 
 
-@register("loss", "denoising")
+@register("loss", "denoising", requires=OF_THE_SCORE)
 class Denoising(Loss):
-    """w(σ)·‖D(x, σ, c) − x0‖²/D, or w(σ)·‖·‖₁/D with norm="l1" (Vincent, 2011; Karras et al., 2022).
+    """The weighted error of the denoiser, w(σ)·‖D(x, σ, c) − x0‖²/D, or w(σ)·‖D − x0‖₁/D with norm="l1".
 
-    offset_noise ≥ 0 adds that much of one common normal number per channel to the noise (Guttenberg, 2023).
+    Args:
+        weighting: w(σ).
+        norm: l2 for the squared error, l1 for the absolute error.
+        offset_noise: ≥ 0, standard deviation of one further normal number per channel that is added to the noise.
+        gradient: how the score of a flow is differentiated: double_backward, directional or forward_mode.
+
+    Source: Vincent, A connection between score matching and denoising autoencoders, 2011; Karras et al., Elucidating the
+        design space of diffusion-based generative models, 2022; Guttenberg, Diffusion with offset noise, 2023.
     """
 
     def __init__(

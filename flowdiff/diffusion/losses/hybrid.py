@@ -6,7 +6,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.diffusion.losses.base import NEEDS_DENSITY, OF_THE_SCORE, Loss, LossOutput
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.directional import Gradient
@@ -14,14 +14,17 @@ from flowdiff.registry import register
 from flowdiff.shapes import append_dims, mean_except_batch
 
 
-@register("loss", "hybrid")
+@register("loss", "hybrid", requires=[NEEDS_DENSITY, *OF_THE_SCORE])
 class Hybrid(Loss):
-    """w(σ)·‖D − x0‖²/D + λ·(−log p_σ(x|c)/D) from one evaluation of the flow; λ = nll_weight > 0; needs a density.
+    """Denoising plus likelihood, w(σ)·‖D − x0‖²/D + λ·(−log p_σ(x|c)/D), from one evaluation of the flow.
 
-    Score matching is blind to the weights of separated modes, likelihood is not.
+    Score matching does not see the weights of separated modes; likelihood does.
+
+    Args:
+        weighting: w(σ).
+        nll_weight: λ > 0.
+        gradient: how the score of a flow is differentiated: double_backward, directional or forward_mode.
     """
-
-    needs_density = True
 
     def __init__(self, weighting: Weighting, *, nll_weight: PositiveFloat, gradient: Gradient):
         self.weighting = weighting

@@ -13,17 +13,24 @@ from flowdiff.noise import Generators, randn_like
 
 
 class LearnedPrior(Loss):
-    """Another loss of latents z, and the negative evidence lower bound of images x0 whose prior is the flow it trains.
+    """A loss of latents z, plus the negative evidence lower bound of images x0 whose prior is the flow in training.
 
-    loss(z) − (log p(x0|ℓ) + log p_σ(z|c) − log q(z|x0))/D at σ = sigma_min, z of ℓ ~ q(ℓ|x0): nats per dimension of the
-    image. x0 are images; the noise (B, 2, *latent_shape) is ε of ℓ, and that of the other loss. Parts: those of the
-    other loss, itself as latent_loss, the bound's as elbo, and in nats reconstruction, −log p(x0|ℓ), and kl, the
-    estimate log q(z|x0) − log p_σ(z|c). Raises NotADensity for a raw network.
-    Source: Chen et al., Variational lossy autoencoder, 2017 (a flow as the learned prior); the other way, by a weighted
-    score matching instead of a density: Vahdat, Kreis & Kautz, Score-based generative modeling in latent space, 2021.
+    loss(z) − (log p(x0|ℓ) + log p_σ(z|c) − log q(z|x0))/D at σ = sigma_min, ℓ ~ q(ℓ|x0), nats per dimension of the
+    image. The noise is (B, 2, *latent_shape): ε of ℓ, and the noise of the other loss. The parts are those of the
+    other loss, latent_loss (its value), elbo (the bound's term), and in nats reconstruction, −log p(x0|ℓ), and kl, the
+    estimate log q(z|x0) − log p_σ(z|c).
+
+    Args:
+        loss: the loss of the latents.
+        first_stage: the autoencoder, trained along.
+        sigma_min: σ > 0 at which the flow is the prior.
+
+    Raises:
+        NotADensity: when called with a raw network.
+
+    Source: Chen et al., Variational lossy autoencoder, 2017 (a flow as the learned prior). Vahdat, Kreis & Kautz,
+        Score-based generative modeling in latent space, 2021, train a prior along by weighted score matching instead.
     """
-
-    needs_density = True
 
     def __init__(self, loss: Loss, first_stage: AutoencoderStage, sigma_min: float):
         self.loss = loss
@@ -40,13 +47,13 @@ class LearnedPrior(Loss):
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
     ) -> LossOutput:
-        of_posterior, of_latents = noise.unbind(1)
-        drawn = self.first_stage.drawn(x0, of_posterior)
+        posterior_noise, latent_loss_noise = noise.unbind(1)
+        drawn = self.first_stage.sample_latent(x0, posterior_noise)
         log_prior = denoiser.log_prob(drawn.z, torch.full_like(sigma, self.sigma_min), cond)
         elbo = -drawn.bound(log_prior) / x0[0].numel()
-        # The other loss sees latents that it cannot move: it is least where they all are one point, and pays nothing
-        # for what they no longer say of the image. So the autoencoder hears the bound alone, and the flow hears two
-        # terms that agree on what it should be, the law of the latents: no weight between them would change that.
-        latent = self.loss(denoiser, drawn.z.detach(), sigma, of_latents, cond)
+        # Detach z: the latent loss alone would collapse all latents to a point. The autoencoder is trained by the bound
+        # only. The flow has two terms with the same optimum, the distribution of the latents, so that no weight
+        # between them is needed.
+        latent = self.loss(denoiser, drawn.z.detach(), sigma, latent_loss_noise, cond)
         parts = {"reconstruction": -drawn.log_likelihood, "kl": drawn.log_posterior - log_prior}
         return LossOutput(latent.loss + elbo, {**latent.parts, "latent_loss": latent.loss, "elbo": elbo, **parts})

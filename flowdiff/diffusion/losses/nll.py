@@ -5,20 +5,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.diffusion.losses.base import NEEDS_DENSITY, Loss, LossOutput
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 from flowdiff.shapes import append_dims
 
 
-@register("loss", "nll")
+@register("loss", "nll", requires=[NEEDS_DENSITY])
 class NLL(Loss):
-    """−log p_σ(x|c)/D, nats per dimension of the noised data: first-order autograd only; needs a density."""
+    """The negative log-likelihood of noised data, −log p_σ(x|c)/D in nats per dimension.
 
-    needs_density = True
+    It is differentiated once only: no double backward, and attention may be fused.
+    """
+
     differentiates_score = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         pass
 
     def __call__(

@@ -2,8 +2,8 @@
 
     σ_up = min(σ', η·√(σ'²(σ² − σ'²)/σ²)),   σ_down = √(σ'² − σ_up²),   x' = D + (σ_down/σ)·(x − D) + σ_up·z.
 
-η = 1 draws x' from the posterior q(x' | x, x0 = D) of the forward process, as DDPM does; η = 0 is Euler's
-method, or DDIM.
+η = 1 draws x' from the posterior q(x' | x, x0 = D) of the forward process, as DDPM does; η = 0 is Euler's method, which
+is DDIM.
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ import math
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, euler_step
+from flowdiff.diffusion.samplers.base import BatchDenoiser, Sampler, Step, euler_step
 from flowdiff.noise import randn_like
 from flowdiff.registry import register
 
 
 @register("sampler", "ancestral")
 class Ancestral(Sampler):
-    """x' = D + (σ_down/σ)·(x − D) + σ_up·z, z ~ N(0, I); first order, one denoiser call a step.
+    """Step below the next noise level, then add noise up to it: first order, one denoiser call per step.
 
-    num_steps ≥ 1: steps of the grid.  eta ≥ 0: the share of noise; no noise is drawn where it is none (η = 0,
-    or σ' = 0).
-    Source: Song, Meng, Ermon, Denoising diffusion implicit models, 2021, equations 12 and 16; in these
-    coordinates in k-diffusion (Crowson).
+    x' = D + (σ_down/σ)·(x − D) + σ_up·z,  z ~ N(0, I),  σ_up = min(σ', η·σ'·√(1 − σ'²/σ²)),  σ_down = √(σ'² − σ_up²)
+
+    Args:
+        num_steps: number of steps, ≥ 1.
+        eta: η, amount of noise, ≥ 0; 0 is `euler` and draws none, 1 draws from DDPM's posterior.
+
+    Source: Song, Meng, Ermon, Denoising diffusion implicit models, 2021, equations 12 and 16; in these coordinates in
+    k-diffusion (Crowson).
     """
 
     def __init__(self, *, num_steps: PositiveInt, eta: NonNegativeFloat):
         super().__init__(num_steps)
         self.eta = eta
 
-    def step(self, denoise: Denoise, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
+    def step(self, denoise: BatchDenoiser, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
         denoised = denoise(x, at.sigma)
         # (σ − σ')(σ + σ') rather than σ² − σ'² keeps a short step accurate
         shrinkage = math.sqrt((at.sigma - at.sigma_next) * (at.sigma + at.sigma_next)) / at.sigma

@@ -1,4 +1,4 @@
-"""Heun's method on the probability-flow ODE, with churn: noise is added before a step and removed by it.
+"""Heun's method on the probability-flow ODE, with churn: noise is added before a step and removed by the step.
 
     γ = min(S_churn/N, √2 − 1) if S_min ≤ σ ≤ S_max else 0,
     σ̂ = σ + γσ,                  x̂ = x + √(σ̂² − σ²)·S_noise·z,
@@ -15,7 +15,7 @@ import math
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, euler_step
+from flowdiff.diffusion.samplers.base import BatchDenoiser, Sampler, Step, euler_step
 from flowdiff.errors import ConfigurationError
 from flowdiff.noise import randn_like
 from flowdiff.registry import register
@@ -23,14 +23,23 @@ from flowdiff.registry import register
 
 @register("sampler", "heun")
 class Heun(Sampler):
-    """EDM's sampler: second order, two denoiser calls a step but one in the last (to σ' = 0, an Euler step).
+    """EDM's sampler: second order, two denoiser calls per step, one in the last, to σ' = 0, which is an Euler step.
 
-    num_steps ≥ 1: steps of the grid, 2·num_steps − 1 denoiser calls.
-    s_churn ≥ 0: how much noise is added in all; 0 is the ODE, and no noise is drawn.
-    s_min ≤ s_max: the range of σ, in data units, where it is added.  s_noise > 0: its scale.
-    Raises ConfigurationError for s_min > s_max.
-    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models,
-    2022, algorithm 2.
+    x' = x̂ + (σ' − σ̂)·(d(x̂, σ̂) + d(x̃, σ'))/2,  x̃ = x̂ + (σ' − σ̂)·d(x̂, σ̂),  d = (x − D)/σ,
+    σ̂ = (1 + min(s_churn/N, √2 − 1))·σ,  x̂ = x + √(σ̂² − σ²)·s_noise·z,  z ~ N(0, I)
+
+    Args:
+        num_steps: N, number of steps, ≥ 1; 2·num_steps − 1 denoiser calls.
+        s_churn: total amount of noise added, ≥ 0; 0 is the ODE and draws no noise.
+        s_min: smallest σ at which noise is added, ≥ 0, in data units.
+        s_max: largest σ at which noise is added, ≥ s_min, in data units.
+        s_noise: scale of that noise, > 0.
+
+    Raises:
+        ConfigurationError: s_min is above s_max.
+
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
+    algorithm 2.
     """
 
     def __init__(
@@ -44,13 +53,13 @@ class Heun(Sampler):
     ):
         super().__init__(num_steps)
         if s_min > s_max:
-            raise ConfigurationError(f"s_min={s_min:g} is above s_max={s_max:g}: churn needs s_min ≤ s_max.")
+            raise ConfigurationError(f"s_min={s_min:g} is above s_max={s_max:g}: set s_min ≤ s_max.")
         self.s_churn = s_churn
         self.s_min = s_min
         self.s_max = s_max
         self.s_noise = s_noise
 
-    def step(self, denoise: Denoise, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
+    def step(self, denoise: BatchDenoiser, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
         x_hat, sigma_hat = self._churned(x, at)
         denoised = denoise(x_hat, sigma_hat)
         x_next = euler_step(x_hat, denoised, sigma_hat, at.sigma_next)
@@ -61,7 +70,7 @@ class Heun(Sampler):
         return x_next, denoised
 
     def _churned(self, x: Tensor, at: Step) -> tuple[Tensor, float]:
-        """x̂ and σ̂; x and σ themselves where γ = 0."""
+        """x̂ and σ̂, which are x and σ where γ = 0."""
         gamma = min(self.s_churn / at.count, math.sqrt(2) - 1)
         if gamma == 0 or not self.s_min <= at.sigma <= self.s_max:
             return x, at.sigma

@@ -1,10 +1,10 @@
-"""Predictor–corrector: an ancestral step to σ', then Langevin dynamics that stays at σ' and mends the distribution.
+"""Predictor–corrector: an ancestral step to σ', then Langevin dynamics at σ' that corrects the distribution.
 
     x ← x + ε·s(x, σ') + √(2ε)·z,   ε = 2·(snr·σ')²,   s = (D − x)/σ'²,
 
-which is x ← x + 2·snr²·(D − x) + 2·snr·σ'·z. The step size is that of the paper, 2·(snr·‖z‖/‖s‖)², with ‖z‖/‖s‖
-replaced by σ', what it is on average where the noise outweighs the data: with the norms of a batch a sample would
-depend on its batch, with its own a sample at a maximum of p, where s = 0, would be thrown away.
+which is x ← x + 2·snr²·(D − x) + 2·snr·σ'·z. The paper's step size is 2·(snr·‖z‖/‖s‖)². Here ‖z‖/‖s‖ is replaced by
+σ', its average where the noise outweighs the data. With the norms of a batch, a sample would depend on its batch; with
+its own norms, a sample near a maximum of p, where s = 0, would take an arbitrarily large step.
 """
 
 from __future__ import annotations
@@ -15,18 +15,26 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from flowdiff.diffusion.samplers.ancestral import Ancestral
-from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step
+from flowdiff.diffusion.samplers.base import BatchDenoiser, Sampler, Step
 from flowdiff.noise import randn_like
 from flowdiff.registry import register
 
 
 @register("sampler", "langevin")
 class Langevin(Sampler):
-    """`ancestral` with Langevin steps at every level but 0; first order, corrector_steps + 1 denoiser calls a step.
+    """`ancestral` with Langevin steps at every level except 0: first order.
 
-    num_steps ≥ 1: steps of the grid.  eta ≥ 0: the predictor's share of noise, as in `ancestral`.
-    corrector_steps ≥ 1: Langevin steps a level.  0 < snr < 1: their size; the variance they keep up is that of the
-    level but for a share of snr² at most.
+    x ← x + 2·snr²·(D − x) + 2·snr·σ'·z,  z ~ N(0, I),  corrector_steps times after each ancestral step
+
+    A step takes corrector_steps + 1 denoiser calls.
+
+    Args:
+        num_steps: number of steps, ≥ 1.
+        eta: the predictor's amount of noise, ≥ 0, as in `ancestral`.
+        corrector_steps: number of Langevin steps at each level, ≥ 1.
+        snr: size of a Langevin step, in (0, 1); its stationary variance differs from the level's by a fraction of at
+            most snr².
+
     Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, Score-based generative modeling through stochastic
     differential equations, 2021, algorithms 2 and 4.
     """
@@ -44,7 +52,7 @@ class Langevin(Sampler):
         self.corrector_steps = corrector_steps
         self.snr = snr
 
-    def step(self, denoise: Denoise, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
+    def step(self, denoise: BatchDenoiser, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
         x_next, denoised = self._predictor.step(denoise, x, at)
         for _ in range(self.corrector_steps if at.sigma_next > 0 else 0):
             pull = denoise(x_next, at.sigma_next) - x_next

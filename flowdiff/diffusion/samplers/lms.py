@@ -1,9 +1,9 @@
-"""Linear multistep (Adams–Bashforth) on any grid: d = (x − D)/σ is extrapolated as a polynomial in σ.
+"""Linear multistep method (Adams–Bashforth) on any grid: d = (x − D)/σ is extrapolated as a polynomial in σ.
 
     x' = x + Σ_j c_j·d_j,   c_j = ∫ Π_{k≠j} (s − σ_k)/(σ_j − σ_k) ds   from σ to σ',
 
-j and k running over this step and the order − 1 before it. The polynomials have a degree of 3 at most, for which two
-points of Gauss and Legendre give the integral exactly.
+where j and k run over this step and the order − 1 steps before it. The polynomials have degree 3 at most, which the
+two-point Gauss–Legendre rule integrates exactly.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, Visit
+from flowdiff.diffusion.samplers.base import BatchDenoiser, Sampler, Step, Visit
 from flowdiff.registry import register
 
 
 @register("sampler", "lms")
 class LMS(Sampler):
-    """Order 1 to 4 away from its start, one denoiser call a step.
+    """Linear multistep method (Adams–Bashforth) in σ: one denoiser call per step.
 
-    num_steps ≥ 1: steps of the grid. The first ones have fewer d to go by: the first is an Euler step, the second of
-    order 2, and so on; the one to σ' = 0 is x' = D.
-    1 ≤ order ≤ 4: how many d a step goes by.
+    x' = x + Σ_j c_j·d_j,  d = (x − D)/σ,  j = 1 … order;  c_j integrates the polynomial through the d_j from σ to σ'
+
+    The first steps know fewer d: the first is an Euler step, the second has order 2, and so on. The step to σ' = 0 is
+    x' = D.
+
+    Args:
+        num_steps: number of steps, ≥ 1.
+        order: number of d that a step uses, 1 … 4.
+
     Source: Zhang, Chen, Fast sampling of diffusion models with exponential integrator, 2023 (ρAB); in these
     coordinates in k-diffusion (Crowson).
     """
@@ -33,7 +39,7 @@ class LMS(Sampler):
         super().__init__(num_steps, memory=order - 1)
         self.order = order
 
-    def step(self, denoise: Denoise, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
+    def step(self, denoise: BatchDenoiser, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
         denoised = denoise(x, at.sigma)
         if at.sigma_next == 0:
             return denoised, denoised
@@ -45,7 +51,7 @@ class LMS(Sampler):
 
 
 def coefficients(sigmas: list[float], sigma_next: float) -> list[float]:
-    """c_j for d known at `sigmas`, 4 at most, of which the first is where the step begins."""
+    """c_j for d known at `sigmas`, at most 4; the step begins at the first of them."""
     middle, half = (sigmas[0] + sigma_next) / 2, (sigma_next - sigmas[0]) / 2
     points = [middle - half / math.sqrt(3), middle + half / math.sqrt(3)]
 

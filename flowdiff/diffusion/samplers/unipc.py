@@ -1,15 +1,15 @@
 """UniPC: a multistep predictor, and a corrector that needs no denoiser call of its own.
 
-With λ = −ln σ, h = ln(σ/σ') and r_k = (λ_k − λ)/h for the steps before (r_k < 0), both are Euler steps towards a
+With λ = −ln σ, h = ln(σ/σ') and r_k = (λ_k − λ)/h for the earlier steps (r_k < 0), both are Euler steps towards
 
     D̂ = D + (B/(1 − e^(−h)))·Σ_k ρ_k·(D_k − D)/r_k,
 
-the predictor's over the steps before, the corrector's also over the new D' at its end (r = 1). The ρ solve
+where k runs over the earlier steps and, in the corrector, also over the new D' at its end (r = 1). The ρ solve
 
     Σ_k r_k^(i−1)·ρ_k = b_i = i!·φ_(i+1)/B,   i = 1 … number of unknowns,
 
-with φ_1 = 1 − e^(−h), φ_(i+1) = 1/i! − φ_i/h and B = h (`bh1`) or φ_1 (`bh2`). D' is found in the predictor's x'
-anyway, for the next step; that begins by moving x' to where the corrector would have it:
+with φ_1 = 1 − e^(−h), φ_(i+1) = 1/i! − φ_i/h and B = h (`bh1`) or φ_1 (`bh2`). The next step evaluates D' at the
+predictor's x' anyway; it begins by moving x' to the corrector's point:
 
     x' ← x' + (1 − σ'/σ)·(D̂_corrector − D̂_predictor).
 """
@@ -23,16 +23,21 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from flowdiff.diffusion.samplers.base import Denoise, Sampler, Step, Visit, euler_step
+from flowdiff.diffusion.samplers.base import BatchDenoiser, Sampler, Step, Visit, euler_step
 from flowdiff.registry import register
 
 
 @register("sampler", "unipc")
 class UniPC(Sampler):
-    """Order `order` + 1, one denoiser call a step, multistep.
+    """Multistep predictor with a corrector at no further cost: order `order` + 1, one denoiser call per step.
 
-    num_steps ≥ 1: steps of the grid; the order rises from 1 in the first ones and falls to 1 in the last ones.
-    1 ≤ order ≤ 3: of the predictor.  variant: B(h), `bh1` or `bh2`; bh2 for few steps and strong guidance.
+    x' = D̂ + (σ'/σ)·(x − D̂),  D̂ = D + (B/(1 − e^(−h)))·Σ_k ρ_k·(D_k − D)/r_k
+
+    Args:
+        num_steps: number of steps, ≥ 1; the order rises from 1 in the first steps and falls to 1 in the last ones.
+        order: order of the predictor, 1 … 3.
+        variant: B(h), `bh1` (B = h) or `bh2` (B = 1 − e^(−h)); bh2 suits few steps and strong guidance.
+
     Source: Zhao, Bai, Rao, Zhou, Lu, UniPC: a unified predictor-corrector framework for fast sampling of diffusion
     models, 2023, the form that expands D.
     """
@@ -48,7 +53,7 @@ class UniPC(Sampler):
         self.order = order
         self.variant = variant
 
-    def step(self, denoise: Denoise, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
+    def step(self, denoise: BatchDenoiser, x: Tensor, at: Step) -> tuple[Tensor, Tensor]:
         here = Visit(at.sigma, x, denoise(x, at.sigma))
         past = list(at.past)
         if past:
@@ -63,7 +68,7 @@ class UniPC(Sampler):
         return min(self.order, 1 + index, count - index)
 
     def _mean(self, start: Visit, others: list[Visit], sigma_next: float) -> Tensor:
-        """D̂ of the step from `start` to sigma_next by the D of `others`."""
+        """D̂ of the step from `start` to sigma_next, from D at `start` and at `others`."""
         if not others:
             return start.denoised
         h = math.log(start.sigma / sigma_next)
@@ -75,7 +80,7 @@ class UniPC(Sampler):
 
 
 def weights(places: list[float], h: float, variant: str) -> list[float]:
-    """ρ_k·B/(1 − e^(−h)) of the D at `places` r_k; a single one has ρ = ½, as in the authors' own code."""
+    """ρ_k·B/(1 − e^(−h)) for D at `places` r_k; a single D has ρ = ½, as in the authors' own code."""
     phi_1 = -math.expm1(-h)
     b = h if variant == "bh1" else phi_1
     if len(places) == 1:

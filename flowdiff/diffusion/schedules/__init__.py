@@ -1,4 +1,4 @@
-"""Schedules: the grid of noise levels σ_max = σ₀ > σ₁ > … > σ_{N−1} > σ_N = 0 that a sampler walks down."""
+"""Schedules: the grid of noise levels σ_max = σ₀ > σ₁ > … > σ_{N−1} > σ_N = 0 that a sampler steps down."""
 
 from flowdiff.diffusion.schedules.base import Schedule, check_range
 from flowdiff.diffusion.schedules.tables import Table, ddpm_sigmas

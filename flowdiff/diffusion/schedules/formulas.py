@@ -1,4 +1,4 @@
-"""Levels by a formula: evenly spaced in a function of σ."""
+"""Levels that follow a formula: evenly spaced in a function of σ."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from flowdiff.registry import register
 
 @register("schedule", "karras")
 class Karras(Schedule):
-    """Levels evenly spaced in σ^(1/ρ): σ_i = (σ_max^{1/ρ} + i/(N−1)·(σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ.
+    """Levels evenly spaced in σ^(1/ρ).
 
-    rho > 0: the larger, the more of the steps are at low noise. One step is (σ_max, 0).
-    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models,
-    2022, eq. 5.
+    σ_i = (σ_max^{1/ρ} + i/(N−1)·(σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ,  i = 0 … N−1;  (σ_max, 0) for a single step
+
+    Args:
+        sigma_min: smallest noise level before the final 0, > 0, in data units.
+        sigma_max: largest noise level, > sigma_min, finite, in data units.
+        rho: ρ, > 0; the larger, the more of the steps are at low noise.
+
+    Raises:
+        ConfigurationError: sigma_min is not below sigma_max, or one of them is infinite.
+
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022,
+    equation 5.
     """
 
     def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat, rho: PositiveFloat):
@@ -32,10 +41,19 @@ class Karras(Schedule):
 
 @register("schedule", "exponential")
 class Exponential(Schedule):
-    """Levels evenly spaced in ln σ: σ_i = σ_max (σ_min/σ_max)^{i/(N−1)}, the limit of `karras` for ρ → ∞.
+    """Levels evenly spaced in ln σ, the limit of `karras` for ρ → ∞.
 
-    Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, Score-based generative modeling through
-    stochastic differential equations, 2021 (the levels of the variance-exploding process).
+    σ_i = σ_max·(σ_min/σ_max)^{i/(N−1)},  i = 0 … N−1
+
+    Args:
+        sigma_min: smallest noise level before the final 0, > 0, in data units.
+        sigma_max: largest noise level, > sigma_min, finite, in data units.
+
+    Raises:
+        ConfigurationError: sigma_min is not below sigma_max, or one of them is infinite.
+
+    Source: Song, Sohl-Dickstein, Kingma, Kumar, Ermon, Poole, Score-based generative modeling through stochastic
+    differential equations, 2021 (the levels of the variance-exploding process).
     """
 
     def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat):
@@ -48,10 +66,19 @@ class Exponential(Schedule):
 
 @register("schedule", "polyexponential")
 class Polyexponential(Schedule):
-    """Levels evenly spaced in a power of ln σ: σ_i = σ_min·(σ_max/σ_min)^((1 − i/(N−1))^ρ).
+    """Levels evenly spaced in a power of ln σ.
 
-    rho > 0: 1 is `exponential`; above, more of the steps are at low noise, below, at high noise.
-    Source: k-diffusion (Crowson).
+    σ_i = σ_min·(σ_max/σ_min)^((1 − i/(N−1))^ρ),  i = 0 … N−1
+
+    Args:
+        sigma_min: smallest noise level before the final 0, > 0, in data units.
+        sigma_max: largest noise level, > sigma_min, finite, in data units.
+        rho: ρ, > 0; 1 gives `exponential`, a larger one more steps at low noise, a smaller one more at high noise.
+
+    Raises:
+        ConfigurationError: sigma_min is not below sigma_max, or one of them is infinite.
+
+    Source: Crowson, k-diffusion, 2022 (code).
     """
 
     def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat, rho: PositiveFloat):

@@ -1,12 +1,13 @@
-"""Levels where a model's own trajectories bend: few steps where they are straight, many where they are not.
+"""Levels chosen by how a model's own trajectories bend: few steps where they are straight, many where they are not.
 
-A trajectory x(σ) is measured at M levels. An Euler step from σ_i to σ_j < σ_i leaves it by
+Trajectories x(σ) are measured at M levels. An Euler step from σ_i to σ_j < σ_i departs from them by
 
     e_ij = w_j·rms ‖D_i + (σ_j/σ_i)·(x_i − D_i) − x_j‖,   w_j = spread of x at σ = 0 / spread of x at σ_j,
 
-the curvature on the way added up, of which the share w_j is left at the end, since trajectories draw together; root
-mean squares and spread are over the trajectories. Where Euler's method errs by e ~ h² one of second order errs by about
-e^(3/2) ~ h³: the grid of N steps is the path from σ_max to 0 of least Σ e^(3/2), by dynamic programming in O(N·M²).
+the curvature accumulated over the step. The factor w_j is the fraction of this error that remains at σ = 0, because
+trajectories converge. Root mean square and spread are taken over the trajectories. Where Euler's method has the error
+e ~ h², a method of second order has about e^(3/2) ~ h³: the grid of N steps is the path from σ_max to 0 with the
+smallest Σ e^(3/2), found by dynamic programming in O(N·M²).
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,26 +22,32 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from flowdiff.diffusion.schedules.base import Schedule
+from flowdiff.diffusion.schedules.base import Schedule, Walk
 from flowdiff.diffusion.schedules.formulas import Exponential
 from flowdiff.errors import ConfigurationError
 from flowdiff.registry import register
-
-Callback = Callable[[int, float, Tensor, Tensor], None]
-Walk = Callable[[Tensor, int, Callback], Tensor]
-"""(sigmas, n, callback) -> x0 (n, …): n trajectories of a model down a grid in one batch; callback(step, σ, x, D)."""
+from flowdiff.runs.files import write_whole
 
 
 @register("schedule", "optimal")
 class Optimal(Schedule):
-    """The levels of least error, measured on the model that is sampled; until then even in ln σ, as `exponential`.
+    """The levels with the smallest error on the trajectories of the model that is sampled.
 
-    sigma_min, sigma_max: the smallest and the largest level there is to choose; the last one chosen is mostly larger
-    than sigma_min.  num_levels ≥ 2: M, evenly spaced in ln σ, and the most steps there can be.
-    num_trajectories ≥ 2: on how many it is measured, with num_levels denoiser calls each, once for a trained model.
-    Raises ConfigurationError for more steps than levels.
-    Source: dynamic programming over local errors of measured trajectories as in Chen, Zhou, Wang, Shen, Lyu, On the
-    trajectory regularity of ODE-based diffusion sampling, 2024; the weights w and the power of e are of flowdiff.
+    σ_0 … σ_N = argmin Σ_i e(σ_i, σ_{i+1})^(3/2),  e the error of an Euler step, measured by `fitted`
+
+    Before it is fitted, its levels are those of `exponential`. The weights w in e and the power 3/2 are flowdiff's own.
+
+    Args:
+        sigma_min: smallest level to choose from, > 0, in data units; the last level chosen is usually larger.
+        sigma_max: largest level, > sigma_min, finite, in data units.
+        num_levels: M, number of levels to choose from, evenly spaced in ln σ, ≥ 2; also the largest number of steps.
+        num_trajectories: number of trajectories measured, ≥ 2; each takes num_levels denoiser calls, once per model.
+
+    Raises:
+        ConfigurationError: sigma_min is not below sigma_max, one of them is infinite, or a grid of more than
+            num_levels steps is asked for.
+
+    Source: Chen, Zhou, Wang, Shen, Lyu, On the trajectory regularity of ODE-based diffusion sampling, 2024.
     """
 
     def __init__(
@@ -60,11 +65,6 @@ class Optimal(Schedule):
         self._measured: tuple[Tensor, Tensor] | None = None  # levels (M+1,) down to 0, e (M+1, M+1)
 
     def fitted(self, walk: Walk, cache: Path | None = None) -> Optimal:
-        """This schedule suited to a model.
-
-        walk: trajectories of the model.  cache: a file for what is measured on them, read instead if it is there; it
-        belongs to one state of one model.
-        """
         asked = [self.sigma_min, self.sigma_max, self.num_levels, self.num_trajectories]
         measured = _read(cache, asked)
         if measured is None:
@@ -82,7 +82,7 @@ class Optimal(Schedule):
             xs.append(x.flatten(1))
             ds.append(denoised.flatten(1))
 
-        # where a model knows few levels only, neighbours may be one: what was walked is what counts
+        # a model of discrete levels rounds its grid and may merge neighbours: use the levels that were visited
         xs.append(walk(self._even(self.num_levels), self.num_trajectories, keep).flatten(1))
         levels = torch.tensor([*sigmas, 0.0], dtype=torch.float64)
         spread = torch.stack([(x - x.mean(0)).double().norm().cpu() for x in xs])
@@ -96,8 +96,8 @@ class Optimal(Schedule):
     def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
         if num_steps > self.num_levels:
             raise ConfigurationError(
-                f"num_steps={num_steps} is not allowed: schedule=optimal chooses among {self.num_levels} levels, take"
-                " at most so many steps, raise schedule.num_levels, or take schedule=karras, as good for many steps."
+                f"num_steps={num_steps} is not allowed: schedule=optimal chooses among {self.num_levels} levels; take"
+                " at most that many steps, raise schedule.num_levels, or set schedule=karras, as good for many steps."
             )
         if self._measured is None:
             return self._even(num_steps, sigma_max)[:-1]
@@ -110,7 +110,7 @@ class Optimal(Schedule):
 
 
 def _cheapest(cost: Tensor, num_steps: int) -> list[int]:
-    """The path of num_steps steps from the first to the last node of least cost: num_steps + 1 indices."""
+    """The cheapest path of num_steps steps from the first node to the last: num_steps + 1 indices."""
     spent = torch.full((len(cost),), math.inf, dtype=cost.dtype)
     spent[0] = 0
     origins = []
@@ -124,7 +124,7 @@ def _cheapest(cost: Tensor, num_steps: int) -> list[int]:
 
 
 def _read(cache: Path | None, asked: list[float]) -> tuple[Tensor, Tensor] | None:
-    """What a file holds, None if there is none or it was measured otherwise."""
+    """Levels and errors from the cache file; None if it does not exist or was made with other settings."""
     if cache is None or not cache.is_file():
         return None
     kept = json.loads(cache.read_text())
@@ -135,10 +135,8 @@ def _read(cache: Path | None, asked: list[float]) -> tuple[Tensor, Tensor] | Non
 
 
 def _write(cache: Path | None, asked: list[float], levels: Tensor, errors: Tensor) -> None:
-    """Keep it whole or not at all; of e the part above the diagonal."""
+    """Write the cache file: the settings, the levels and the part of the errors above the diagonal."""
     if cache is None:
         return
     rows = [row[i + 1 :] for i, row in enumerate(errors.tolist())]
-    partial = cache.with_name(f".{os.getpid()}.{cache.name}")
-    partial.write_text(json.dumps({"asked": asked, "levels": levels.tolist(), "errors": rows}))
-    partial.replace(cache)
+    write_whole(cache, json.dumps({"asked": asked, "levels": levels.tolist(), "errors": rows}))

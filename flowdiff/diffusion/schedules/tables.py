@@ -26,14 +26,26 @@ Spacing = Literal["trailing", "leading", "linspace"]
 
 @register("schedule", "ddpm")
 class DDPM(Schedule):
-    """Some of the levels of a discrete model's table.
+    """Some of the noise levels of a discrete diffusion model's table.
 
-    table, num_levels, beta_start, beta_end: see `ddpm_sigmas`.  spacing: which N of its T levels, counted from 1 for
-    the smallest: `trailing` N, N−1, … 1 times T/N, rounded; `linspace` evenly from T to 1, rounded; `leading` 1 plus
-    N−1, … 0 times ⌊T/N⌋, which stops short of the largest, as many published models were sampled. One step is
-    (σ_max, 0) in all of them.
-    Raises ConfigurationError if more steps are asked for than the table has levels.
-    Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020; spacings in Lin, Liu, Li, Yang, Common
+    σ_t = √((1−ᾱ_t)/ᾱ_t),  ᾱ_t = Π_{s≤t} (1 − β_s),  t = 1 … T
+
+    The spacing chooses N of the T levels: `trailing` takes t = N, N−1, … 1 times T/N, rounded; `linspace` spaces t
+    evenly from T to 1, rounded; `leading` takes t = 1 plus N−1, … 0 times ⌊T/N⌋ and stops short of the largest level,
+    as many published models were sampled. A single step is (σ_max, 0) in all of them.
+
+    Args:
+        table: formula of β, `linear`, `sqrt_linear` or `cosine`.
+        num_levels: T, number of levels in the table, ≥ 2; also the largest number of steps.
+        spacing: `trailing`, `linspace` or `leading`.
+        beta_start: first β, in (0, 1); null takes the table's usual one; `cosine` allows null only.
+        beta_end: last β, in (0, 1); null takes the table's usual one; `cosine` allows null only.
+
+    Raises:
+        ConfigurationError: num_levels is below 2, a β is outside (0, 1) or given for table=cosine, or a grid of more
+            than num_levels steps is asked for.
+
+    Source: Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020; spacings: Lin, Liu, Li, Yang, Common
     diffusion noise schedules and sample steps are flawed, 2024, table 2.
     """
 
@@ -53,15 +65,15 @@ class DDPM(Schedule):
     def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
         if num_steps > len(self.table):
             raise ConfigurationError(
-                f"num_steps={num_steps} is not allowed: schedule=ddpm has {len(self.table)} levels, take at"
-                " most so many steps or raise schedule.num_levels."
+                f"num_steps={num_steps} is not allowed: schedule=ddpm has {len(self.table)} levels; take at"
+                " most that many steps or raise schedule.num_levels."
             )
         levels = torch.cat([self.table[self.table < sigma_max], self.table.new_tensor([sigma_max])])
         count = len(levels)
-        num_steps = min(num_steps, count)  # a lower start may leave fewer levels: then all are taken
+        num_steps = min(num_steps, count)  # a lower start may leave fewer levels: all of them are used
         chosen = levels[SPACINGS[self.spacing](count, num_steps) if num_steps > 1 else [count - 1]]
         if sigma_max < self.sigma_max:
-            chosen[0] = sigma_max  # where x is, and whence the steps have to go
+            chosen[0] = sigma_max  # the noise level of x, where the first step begins
         return chosen
 
 
@@ -89,22 +101,29 @@ def ddpm_sigmas(
 ) -> Tensor:
     """The noise levels σ_t = √((1−ᾱ_t)/ᾱ_t) of a discrete diffusion model: (num_levels,) float64, increasing.
 
-    table: `linear` β from 1e-4 to 0.02 (Ho et al., Denoising diffusion probabilistic models, 2020),
-    `sqrt_linear` √β linear, β from 0.00085 to 0.012 (Rombach et al., High-resolution image synthesis with
-    latent diffusion models, 2022), `cosine` ᾱ(t) = cos²((t/T + 0.008)/1.008 · π/2), β ≤ 0.999 (Nichol,
-    Dhariwal, Improved denoising diffusion probabilistic models, 2021).  num_levels ≥ 2: T.  beta_start,
-    beta_end in (0, 1): other ends than the table's customary ones; `cosine` has none.  Raises
-    ConfigurationError.
+    `linear` spaces β linearly from 1e-4 to 0.02 (Ho et al., Denoising diffusion probabilistic models, 2020).
+    `sqrt_linear` spaces √β linearly, with β from 0.00085 to 0.012 (Rombach et al., High-resolution image synthesis
+    with latent diffusion models, 2022). `cosine` has ᾱ(t) = cos²((t/T + 0.008)/1.008 · π/2), β ≤ 0.999 (Nichol,
+    Dhariwal, Improved denoising diffusion probabilistic models, 2021).
+
+    Args:
+        table: `linear`, `sqrt_linear` or `cosine`.
+        num_levels: T, ≥ 2.
+        beta_start: first β, in (0, 1), if it is not the table's usual one; `cosine` has none.
+        beta_end: last β, likewise.
+
+    Raises:
+        ConfigurationError: an argument is outside its range, or a β is given for table=cosine.
     """
     if table not in TABLES:
         raise ConfigurationError(f"table={table} is unknown: {nearest(table, TABLES)}.")
     if num_levels < 2:
-        raise ConfigurationError(f"num_levels={num_levels} is not allowed: a table has at least 2 levels.")
+        raise ConfigurationError(f"num_levels={num_levels} is not allowed: a table needs at least 2 levels.")
     ends = {k: v for k, v in {"beta_start": beta_start, "beta_end": beta_end}.items() if v is not None}
     if table == "cosine" and ends:
         raise ConfigurationError(
-            f"{', '.join(ends)} cannot be set for table=cosine: its β follow from the cosine, leave them null"
-            " or take another table."
+            f"{', '.join(ends)} cannot be set for table=cosine: its β follow from the cosine; leave them null"
+            " or choose another table."
         )
     for key, value in ends.items():
         if not 0 < value < 1:

@@ -1,29 +1,32 @@
-"""The contract of a metric of samples: numbers from generated samples and the real ones beside them.
+"""The contract of comparisons: numbers computed from generated samples and real ones.
 
-A metric is a class registered under `metric` and a line below `compare` in conf/metrics/*.yaml, its name and settings.
-Its floor is what it gives for the test split in place of samples.
+A comparison is a class registered under `comparison`, and a line `<name>: <settings>` below `compare` in
+conf/metrics/*.yaml. Its floor is its result for the test split instead of generated samples.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
+from flowdiff.data.base import Dataset
 from flowdiff.evaluation.features.samples import Real, Samples
 
 
-class Metric(ABC):
-    """(samples, train, test) ↦ {metric name: number}, with the same names for any samples.
+class Comparison(ABC):
+    """A comparison of samples with real data: (samples, train, test) ↦ {metric name: number}.
 
-    Settings are keyword-only and kept as attributes of the same names. Random numbers, if there are any, are the same
-    in every call. num_samples: how many of a set it looks at, at most; None for all.
+    The metric names do not depend on the samples. Settings are keyword-only and kept as attributes of the same names.
+    Random numbers, if there are any, are the same in every call.
+
+    Attributes:
+        num_samples: at most so many samples of a set are used; None for all.
     """
 
     num_samples: int | None = None
 
-    def check(self, data: Any) -> None:  # noqa: B027, most suit any data
-        """Raise ConfigurationError where the data do not suit; looks at shape and classes only."""
+    def check(self, data: Dataset) -> None:  # noqa: B027, most fit any data
+        """Raise ConfigurationError if the data do not fit; uses their shape and classes only."""
 
     @abstractmethod
     def __call__(self, samples: Samples, train: Real, test: Real) -> dict[str, float]:
-        """The numbers of `samples`; `test` may be these samples."""
+        """The metrics of `samples`; for the floor, `samples` is `test`."""

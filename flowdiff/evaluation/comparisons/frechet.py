@@ -1,10 +1,10 @@
-"""The Fréchet distance of samples from the training split, in features: `fid` in Inception's, else `fd_<extractor>`."""
+"""The Fréchet distance between samples and the training split, in features."""
 
 from __future__ import annotations
 
 import logging
 
-from flowdiff.evaluation.comparisons.base import Metric
+from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.features.samples import Real, Samples
 from flowdiff.evaluation.features.statistics import frechet_distance
 from flowdiff.registry import register
@@ -13,26 +13,30 @@ log = logging.getLogger(__name__)
 
 
 @register("comparison", "frechet")
-class Frechet(Metric):
-    """d² of flowdiff/evaluation/features/statistics.py, all samples against the whole training split.
+class Frechet(Comparison):
+    """The Fréchet distance from the training split: `fid` in Inception features, else `fd_<extractor>`.
 
-    Below num_features + 1 samples a covariance is singular: the number is that of a flatter Gaussian, far from its
-    limit, and compares with those of equally many samples only, which is said once.
+    d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½)
+
+    All samples are compared with the whole training split. Below num_features + 1 samples the covariance is singular
+    and the distance is far from its limit: it is comparable only between equal numbers of samples. The log warns once.
+
+    Source: Heusel et al., GANs trained by a two time-scale update rule converge to a local Nash equilibrium, 2017.
     """
 
     def __init__(self) -> None:
-        self._said: set[int] = set()
+        self._warned: set[int] = set()
 
     def __call__(self, samples: Samples, train: Real, test: Real) -> dict[str, float]:
-        name, features = samples.extractor.metric("fd"), samples.extractor.num_features
-        if samples.n <= features and samples.n not in self._said:
-            self._said.add(samples.n)
-            which, remedy = "samples", f"; take metrics.num_samples > {features} for one to report"
+        name, features = samples.extractor.metric_name("fd"), samples.extractor.num_features
+        if samples.n <= features and samples.n not in self._warned:
+            self._warned.add(samples.n)
+            which, remedy = "samples", f"; set metrics.num_samples > {features} for a distance to report"
             if samples is test:
                 which, remedy = "test samples, the floor", ""
             log.warning(
                 "%s of %d %s: the covariance of %d features is singular below %d samples, and the distance "
-                "compares only with others of %d%s.",
+                "is comparable only with distances of %d samples%s.",
                 *(name, samples.n, which, features, features + 1, samples.n, remedy),
             )
         return {name: frechet_distance(samples.statistics, train.statistics)}

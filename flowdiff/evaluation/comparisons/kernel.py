@@ -1,8 +1,8 @@
-"""Squared maximum mean discrepancies: how far the mean embeddings of two sets are apart under a kernel k.
+"""Squared maximum mean discrepancies: the distance between the mean embeddings of two sets under a kernel k.
 
     MMD² = E k(x, x') + E k(y, y') − 2 E k(x, y),    x ≠ x', y ≠ y'
 
-which is unbiased, and so a little below 0 at times for sets of one law.
+This estimate is unbiased, so it can be slightly negative for two sets from one distribution.
 Source: Gretton, Borgwardt, Rasch, Schölkopf & Smola, A kernel two-sample test, 2012.
 """
 
@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from flowdiff.evaluation.comparisons.base import Metric
+from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.features.samples import Real, Samples, paced
 from flowdiff.registry import register
 
@@ -24,7 +24,7 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 
 
 def mmd2(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> float:
-    """The module's MMD² of x (N, d) and y (M, d) under kernel(a, b) → (len(a), len(b)); N, M ≥ 2."""
+    """MMD² of x (N, d) and y (M, d) under kernel(a, b) → (len(a), len(b)); N, M ≥ 2."""
 
     def within(a: Tensor) -> Tensor:
         k = kernel(a, a)
@@ -34,10 +34,14 @@ def mmd2(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> fl
 
 
 @register("comparison", "kernel_distance")
-class KernelDistance(Metric):
-    """MMD² under k(x, y) = (⟨x, y⟩/d + 1)³, averaged over subsets: `kid` in Inception features, else `kd_<extractor>`.
+class KernelDistance(Comparison):
+    """MMD² of features, averaged over random subsets: `kid` in Inception features, else `kd_<extractor>`.
 
-    Subsets of subset_size samples (or all, where there are fewer), drawn without replacement, as many as `subsets`.
+    MMD² = E k(x, x') + E k(y, y') − 2 E k(x, y),    k(x, y) = (⟨x, y⟩/d + 1)³
+
+    Args:
+        subsets: number of subsets, ≥ 1.
+        subset_size: samples of a subset, drawn without replacement, ≥ 2; all samples if there are fewer.
 
     Source: Bińkowski, Sutherland, Arbel & Gretton, Demystifying MMD GANs, 2018.
     """
@@ -51,19 +55,27 @@ class KernelDistance(Metric):
         size = min(self.subset_size, len(x), len(y))
         generator = torch.Generator().manual_seed(0)
 
-        def subset(of: Tensor) -> Tensor:
-            return of[torch.randperm(len(of), generator=generator)[:size]].double()
+        def subset(members: Tensor) -> Tensor:
+            return members[torch.randperm(len(members), generator=generator)[:size]].double()
 
         found = (mmd2(polynomial, subset(x), subset(y)) for _ in range(self.subsets))
-        name = samples.extractor.metric("kd")
+        name = samples.extractor.metric_name("kd")
         return {name: statistics.fmean(paced(found, self.subsets, f"subsets for {name}", lambda _: 1))}
 
 
 @register("comparison", "mmd")
-class MMD(Metric):
-    """`mmd2`, MMD² of features under k(x, y) = exp(−‖x − y‖²/2h²); h is the median distance within the training split.
+class MMD(Comparison):
+    """MMD² of features under a Gaussian kernel, `mmd2`.
 
-    num_samples: of both sets at most, evenly spaced. Bounded by 2, of order 1/n for sets of one law.
+    MMD² = E k(x, x') + E k(y, y') − 2 E k(x, y),    k(x, y) = exp(−‖x − y‖²/2h²)
+
+    h is the median distance within the training split. The result is at most 2, and of order 1/n for two sets from
+    one distribution.
+
+    Args:
+        num_samples: at most so many samples of either set are compared, evenly spaced, ≥ 2.
+
+    Source: Gretton, Borgwardt, Rasch, Schölkopf & Smola, A kernel two-sample test, 2012.
     """
 
     def __init__(self, *, num_samples: AtLeastTwo) -> None:
@@ -76,5 +88,5 @@ class MMD(Metric):
 
 
 def polynomial(x: Tensor, y: Tensor) -> Tensor:
-    """k(x, y) = (⟨x, y⟩/d + 1)³ of all pairs: (N, M)."""
+    """k(x, y) = (⟨x, y⟩/d + 1)³ of all pairs, (N, M)."""
     return (x @ y.T / x.shape[1] + 1) ** 3

@@ -1,9 +1,10 @@
-"""Whether samples are copies: how near they come to the training split, against how near the test split comes to it.
+"""Whether samples are copies: the distances from samples to the training split, against those from the test split.
 
     d(x) = min over training samples t of ‖x − t‖/√dim,    memorised = share of samples with d ≤ q-quantile of d(test)
 
-New samples of the data's law are memorised at a rate of q, the floor. Distances are taken in model space, not in
-features, which may see what they like in a picture. Blurred samples come near, too: look before you accuse.
+For new samples from the distribution of the data this share is q, the floor. Distances are taken in model space,
+because features may ignore parts of a picture. Blurred samples are close to training samples too: look at them before
+concluding that they are copies.
 Source: Meehan, Chaudhuri & Dasgupta, A non-parametric test to detect data-copying in generative models, 2020.
 """
 
@@ -18,21 +19,29 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from flowdiff.evaluation.comparisons.base import Metric
+from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.features.samples import Real, Samples, paced
 from flowdiff.registry import register
 
 log = logging.getLogger(__name__)
 
-DEVIATIONS = 5  # standard deviations above the floor at which the log warns
+DEVIATIONS = 5  # the log warns at so many standard deviations above the floor
 
 
 @register("comparison", "memorisation")
-class Memorisation(Metric):
-    """`memorised`, the share as above, and `train_distance`, the median of d, in units of [−1, 1].
+class Memorisation(Comparison):
+    """The share of samples that are copies, `memorised`, and their median distance from the data, `train_distance`.
 
-    quantile: q of the test split's distances.  num_samples: of the samples and of the test split at most, evenly
-    spaced; each is compared with the whole training split. Warns where the share is far above the floor.
+    d(x) = min over training samples t of ‖x − t‖/√dim,    memorised = share of samples with d ≤ q-quantile of d(test)
+
+    d is in the units of [−1, 1]. The floor of `memorised` is q; the log warns if the share is far above it.
+
+    Args:
+        quantile: q of the distances of the test split, in (0, 1).
+        num_samples: at most so many samples, and test samples, are compared with the whole training split, evenly
+            spaced, ≥ 2.
+
+    Source: Meehan, Chaudhuri & Dasgupta, A non-parametric test to detect data-copying in generative models, 2020.
     """
 
     def __init__(
@@ -42,18 +51,16 @@ class Memorisation(Metric):
         self.num_samples = num_samples
 
     def __call__(self, samples: Samples, train: Real, test: Real) -> dict[str, float]:
-        def of_test() -> dict[str, Tensor]:
-            return {"nearest": self._nearest(test, train)}
-
-        floor = test.kept("distances", of_test, train.key, self.num_samples)["nearest"]
+        kept = test.kept("distances", lambda: {"nearest": self._nearest(test, train)}, train.key, self.num_samples)
+        floor = kept["nearest"]
         found = floor if samples is test else self._nearest(samples, train)
         near = floor.quantile(self.quantile)
         share, expected = ((d <= near).double().mean().item() for d in (found, floor))
-        # The share of n new samples below the quantile of m others varies by this much.
+        # The standard deviation of the share of n new samples below the quantile of m others.
         spread = math.sqrt(self.quantile * (1 - self.quantile) * (1 / len(found) + 1 / len(floor)))
         if share > expected + DEVIATIONS * spread:
             log.warning(
-                "%.0f %% of the samples are closer to the training split than %.4g %% of the test split are: they are "
+                "%.0f %% of the samples are closer to the training split than %.4g %% of the test split: they are "
                 "copies of training samples, or blurred.",
                 *(100 * share, 100 * (1 - expected)),
             )
@@ -66,9 +73,9 @@ class Memorisation(Metric):
 
 
 def nearest(x: Tensor, others: Iterable[Tensor]) -> Tensor:
-    """Distance (n,), float64, of each x (n, d) from the nearest of others, batches (m, d)."""
+    """Distance (n,), float64, from each x (n, d) to its nearest neighbour in `others`, batches (m, d)."""
     found = torch.full((len(x),), math.inf, dtype=torch.float64)
     for batch in others:
-        closest = batch[torch.cdist(x, batch).argmin(1)]  # by products, which round: a copy would not be at 0
+        closest = batch[torch.cdist(x, batch).argmin(1)]  # cdist uses products, which round: a copy would not be at 0
         found = torch.minimum(found, (x.double() - closest).norm(dim=1))
     return found

@@ -1,11 +1,11 @@
-"""Which samples lie among the real ones, and the other way round, by balls that reach to a k-th neighbour.
+"""Which samples lie near real ones, and which real ones near samples, by balls that reach to a k-th neighbour.
 
     B(r) = {f: ‖f − r‖ ≤ distance from r to its k-th nearest neighbour in its own set}
 
-    precision = share of samples in some B(real)        recall   = share of real ones in some B(sample)
-    density   = mean number of B(real) a sample is in, over k        coverage = share of B(real) with a sample in it
+    precision = share of samples in some B(real)        recall   = share of real samples in some B(sample)
+    density   = mean number of B(real) around a sample, over k        coverage = share of B(real) that hold a sample
 
-Both sets are cut to the same number of members, on which all four depend; so is the test split for the floors.
+All four depend on the number of samples, so both sets are reduced to the same number; for the floors as well.
 Sources: Kynkäänniemi et al., Improved precision and recall metric for assessing generative models, 2019; Naeem et al.,
 Reliable fidelity and diversity metrics for generative models, 2020.
 """
@@ -20,16 +20,28 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from flowdiff.data.readers import evenly
-from flowdiff.evaluation.comparisons.base import Metric
+from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.features.samples import Real, Samples, paced
 from flowdiff.registry import register
 
-CHUNK = 1000  # rows of a distance matrix that are held at once
+CHUNK = 1000  # rows of a distance matrix in memory at once
 
 
 @register("comparison", "precision_recall")
-class PrecisionRecall(Metric):
-    """`precision` and `recall` ∈ [0, 1]; neighbours: k.  num_samples: of both sets at most, evenly spaced."""
+class PrecisionRecall(Comparison):
+    """Precision and recall of samples, each in [0, 1], by balls B(r) that reach from r to its k-th neighbour.
+
+    precision = share of samples in some B(real)
+    recall = share of real samples in some B(sample)
+
+    Args:
+        neighbours: k ≥ 1.
+        num_samples: at most so many samples of either set are compared, evenly spaced, ≥ 2.
+
+    Source: Kynkäänniemi et al., Improved precision and recall metric for assessing generative models, 2019.
+    """
+
+    num_samples: int
 
     def __init__(self, *, neighbours: PositiveInt, num_samples: Annotated[int, Field(ge=2)]) -> None:
         self.neighbours = neighbours
@@ -44,8 +56,20 @@ class PrecisionRecall(Metric):
 
 
 @register("comparison", "density_coverage")
-class DensityCoverage(Metric):
-    """`density` ≥ 0 and `coverage` ∈ [0, 1]; neighbours: k.  num_samples: of both sets at most, evenly spaced."""
+class DensityCoverage(Comparison):
+    """Density ≥ 0 and coverage in [0, 1] of samples, by balls B(r) that reach from r to its k-th neighbour.
+
+    density = mean number of B(real) around a sample, over k
+    coverage = share of B(real) that hold a sample
+
+    Args:
+        neighbours: k ≥ 1.
+        num_samples: at most so many samples of either set are compared, evenly spaced, ≥ 2.
+
+    Source: Naeem et al., Reliable fidelity and diversity metrics for generative models, 2020.
+    """
+
+    num_samples: int
 
     def __init__(self, *, neighbours: PositiveInt, num_samples: Annotated[int, Field(ge=2)]) -> None:
         self.neighbours = neighbours
@@ -58,7 +82,7 @@ class DensityCoverage(Metric):
 
 
 def equally_many(train: Real, samples: Samples, most: int) -> tuple[Tensor, Tensor]:
-    """Features of as many real samples as others, (n, d) each, about the real mean, where products round least."""
+    """Features of n real and n other samples, (n, d) each, less the real mean, which reduces rounding errors."""
     real, fake = train.features(most), samples.features(most)
     n = min(len(real), len(fake))
     real, fake = real[evenly(len(real), n)], fake[evenly(len(fake), n)]
@@ -67,16 +91,16 @@ def equally_many(train: Real, samples: Samples, most: int) -> tuple[Tensor, Tens
 
 
 def radii(members: Tensor, k: int) -> Tensor:
-    """Distance (n,) of each member (n, d) from its k-th nearest neighbour, the farthest where there are fewer."""
+    """Distance (n,) of each member (n, d) from its k-th nearest neighbour; from the farthest if there are fewer."""
     k = min(k, len(members) - 1)
-    # The nearest of all is the member itself.
+    # The nearest one is the member itself.
     return torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in distances(members, members)])
 
 
 def inside(centres: Tensor, radius: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of points (m, d) and balls at centres (n, d) with radius (n,), as float64:
+    """For points (m, d) and balls around centres (n, d) with radius (n,), three results in float64:
 
-    whether a point is in some ball (m,), in how many it is (m,), and whether a ball has a point in it (n,).
+    whether a point is in some ball (m,), the number of balls around a point (m,), whether a ball holds a point (n,).
     """
     balls, filled = [], torch.zeros(len(centres), dtype=torch.bool)
     for rows in distances(points, centres):
@@ -88,5 +112,5 @@ def inside(centres: Tensor, radius: Tensor, points: Tensor) -> tuple[Tensor, Ten
 
 
 def distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Rows of the matrix of distances ‖aᵢ − bⱼ‖, chunk by chunk: a (n, d), b (m, d) → (≤ CHUNK, m)."""
+    """Rows of the matrix of distances ‖aᵢ − bⱼ‖, chunk by chunk: a (n, d), b (m, d) → (≤ CHUNK, m) each."""
     return paced((torch.cdist(part, b) for part in a.split(CHUNK)), len(a), "neighbours of samples")

@@ -1,110 +1,106 @@
-"""What an autoencoder is worth: a network that is trained, or the frozen one that a model's latents come from.
+"""Measurements of an autoencoder: the network that is trained, or the frozen one that encodes a model's latents.
 
 reconstruction_mse     E‖x − E[x|m(x)]‖²/D over the test split, at the midpoints of the grey levels
-kl                     E[KL(q(ℓ|x) ‖ N(0, I))], nats an image
-active_units           dimensions of ℓ whose mean m(x) says something of x: Var_x m > 0.01
+kl                     E[KL(q(ℓ|x) ‖ N(0, I))], nats per image
+active_units           number of dimensions of ℓ whose mean m(x) depends on x: Var_x m > 0.01
 bpd_bound              E_q[log p(ℓ) + log p(x|ℓ) − log q(ℓ|x)] of the dequantised test split, as bits/dim
 
-bpd_bound is an upper bound of the bits/dim that p(x) = ∫ p(x|ℓ) p(ℓ) dℓ needs, and no exact density: it compares with
-other bounds of one kind, and lies above a bpd. p(ℓ) is N(0, I) of an autoencoder by itself, and of a density of latents
-that density, log p(ℓ) = log p_σ(z) + ln|det ∂z/∂ℓ|.
+bpd_bound is an upper bound of the bits/dim of p(x) = ∫ p(x|ℓ) p(ℓ) dℓ, not an exact density: it is comparable with other
+bounds of this kind, and lies above a bpd. p(ℓ) is N(0, I) for a plain autoencoder. For a density of latents it is that
+density, log p(ℓ) = log p_σ(z) + ln|det ∂z/∂ℓ|.
 Source of the active units: Burda, Grosse & Salakhutdinov, Importance weighted autoencoders, 2016.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowdiff.data.encoded import encodes, is_autoencoder
-from flowdiff.data.readers import dequantised, split_batches
+from flowdiff.data.base import DataModule
+from flowdiff.data.readers import split_batches
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation import ranks
 from flowdiff.evaluation.densities.likelihood import Likelihood, mean_and_error, per_dimension
+from flowdiff.models.autoencoder.base import Autoencoder
 from flowdiff.models.autoencoder.posterior import standard_normal
-from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.noise import generators, randn
 
-ACTIVE = 0.01  # variance of a unit's mean over the data
-
-CondOf = Callable[[Tensor], Conditioning | None]
-
-
-def autoencoder_of(denoiser: nn.Module) -> nn.Module | None:
-    """What encodes and decodes here: the model itself, its first stage, or nothing."""
-    if is_autoencoder(denoiser):
-        return denoiser.network.autoencoder
-    return denoiser.first_stage if encodes(denoiser) else None
+MIN_VARIANCE_OF_ACTIVE_UNIT = 0.01  # variance of a unit's mean over the data
 
 
 @torch.no_grad()
-def reconstruct(autoencoder: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+def reconstruct(autoencoder: Autoencoder | AutoencoderStage, x: Tensor, batch_size: int) -> Tensor:
     """E[x|m(x)] of images (N, *shape), on x's device."""
-    place = device_of(autoencoder)
-    return torch.cat([autoencoder.reconstruct(part.to(place)).to(x.device) for part in x.split(batch_size)])
+    device = device_of(autoencoder)
+    return torch.cat([autoencoder.reconstruct(part.to(device)).to(x.device) for part in x.split(batch_size)])
 
 
 @torch.no_grad()
-def latent_statistics(autoencoder: nn.Module, data: Any, batch_size: int) -> tuple[dict[str, float], Tensor]:
-    """reconstruction_mse, kl and active_units of the test split, latent_dims beside the last; its reconstructions."""
-    place = device_of(autoencoder)
-    means, kls, errors, seen = [], [], [], []
+def latent_statistics(
+    autoencoder: Autoencoder | AutoencoderStage, data: DataModule, batch_size: int
+) -> tuple[dict[str, float], Tensor]:
+    """(reconstruction_mse, kl, active_units and latent_dims of the test split, its reconstructions)."""
+    device = device_of(autoencoder)
+    means, kls, errors, reconstructions = [], [], [], []
     for x, _ in split_batches(data, data.test, batch_size):
-        posterior = autoencoder.posterior(x.to(place))
+        posterior = autoencoder.posterior(x.to(device))
         means.append(posterior.mean.flatten(1).double().cpu())
         kls.append(posterior.kl().flatten(1).sum(1).double().cpu())
-        seen.append(reconstruct(autoencoder, x, batch_size))
-        errors.append((x - seen[-1]).double().square().flatten(1).mean(1))
+        reconstructions.append(reconstruct(autoencoder, x, batch_size))
+        errors.append((x - reconstructions[-1]).double().square().flatten(1).mean(1))
     mean = torch.cat(means)
-    found = {
+    statistics = {
         "reconstruction_mse": torch.cat(errors).mean().item(),
         "kl": torch.cat(kls).mean().item(),
-        "active_units": int((mean.var(0) > ACTIVE).sum()),
+        "active_units": int((mean.var(0) > MIN_VARIANCE_OF_ACTIVE_UNIT).sum()),
         "latent_dims": mean.shape[1],
     }
-    return found, torch.cat(seen)
+    return statistics, torch.cat(reconstructions)
 
 
 @torch.no_grad()
 def image_bound(
-    denoiser: nn.Module, data: Any, sigma: float, cond_of: CondOf, *, seed: int, batch_size: int
+    denoiser: ConditionedDenoiser, data: DataModule, sigma: float, *, seed: int, batch_size: int
 ) -> Likelihood:
-    """The bound on the images, one ε each: an autoencoder's with the prior N(0, I), or with p_σ of its latents.
+    """The bound on the images with one ε each: p(ℓ) is an autoencoder's prior N(0, I), or the p_σ of a model of latents.
 
-    Sample i is dequantised and encoded by (seed, i) alone. Raises NotADensity as `denoiser.log_prob` does.
+    The dequantisation and the encoding of sample i depend on (seed, i) only.
+
+    Raises:
+        NotADensity: the model of the latents is not a density.
     """
-    values = []
+    batches = []
     for indices in ranks.mine(torch.arange(len(data.test))).split(batch_size):
         batch = data.test[indices]
         sources = generators(seed, indices.tolist())
-        x = dequantised(data, batch.x, sources)
-        values.append(bound(denoiser, x, batch.label, sigma, cond_of, sources).double().cpu())
-    found = ranks.gathered(torch.cat(values), len(data.test))
-    metric, per_dim = per_dimension(found, math.prod(data.shape), data.levels)
+        x = data.dequantize(batch.x, sources)
+        batches.append(_bound(denoiser, x, batch.label, sigma, sources).double().cpu())
+    bounds = ranks.gather(torch.cat(batches), len(data.test))
+    metric, per_dim = per_dimension(bounds, math.prod(data.shape), data.levels)
     return Likelihood(f"{metric}_bound", *mean_and_error(per_dim), len(per_dim))
 
 
-def bound(
-    denoiser: nn.Module, x: Tensor, label: Tensor, sigma: float, cond_of: CondOf, sources: list[torch.Generator]
+def _bound(
+    denoiser: ConditionedDenoiser, x: Tensor, label: Tensor, sigma: float, sources: list[torch.Generator]
 ) -> Tensor:
     """log p(ℓ) + log p(x|ℓ) − log q(ℓ|x) at ℓ ~ q(ℓ|x), nats (B,)."""
-    autoencoder = autoencoder_of(denoiser)
-    place = device_of(autoencoder)
-    x = x.to(place)
-    noise = randn((len(x), *autoencoder.latent_shape), sources, device=place)
-    if is_autoencoder(denoiser):
+    autoencoder = denoiser.autoencoder
+    assert autoencoder is not None  # the callers check this
+    x = x.to(device_of(autoencoder))
+    noise = randn((len(x), *autoencoder.latent_shape), sources, device=x.device)
+    if isinstance(autoencoder, Autoencoder):
         posterior = autoencoder.posterior(x)
         latent = posterior.sample(noise)
         log_likelihood = autoencoder.law.log_prob(x, autoencoder.decoded(latent))
         return log_likelihood + standard_normal(latent) - posterior.log_prob(latent)
     drawn = autoencoder.drawn(x, noise)
-    return drawn.bound(denoiser.log_prob(drawn.z, x.new_full((len(x),), sigma), cond_of(label.to(place))))
+    return drawn.bound(denoiser.log_prob(drawn.z, x.new_full((len(x),), sigma), denoiser.cond_of(label)))
 
 
-def device_of(autoencoder: nn.Module) -> torch.device:
-    """Where it computes."""
-    return next(chain(autoencoder.parameters(), autoencoder.buffers())).device  # a frozen one shows no parameters
+def device_of(autoencoder: Autoencoder | AutoencoderStage) -> torch.device:
+    """The device of its weights."""
+    return next(chain(autoencoder.parameters(), autoencoder.buffers())).device  # a frozen one has buffers only

@@ -1,4 +1,4 @@
-"""What only a normalised conditional density can do: exact class posteriors, by Bayes' rule with a uniform prior.
+"""Exact class posteriors of a normalised conditional density, by Bayes' rule with a uniform prior.
 
     log p_σ(x, c) = log p_σ(x | c) − log C,    log p_σ(x) = log Σ_c p_σ(x, c),    p(c | x, σ) = p_σ(x, c) / p_σ(x)
 
@@ -10,23 +10,23 @@ The calibration error is the mean distance between confidence and accuracy over 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowdiff.data.readers import dequantised, evenly
+from flowdiff.data.base import Dataset
+from flowdiff.data.readers import evenly
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation import ranks
 from flowdiff.evaluation.densities.likelihood import mean_and_error
-from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators, randn_like
 
 CALIBRATION_BINS = 15
 
 
 class Classification(NamedTuple):
-    """Test accuracy with its standard error, how far confidence is from accuracy, all in [0, 1]; samples classified."""
+    """Test accuracy, its standard error and the calibration error, all in [0, 1], over n test samples."""
 
     accuracy: float
     standard_error: float
@@ -34,37 +34,35 @@ class Classification(NamedTuple):
     n: int
 
 
-def log_joint(
-    denoiser: nn.Module,
-    x: Tensor,
-    sigma: Tensor,
-    cond_of: Callable[[Tensor], Conditioning | None],
-    num_classes: int,
-) -> Tensor:
-    """log p_σ(x, c) of every class: x (B, …), sigma (B,) → (B, num_classes) nats.
+def log_joint(denoiser: ConditionedDenoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """log p_σ(x, c) of each of the C classes of a class-conditional density: x (B, …), sigma (B,) → (B, C) nats.
 
-    cond_of maps labels (B,) to a Conditioning. num_classes evaluations of the density. Raises NotADensity as
-    `denoiser.log_prob` does.
+    It evaluates the density C times.
+
+    Raises:
+        NotADensity: the network is not a density.
     """
-    labels = torch.arange(num_classes, device=x.device)
-    columns = [denoiser.log_prob(x, sigma, cond_of(label.expand(len(x)))) for label in labels]
-    return torch.stack(columns, 1) - math.log(num_classes)
+    assert denoiser.num_classes is not None  # the callers check that the model is conditional
+    labels = torch.arange(denoiser.num_classes, device=x.device)
+    columns = [denoiser.log_prob(x, sigma, denoiser.cond_of(label.expand(len(x)))) for label in labels]
+    return torch.stack(columns, 1) - math.log(denoiser.num_classes)
 
 
 def classify(
-    denoiser: nn.Module,
-    data: Any,
-    sigma: float,
-    cond_of: Callable[[Tensor], Conditioning | None],
-    *,
-    seed: int,
-    batch_size: int,
-    most: int | None = None,
+    denoiser: ConditionedDenoiser, data: Dataset, sigma: float, *, seed: int, batch_size: int, most: int | None = None
 ) -> Classification:
-    """Classify test samples, dequantised and noised to σ, by the exact posterior of a density, or by a classifier.
+    """Classify test samples, dequantised and noised to σ, by a density's exact posterior or by a classifier.
 
-    most: how many of them, evenly spaced; None for all. Noise of sample i follows from (seed, i). Raises NotADensity
-    as `denoiser.log_prob` does.
+    Args:
+        denoiser: a class-conditional density, or a classifier.
+        data: the data set.
+        sigma: noise level.
+        seed: the noise of sample i depends on (seed, i) only.
+        batch_size: samples per batch.
+        most: number of evenly spaced test samples; None for all.
+
+    Raises:
+        NotADensity: the network is neither a density nor a classifier.
 
     Source: Guo, Pleiss, Sun & Weinberger, On calibration of modern neural networks, 2017.
     """
@@ -74,31 +72,26 @@ def classify(
     for indices in ranks.mine(positions).split(batch_size):
         batch = data.test[indices]
         sources = generators(seed, indices.tolist())
-        x0 = dequantised(data, batch.x, sources)
+        x0 = data.dequantize(batch.x, sources)
         x = (x0 + sigma * randn_like(x0, sources)).to(device)
         with torch.no_grad():
             levels = x.new_full((len(x),), sigma)
-            if is_classifier(denoiser):
-                joint = denoiser.network.class_log_prob(x, levels)  # up to log p_σ(x), which no class changes
+            if denoiser.is_classifier:
+                scores = denoiser.class_log_prob(x, levels)  # log p_σ(x, c) up to log p_σ(x), equal for all classes
             else:
-                joint = log_joint(denoiser, x, levels, cond_of, data.num_classes)
-        posteriors.append(joint.double().softmax(1).cpu())
+                scores = log_joint(denoiser, x, levels)
+        posteriors.append(scores.double().softmax(1).cpu())
         labels.append(batch.label.cpu())
-    p, c = (ranks.gathered(torch.cat(parts), len(positions)) for parts in (posteriors, labels))
+    p, c = (ranks.gather(torch.cat(parts), len(positions)) for parts in (posteriors, labels))
     confidence, predicted = p.max(1)
     correct = (predicted == c).double()
     return Classification(*mean_and_error(correct), calibration_error(confidence, correct), len(c))
 
 
-def is_classifier(denoiser: nn.Module) -> bool:
-    """Whether its network is one of p(c|x, σ) itself."""
-    return hasattr(denoiser.network, "class_log_prob")
-
-
 def calibration_error(confidence: Tensor, correct: Tensor) -> float:
-    """ECE ∈ [0, 1] of predictions made with `confidence` ∈ (0, 1], (N,), of which `correct` ∈ {0, 1}, (N,), came true.
+    """ECE ∈ [0, 1] of predictions with `confidence` ∈ (0, 1], (N,), where `correct` ∈ {0, 1}, (N,), says which are true.
 
-    Not-a-number if a confidence is.
+    NaN if a confidence is not finite.
     """
     if not bool(confidence.isfinite().all()):
         return math.nan

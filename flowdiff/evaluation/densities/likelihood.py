@@ -9,15 +9,14 @@ bounds the probability of k:  −log₂ P(k) ≤ E_u[−log₂ p(x)] + log₂(le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowdiff.data.readers import dequantised
+from flowdiff.data.base import Dataset
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation import ranks
-from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
 
 
@@ -31,37 +30,33 @@ class Likelihood(NamedTuple):
 
 
 def bits_per_dim(
-    denoiser: nn.Module,
-    data: Any,
-    sigma: float,
-    cond_of: Callable[[Tensor], Conditioning | None],
-    *,
-    seed: int,
-    batch_size: int,
+    denoiser: ConditionedDenoiser, data: Dataset, sigma: float, *, seed: int, batch_size: int
 ) -> Likelihood:
-    """Negative log-likelihood of every test sample under the denoiser's own density p_σ: "exact density".
+    """Negative log-likelihood of every test sample under the model's own density p_σ, the "exact density".
 
-    Bits per dimension of uniformly dequantised images, which are evaluated under p_σ as they are, without noise of size
-    σ; nats per dimension where the data has no levels. Sample i is dequantised by (seed, i) alone, whatever batch_size.
-    cond_of maps labels (B,) to a Conditioning or None. Raises NotADensity as `denoiser.log_prob` does.
+    Images are dequantised uniformly and evaluated under p_σ without added noise of size σ: bits per dimension. Data
+    without levels: nats per dimension. The dequantisation of sample i depends on (seed, i) only, not on batch_size.
+
+    Raises:
+        NotADensity: the network is not a density.
 
     Source: Theis, van den Oord and Bethge, "A note on the evaluation of generative models", 2016.
     """
     device = denoiser.sigma_data.device
-    found = []
+    batches = []
     for indices in ranks.mine(torch.arange(len(data.test))).split(batch_size):
         batch = data.test[indices]
-        x = dequantised(data, batch.x, generators(seed, indices.tolist())).to(device)
+        x = data.dequantize(batch.x, generators(seed, indices.tolist())).to(device)
         with torch.no_grad():
-            log_prob = denoiser.log_prob(x, x.new_full((len(x),), sigma), cond_of(batch.label.to(device)))
-        found.append(log_prob.double().cpu())
-    found = ranks.gathered(torch.cat(found), len(data.test))
-    metric, values = per_dimension(found, math.prod(data.shape), data.levels)
+            log_prob = denoiser.log_prob(x, x.new_full((len(x),), sigma), denoiser.cond_of(batch.label))
+        batches.append(log_prob.double().cpu())
+    log_probs = ranks.gather(torch.cat(batches), len(data.test))
+    metric, values = per_dimension(log_probs, math.prod(data.shape), data.levels)
     return Likelihood(metric, *mean_and_error(values), len(values))
 
 
 def per_dimension(log_prob: Tensor, dimensions: int, levels: int | None) -> tuple[str, Tensor]:
-    """Name and value of −log p per dimension for log_prob (N,) in nats: bits where there are levels, else nats."""
+    """Name and value of −log p per dimension for log_prob (N,) in nats: bits if the data have levels, else nats."""
     nats = -log_prob.double().cpu() / dimensions
     if levels is None:
         return "nats_per_dim", nats

@@ -1,15 +1,16 @@
-"""Likelihood of any denoiser by its probability-flow ODE, whose solution carries x from σ_min to noise at σ_max.
+"""Likelihood of any denoiser by its probability-flow ODE, whose solution takes x from σ_min to noise at σ_max.
 
     dx/dτ = x − D(x, σ),    d log p/dτ = −(dim − tr ∂D/∂x),    τ = ln σ
     log p(x) = log N(x(σ_max); 0, σ_max²) + ∫ (dim − tr ∂D/∂x) dτ
 
-It is solved for y = x/s, s² = σ² + σ_data², and the part a of the integral beyond that of a Gaussian of that size, both
-of which stand still where the data are such a Gaussian:
+It is solved for y = x/s, s² = σ² + σ_data², and for a, the difference of the integral from that of a Gaussian of size
+σ_data. Both are constant if the data are such a Gaussian:
 
     dy/dτ = (x − D)/s − y·σ²/s²,    da/dτ = dim·σ_data²/s² − tr ∂D/∂x,    integral = a + dim·ln(s_max/s_min)
 
 The trace is estimated by tr J ≈ vᵀJv with v of random signs, the same ones along the whole solution (Hutchinson), or
-taken exactly by as many derivatives as there are dimensions.
+computed exactly with one derivative per dimension.
+
 Sources: Song et al., Score-based generative modeling through stochastic differential equations, 2021; Grathwohl et al.,
 FFJORD, 2019.
 """
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowdiff.data.readers import dequantised
+from flowdiff.data.base import Dataset
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation import ranks
 from flowdiff.evaluation.densities.likelihood import Likelihood, mean_and_error, per_dimension
 from flowdiff.evaluation.features.samples import paced
@@ -36,9 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class Solution(NamedTuple):
-    """How the ODE is solved: from sigma_min to sigma_max, by adaptive steps (dopri5) with tolerances on y and a.
+    """How the ODE is solved: from sigma_min to sigma_max, in adaptive steps (dopri5) with tolerances on y and a.
 
-    probes: random vectors of the trace's estimate, None for the exact trace.
+    Args:
+        sigma_min: noise level of the samples whose likelihood is computed, > 0.
+        sigma_max: noise level at which x is nearly N(0, sigma_max²).
+        rtol: relative tolerance, > 0.
+        atol: absolute tolerance, ≥ 0.
+        probes: random vectors of the trace's estimate, ≥ 1; None for the exact trace.
     """
 
     sigma_min: float
@@ -49,17 +56,11 @@ class Solution(NamedTuple):
 
 
 def ode_bits_per_dim(
-    denoiser: nn.Module,
-    data: Any,
-    solution: Solution,
-    cond_of: Callable[[Tensor], Conditioning | None],
-    *,
-    seed: int,
-    batch_size: int,
+    denoiser: ConditionedDenoiser, data: Dataset, solution: Solution, *, seed: int, batch_size: int
 ) -> Likelihood:
-    """Negative log-likelihood of every test sample by the ODE, dequantised as for the exact density by (seed, i).
+    """Negative log-likelihood of every test sample by the ODE, dequantised as for the exact density.
 
-    The random signs of sample i follow from (seed, i), too. cond_of maps labels (B,) to a Conditioning or None.
+    The dequantisation and the random signs of sample i depend on (seed, i) only.
     """
     device = denoiser.sigma_data.device
     positions = ranks.mine(torch.arange(len(data.test)))
@@ -68,17 +69,16 @@ def ode_bits_per_dim(
         for indices in positions.split(batch_size):
             batch = data.test[indices]
             sources = generators(seed, indices.tolist())
-            x = dequantised(data, batch.x, sources).to(device)
-            yield ode_log_prob(denoiser, x, solution, cond_of(batch.label.to(device)), sources).double().cpu()
+            x = data.dequantize(batch.x, sources).to(device)
+            yield ode_log_prob(denoiser, x, solution, denoiser.cond_of(batch.label), sources).double().cpu()
 
-    found = torch.cat(list(paced(log_probs(), len(positions), "likelihood by the ODE")))
-    found = ranks.gathered(found, len(data.test))
-    metric, values = per_dimension(found, math.prod(data.shape), data.levels)
+    mine = torch.cat(list(paced(log_probs(), len(positions), "likelihood by the ODE")))
+    metric, values = per_dimension(ranks.gather(mine, len(data.test)), math.prod(data.shape), data.levels)
     return Likelihood(metric, *mean_and_error(values), len(values))
 
 
 def ode_log_prob(
-    denoiser: nn.Module,
+    denoiser: ConditionedDenoiser,
     x: Tensor,
     solution: Solution,
     cond: Conditioning | None,
@@ -86,9 +86,9 @@ def ode_log_prob(
 ) -> Tensor:
     """log p(x) in nats (B,) of x (B, …) at σ_min; the signs of sample i come from sources[i].
 
-    Not-a-number, with a line in the log, where the solver cannot go on: the denoiser is not finite, or far from smooth.
+    NaN, with a warning in the log, if the solver gives up because the denoiser is not finite or far from smooth.
     """
-    from torchdiffeq import odeint  # takes scipy along
+    from torchdiffeq import odeint  # imports scipy, which is slow
 
     dim = x[0].numel()
     sigma_data = denoiser.sigma_data.double()
@@ -120,7 +120,7 @@ def ode_log_prob(
 
 
 def _probes(x: Tensor, probes: int | None, sources: Sequence[torch.Generator]) -> list[Tensor]:
-    """Vectors v like x, whose vᵀJv have the mean tr J; for None the unit vectors times √dim, which give it exactly."""
+    """Vectors v like x such that vᵀJv has the mean tr J; for None the unit vectors times √dim, whose mean is exact."""
     if probes is not None:
         signs = [torch.randint(0, 2, (probes, *x.shape[1:]), generator=source) for source in sources]
         return list((2 * torch.stack(signs, 1) - 1).to(x))
@@ -130,13 +130,13 @@ def _probes(x: Tensor, probes: int | None, sources: Sequence[torch.Generator]) -
 
 
 def _denoised_and_trace(
-    denoiser: nn.Module, x: Tensor, sigma: float, cond: Conditioning | None, probes: list[Tensor]
+    denoiser: ConditionedDenoiser, x: Tensor, sigma: float, cond: Conditioning | None, probes: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """D, like x, and the mean of vᵀ(∂D/∂x)v over the probes (B,)."""
     sigmas = x.new_full((len(x),), sigma)
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        if denoiser.is_density:  # its D carries no graph to x: that of its log-density does
+        if denoiser.is_density:  # its D has no graph back to x in eval mode, its log-density has one
             (score,) = torch.autograd.grad(denoiser.log_prob(x, sigmas, cond).sum(), x, create_graph=True)
             denoised = x + append_dims(sigmas**2, x.ndim) * score
         else:

@@ -1,8 +1,8 @@
-"""Telling foreign data from the model's own by its exact density.
+"""Telling foreign data from the model's own data by its exact density.
 
-    AUROC = P(log p_σ(own) > log p_σ(foreign)),   1 if every own sample is likelier than every foreign one, ½ by chance
+    AUROC = P(log p_σ(own) > log p_σ(foreign)),   1 if every own sample is likelier than every foreign one, ½ for chance
 
-Density alone can rank smooth foreign images above the model's own, whatever the model (Nalisnick et al., Do deep
+Any density can rank smooth foreign images above the model's own (Nalisnick et al., Do deep
 generative models know what they don't know?, 2019): the number is a property of both data sets.
 """
 
@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowdiff.data.base import DataModule, Dataset
 from flowdiff.data.encoded import Encoded
-from flowdiff.data.readers import dequantised, evenly
+from flowdiff.data.readers import evenly
 from flowdiff.data.torchvision_sets import TorchvisionSet
+from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.errors import DataError
 from flowdiff.evaluation.densities.classification import log_joint
-from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import generators
 from flowdiff.registry import create, names, resolve
 
@@ -29,34 +28,37 @@ log = logging.getLogger(__name__)
 
 
 def outlier_scores(
-    denoiser: nn.Module,
-    data: Any,
-    sigma: float,
-    cond_of: Callable[[Tensor], Conditioning | None],
-    *,
-    seed: int,
-    batch_size: int,
-    most: int | None = None,
+    denoiser: ConditionedDenoiser, data: Dataset, sigma: float, *, seed: int, batch_size: int, most: int | None = None
 ) -> dict[str, float]:
-    """{name of a foreign set: AUROC of the test split against it}, of `most` images each, evenly spaced; None for all.
+    """{name of a foreign set: AUROC of the test split against it}.
 
-    All are uniformly dequantised and judged by log p_σ(x), the class-conditional model's summed over the classes.
-    Raises NotADensity as `denoiser.log_prob` does.
+    Images are dequantised uniformly and scored by log p_σ(x); a class-conditional density is summed over the classes.
+
+    Args:
+        denoiser: a density.
+        data: the data set in the model's space.
+        sigma: noise level of the density.
+        seed: the dequantisation of image i of a set depends on (seed, i) only.
+        batch_size: images per batch.
+        most: number of images of each set, evenly spaced; None for all.
+
+    Raises:
+        NotADensity: the network is not a density.
     """
     positions = evenly(len(data.test), most)
 
     def log_density(x_raw: Tensor) -> Tensor:
-        x = dequantised(data, x_raw, generators(seed, range(len(x_raw))))
-        parts = [_log_density(denoiser, part, sigma, cond_of) for part in x.split(batch_size)]
+        x = data.dequantize(x_raw, generators(seed, range(len(x_raw))))
+        parts = [_log_density(denoiser, part, sigma) for part in x.split(batch_size)]
         return torch.cat(parts).double().cpu()
 
     own_raw = data.test[positions].x
     own = log_density(own_raw)
-    found = {"permuted": auroc(own, log_density(permuted(own_raw)))}
-    for name, other in neighbours(data.pixels if isinstance(data, Encoded) else data):
+    scores = {"permuted": auroc(own, log_density(permuted(own_raw)))}
+    for name, other in neighbours(data.data if isinstance(data, Encoded) else data):
         foreign_raw = other.test[evenly(len(other.test), len(positions))].x
-        found[name] = auroc(own, log_density(foreign_raw))
-    return found
+        scores[name] = auroc(own, log_density(foreign_raw))
+    return scores
 
 
 def auroc(own: Tensor, foreign: Tensor) -> float:
@@ -69,23 +71,23 @@ def auroc(own: Tensor, foreign: Tensor) -> float:
 
 
 def permuted(x: Tensor, seed: int = 0) -> Tensor:
-    """x (N, …) with the dimensions of every sample in one and the same random order: each value kept, no shape left."""
+    """x (N, …) with the dimensions of every sample in the same random order: the values stay, the shapes are gone."""
     order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(seed))
     return x.flatten(1)[:, order.to(x.device)].view_as(x)
 
 
-def neighbours(data: Any) -> list[tuple[str, Any]]:
-    """The data sets with samples of the same shape whose files lie in the same root folder, read, never downloaded."""
+def neighbours(data: Dataset) -> list[tuple[str, DataModule]]:
+    """(name, data) of each other data set of the same shape whose files are in the same root folder; never downloads."""
     if not isinstance(data, TorchvisionSet):
         return []
-    found = []
+    found: list[tuple[str, DataModule]] = []
     for name in names("dataset"):
         kind = resolve("dataset", name)
         if issubclass(kind, TorchvisionSet) and kind.shape == data.shape and name != data.name:
             other = create("dataset", name, root=str(data.root), download=False)
             try:
                 other.setup()
-            except DataError as error:  # it is not there, and need not be
+            except DataError as error:  # its files are not there
                 log.debug("no AUROC against %s: %s", name, error)
             else:
                 found.append((name, other))
@@ -93,11 +95,10 @@ def neighbours(data: Any) -> list[tuple[str, Any]]:
 
 
 @torch.no_grad()
-def _log_density(
-    denoiser: nn.Module, x: Tensor, sigma: float, cond_of: Callable[[Tensor], Conditioning | None]
-) -> Tensor:
+def _log_density(denoiser: ConditionedDenoiser, x: Tensor, sigma: float) -> Tensor:
+    """log p_σ(x) in nats (B,), summed over the classes of a class-conditional density."""
     x = x.to(denoiser.sigma_data.device)
     sigmas = x.new_full((len(x),), sigma)
     if denoiser.num_classes is None:
         return denoiser.log_prob(x, sigmas, None)
-    return log_joint(denoiser, x, sigmas, cond_of, denoiser.num_classes).logsumexp(1)
+    return log_joint(denoiser, x, sigmas).logsumexp(1)

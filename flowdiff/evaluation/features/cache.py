@@ -1,9 +1,8 @@
-"""Results computed once and kept on disk, in files whose names hold a hash of what they were made from."""
+"""Results computed once and kept on disk, in files whose names hold a hash of their inputs."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,34 +10,29 @@ from typing import Any
 import torch
 
 from flowdiff.errors import ConfigurationError, DataError
+from flowdiff.runs.files import whole
 
 
 def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `path` holds, or else what `make` returns, kept there for the next time.
+    """The content of the file `path`; if it does not exist, the result of `make`, which is saved there.
 
-    Holds plain types and tensors only. The file appears whole or not at all, so that several runs may share a folder.
-    DataError if the file cannot be read, ConfigurationError if its folder cannot be written.
+    The result holds plain types and tensors only. The file is written atomically, so several runs may share a folder.
+    Raises DataError if the file cannot be read, ConfigurationError if its folder cannot be written.
     """
     if path.is_file():
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise DataError(f"the cached file {path} cannot be read ({type(error).__name__}): delete it.") from error
-    _writable(path.parent)
+    _make_writable(path.parent)
     value = make()
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(value, file)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with whole(path) as temporary, temporary.open("wb") as file:
+        torch.save(value, file)
     return value
 
 
-def _writable(folder: Path) -> None:
-    """Make the folder before the work is done, not after it."""
+def _make_writable(folder: Path) -> None:
+    """Make the folder, and refuse one that cannot be written, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

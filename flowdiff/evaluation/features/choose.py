@@ -1,10 +1,10 @@
-"""Which features samples are compared in."""
+"""The choice of the features that samples are compared in."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from flowdiff.data.base import DataModule, Dataset
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.identity import IdentityFeatures
@@ -12,11 +12,11 @@ from flowdiff.evaluation.features.inception import InceptionFeatures, check_ince
 from flowdiff.evaluation.features.small_cnn import trained_cnn
 
 
-def build_extractor(data: Any, cache_dir: Path, inception_weights: Path | None = None) -> Extractor:
+def build_extractor(data: DataModule, cache_dir: Path, inception_weights: Path | None = None) -> Extractor:
     """The extractor of a run, in eval mode and frozen.
 
-    With a file of weights: `InceptionFeatures`. Without: what suits the data, for vectors `IdentityFeatures`, for
-    images with classes a `SmallCNN` trained on their training split, once, and then read from `cache_dir`. Raises
+    With a file of weights it is `InceptionFeatures`. Without, it is `IdentityFeatures` for vectors; for images with
+    classes it is a `SmallCNN`, trained once on the training split and then read from `cache_dir`. Raises
     ConfigurationError as `check_extractable` does.
     """
     check_extractable(data, inception_weights)
@@ -27,10 +27,10 @@ def build_extractor(data: Any, cache_dir: Path, inception_weights: Path | None =
     return trained_cnn(data, cache_dir)
 
 
-def check_extractable(data: Any, inception_weights: Path | None = None) -> None:
-    """Raise ConfigurationError if no extractor suits the data; looks at its shape and classes only.
+def check_extractable(data: Dataset, inception_weights: Path | None = None) -> None:
+    """Raise ConfigurationError if no extractor fits the data; uses their shape and classes only.
 
-    A network of random weights could be used for images without classes, but nobody knows what its distance means.
+    A network of random weights would work for images without classes, but its distance has no known meaning.
     """
     if inception_weights is not None:
         check_inception(data, inception_weights)

@@ -1,4 +1,4 @@
-"""Vectors compared as they are."""
+"""Features of vectors: the vectors themselves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from flowdiff.evaluation.features.extractor import Extractor
 
 
 class IdentityFeatures(Extractor):
-    """φ(x) = x: vectors are compared as they are, by their first two moments only."""
+    """The vectors themselves, φ(x) = x; a Fréchet distance compares only their first two moments.
+
+    Args:
+        num_features: dimension of the vectors.
+    """
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Features of the Inception network of 2015, in which the literature's FID, KID and Inception score are taken.
+"""Features of the Inception network of 2015, which the literature uses for FID, KID and the Inception score.
 
     x in [−1, 1] ↦ uint8 level k·255/(levels − 1), three channels ↦ 299 × 299 as TensorFlow 1 resizes, without
     antialiasing ↦ (pixel − 128)/128 ↦ the 2,048 means of the last maps
 
-Network and resizing are torch-fidelity's, the weights are a file of the user's: nothing is downloaded.
+The network and the resizing are torch-fidelity's. The user provides the file of weights: nothing is downloaded.
 Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, 2017.
 """
 
@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowdiff.data.base import Dataset
 from flowdiff.errors import ConfigurationError, DataError
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.ranks import local_device
@@ -26,10 +26,14 @@ NAMES = {"fd": "fid", "kd": "kid", "is": "is"}
 
 
 class InceptionFeatures(Extractor):
-    """φ of images with one or three channels, on the GPU where there is one.
+    """Inception features of images with one or three channels, computed on the GPU if there is one.
 
-    weights: file with the state dict of torch-fidelity's network.  to_uint8: model space to uint8 of the same layout.
-    Raises DataError where the file holds something else.
+    Args:
+        weights: file with the state dict of torch-fidelity's network.
+        to_uint8: maps model-space images to uint8 images of the same shape.
+
+    Raises:
+        DataError: the file holds something else.
     """
 
     preprocessing = "uint8, 3 channels, 299 × 299 bilinear as in TensorFlow 1"
@@ -44,20 +48,21 @@ class InceptionFeatures(Extractor):
         self.weight_hash = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
         self.to_uint8 = to_uint8
         try:
-            torch.load(weights, map_location="meta", weights_only=True)  # torch-fidelity would run what a pickle says
-            with torch.random.fork_rng(devices=[]):  # it draws weights, to overwrite them
+            torch.load(weights, map_location="meta", weights_only=True)  # torch-fidelity would run code in a pickle
+            with torch.random.fork_rng(devices=[]):  # it draws random weights first
                 self.network = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
         except Exception as error:
             raise DataError(
                 f"metrics.inception_weights={weights} does not hold the weights of torch-fidelity's Inception network "
                 f"({type(error).__name__}): take {SOURCE}."
             ) from error
-        self.head = nn.Linear(self.num_features, self.network.fc.out_features, bias=False)  # as the score is defined
+        # The Inception score is defined without the bias.
+        self.head = nn.Linear(self.num_features, self.network.fc.out_features, bias=False)
         self.head.weight = self.network.fc.weight
         self.to(local_device() if torch.cuda.is_available() else "cpu")
         self.eval().requires_grad_(False)
 
-    def metric(self, kind: str) -> str:
+    def metric_name(self, kind: str) -> str:
         return NAMES[kind]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,8 +71,8 @@ class InceptionFeatures(Extractor):
             return self.network(k.expand(-1, 3, -1, -1))[0]
 
 
-def check_inception(data: Any, weights: Path) -> None:
-    """Raise ConfigurationError where the file is not there, or the data are no images that the network can look at."""
+def check_inception(data: Dataset, weights: Path) -> None:
+    """Raise ConfigurationError if the file is missing, or the data are not images of 1 or 3 channels."""
     if len(data.shape) != 3 or data.shape[0] not in (1, 3):
         raise ConfigurationError(
             f"metrics.inception_weights is for images of 1 or 3 channels, and dataset={data.name} has samples of shape "
@@ -75,6 +80,6 @@ def check_inception(data: Any, weights: Path) -> None:
         )
     if not weights.is_file():
         raise ConfigurationError(
-            f"metrics.inception_weights={weights} is not there: put {SOURCE} in its place, or name the file with "
+            f"metrics.inception_weights={weights} does not exist: save {SOURCE} there, or name the file with "
             "metrics.inception_weights=<path>; nothing is downloaded."
         )

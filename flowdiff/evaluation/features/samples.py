@@ -1,7 +1,7 @@
-"""What metrics compare: samples in model space, and their features φ, each computed once.
+"""Sets of samples that are compared: generated or real, in model space, with features φ that are computed once.
 
-Of real data the features and their statistics are taken in one pass and kept on disk, in files whose names hold a hash
-of the data, the extractor's weights and its preprocessing.
+The features of real data and their statistics are computed in one pass and kept on disk, in files whose names hold a
+hash of the data, the extractor's weights and its preprocessing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from flowdiff.data.base import DataModule
 from flowdiff.data.readers import evenly, split_batches
-from flowdiff.digests import digest, fingerprint
+from flowdiff.digests import digest
 from flowdiff.evaluation.features.cache import cached
 from flowdiff.evaluation.features.extractor import Extractor, extract
 from flowdiff.evaluation.features.statistics import FeatureStatistics
@@ -27,12 +28,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PACE = 30.0  # seconds between two lines about work that goes on
-KEPT = 100_000  # real samples at most whose features are kept; mean and covariance are of all
+PACE = 30.0  # seconds between two progress lines in the log
+KEPT = 100_000  # features of at most so many real samples are kept; mean and covariance use all samples
 
 
 class Samples(ABC):
-    """n samples: `x`, batch by batch, their `features` and the `statistics` of all of these."""
+    """A set of n samples with their features.
+
+    Args:
+        n: number of samples.
+        extractor: maps samples to features.
+    """
 
     def __init__(self, n: int, extractor: Extractor) -> None:
         self.n = n
@@ -44,18 +50,25 @@ class Samples(ABC):
 
     @abstractmethod
     def features(self, most: int | None = None) -> Tensor:
-        """φ, float32 (min(n, most), num_features), of at most `most` samples (of real ones KEPT), evenly spaced."""
+        """φ, float32 (≤ most, num_features), of at most `most` samples, evenly spaced; of real ones at most KEPT."""
 
     @property
     @abstractmethod
     def statistics(self) -> FeatureStatistics:
-        """Mean and covariance of φ over all n."""
+        """Mean and covariance of φ over all n samples."""
 
 
 class Generated(Samples):
-    """Samples x (n, …) of a model, in model space."""
+    """Samples of a model.
 
-    def __init__(self, x: Tensor, extractor: Extractor, data: Any, batch_size: int) -> None:
+    Args:
+        x: samples (n, …) in model space.
+        extractor: maps samples to features.
+        data: the data set, to whose levels samples are snapped.
+        batch_size: samples per batch.
+    """
+
+    def __init__(self, x: Tensor, extractor: Extractor, data: DataModule, batch_size: int) -> None:
         super().__init__(len(x), extractor)
         self.all = x
         self.data = data
@@ -63,7 +76,7 @@ class Generated(Samples):
 
     @property
     def finite(self) -> bool:
-        """False for those of a diverged model."""
+        """Whether every number is finite; false for a diverged model."""
         return bool(self.all.isfinite().all())
 
     def x(self, most: int | None = None) -> Iterator[Tensor]:
@@ -84,10 +97,20 @@ class Generated(Samples):
 
 
 class Real(Samples):
-    """A split of the data, `train` or `test`; what is computed of it is kept below cache_dir."""
+    """A split of the data; results for it are kept below cache_dir.
 
-    def __init__(self, data: Any, which: str, extractor: Extractor, batch_size: int, cache_dir: Path) -> None:
-        self.split = getattr(data, which)
+    Args:
+        data: the data set.
+        which: the split.
+        extractor: maps samples to features.
+        batch_size: samples per batch.
+        cache_dir: folder of the kept results.
+    """
+
+    def __init__(
+        self, data: DataModule, which: Literal["train", "test"], extractor: Extractor, batch_size: int, cache_dir: Path
+    ) -> None:
+        self.split = data.train if which == "train" else data.test
         super().__init__(len(self.split), extractor)
         self.data = data
         self.name = f"{data.name}-{which}"
@@ -97,11 +120,11 @@ class Real(Samples):
     @cached_property
     def key(self) -> str:
         """Hash of the data, the extractor's weights and its preprocessing."""
-        phi, data = self.extractor, fingerprint(self.split)
+        phi, data = self.extractor, self.split.fingerprint()
         return digest(phi.name, phi.weight_hash, phi.preprocessing, self.name, self.data.levels, data)
 
     def kept(self, kind: str, make: Callable[[], dict[str, Any]], *about: Any) -> dict[str, Any]:
-        """What `make` returns, computed once; about: what else than `key` it depends on."""
+        """The result of `make`, computed once; about: everything besides `key` that it depends on."""
         name = f"{self.name}-{self.extractor.name}-{digest(self.key, *about)}.pt"
         return cached(self.cache_dir / kind / name, make)
 
@@ -131,8 +154,8 @@ class Real(Samples):
         return self.kept("features", make)
 
 
-def paced(batches: Iterable[T], total: int, what: str, size: Callable[[T], int] = len) -> Iterator[T]:
-    """The batches, with a line in the log about how many of `total` samples are done, where it takes long."""
+def paced(batches: Iterable[T], total: int, what: str, size: Callable[[Any], int] = len) -> Iterator[T]:
+    """The batches; every PACE seconds the log says how many of `total` samples are done."""
     done, said = 0, time.monotonic()
     for batch in batches:
         yield batch

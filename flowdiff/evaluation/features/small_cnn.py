@@ -1,7 +1,7 @@
-"""Features in which samples are compared: x in [−1, 1] ↦ φ(x), (N, num_features).
+"""Features of images with classes: a small classifier, trained on the training split and kept on disk.
 
-Real and generated images are both snapped to the data's grey levels first, so that neither dequantisation noise nor an
-out-of-range pixel tells them apart.
+Real and generated images are both snapped to the data's grey levels first, so that neither dequantisation noise nor
+out-of-range pixels tell them apart.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flowdiff.data.readers import centred, split_batches
-from flowdiff.digests import digest, fingerprint
+from flowdiff.data.base import DataModule
+from flowdiff.data.readers import split_batches
+from flowdiff.digests import digest
 from flowdiff.evaluation.features.cache import cached
 from flowdiff.evaluation.features.extractor import Extractor
 
@@ -24,13 +25,18 @@ log = logging.getLogger(__name__)
 
 
 class SmallCNN(Extractor):
-    """Strided convolutions and a hidden layer, whose output is φ(x), below a linear classifier.
+    """Strided convolutions and a hidden layer, whose output is φ(x), followed by a linear classifier.
 
-    SiLU throughout, so that φ is smooth; batch normalisation, because in use it is a fixed affine map and leaves the
-    contrast of an image in its features. Untrained it is worthless: `trained_cnn` makes one.
+    All nonlinearities are SiLU, so φ is smooth. Batch normalisation is a fixed affine map after training, so features
+    keep the contrast of an image. Use `trained_cnn`: untrained features mean nothing.
+
+    Args:
+        name: the name of the extractor.
+        shape: shape of one image, (C, H, W).
+        num_classes: number of classes, ≥ 1.
     """
 
-    def __init__(self, name: str, shape: tuple[int, int, int], num_classes: int) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         self.name = name
         self.num_features = 64
@@ -47,7 +53,7 @@ class SmallCNN(Extractor):
                 nn.SiLU(),
             ]
             channels = width
-        # 2 × 2 means of the last map keep a rough idea of where things are.
+        # 2 × 2 means of the last map keep a rough position of its features.
         self.maps = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.hidden = nn.Linear(channels * 2 * 2, self.num_features)
         self.head = nn.Linear(self.num_features, num_classes)
@@ -57,10 +63,10 @@ class SmallCNN(Extractor):
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores (N, num_classes) of images x (N, C, H, W)."""
-        return self.head(self(x))
+        return self.class_scores(self(x))
 
 
-# How a SmallCNN is trained: part of the cached file's key, so that a change here makes a new one.
+# How a SmallCNN is trained. It is part of the key of the cached file: a change here makes a new file.
 TRAINING = {
     "version": 1,
     "seed": 0,
@@ -72,7 +78,7 @@ TRAINING = {
 }
 
 
-def trained_cnn(data: Any, cache_dir: Path) -> SmallCNN:
+def trained_cnn(data: DataModule, cache_dir: Path) -> SmallCNN:
     """A `SmallCNN` named <dataset>_cnn, trained deterministically on the training split or read from the cache.
 
     Leaves the global random state, the gradient mode and the number of threads as they were.
@@ -84,13 +90,13 @@ def trained_cnn(data: Any, cache_dir: Path) -> SmallCNN:
         data.name,
         list(data.shape),
         data.levels,
-        fingerprint(data.train),
-        fingerprint(data.test),
+        data.train.fingerprint(),
+        data.test.fingerprint(),
     )
 
     def make() -> dict[str, Any]:
-        log.info("Training the feature extractor %s, once; it is kept in %s.", model.name, cache_dir)
-        # A caller may be in no_grad, inference_mode or autocast: none of them may reach the training.
+        log.info("Training the feature extractor %s once; it is kept in %s.", model.name, cache_dir)
+        # The training must not inherit no_grad, inference_mode or autocast from the caller.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             _train(model, data)
         return {"weights": model.state_dict(), "accuracy": _accuracy(model, data)}
@@ -103,17 +109,18 @@ def trained_cnn(data: Any, cache_dir: Path) -> SmallCNN:
     return model.eval().requires_grad_(False)
 
 
-def _initialised(data: Any) -> SmallCNN:
+def _initialised(data: DataModule) -> SmallCNN:
+    assert data.num_classes is not None  # `check_extractable` refuses images without classes
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reach CUDA's state as well.
-        torch.default_generator.manual_seed(TRAINING["seed"])
+        # torch.manual_seed would change CUDA's state too.
+        torch.default_generator.manual_seed(int(TRAINING["seed"]))
         return SmallCNN(f"{data.name}_cnn", data.shape, data.num_classes)
 
 
-def _train(model: SmallCNN, data: Any) -> None:
-    """AdamW on the smoothed cross-entropy, cosine learning rate."""
-    generator = torch.Generator().manual_seed(TRAINING["seed"])
-    steps = TRAINING["steps"]
+def _train(model: SmallCNN, data: DataModule) -> None:
+    """Train by AdamW on the smoothed cross-entropy, with a cosine learning rate."""
+    generator = torch.Generator().manual_seed(int(TRAINING["seed"]))
+    steps, batch_size = int(TRAINING["steps"]), int(TRAINING["batch_size"])
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=TRAINING["learning_rate"], weight_decay=TRAINING["weight_decay"]
     )
@@ -121,12 +128,12 @@ def _train(model: SmallCNN, data: Any) -> None:
     order = torch.empty(0, dtype=torch.long)
     model.train()
     for _ in range(steps):
-        while len(order) < TRAINING["batch_size"]:
+        while len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(data.train), generator=generator)])
-        indices, order = order[: TRAINING["batch_size"]], order[TRAINING["batch_size"] :]
+        indices, order = order[:batch_size], order[batch_size:]
         batch = data.train[indices]
         loss = functional.cross_entropy(
-            model.logits(centred(data, batch.x)), batch.label, label_smoothing=TRAINING["label_smoothing"]
+            model.logits(data.centre(batch.x)), batch.label, label_smoothing=TRAINING["label_smoothing"]
         )
         optimizer.zero_grad()
         loss.backward()
@@ -136,6 +143,6 @@ def _train(model: SmallCNN, data: Any) -> None:
 
 
 @torch.no_grad()
-def _accuracy(model: SmallCNN, data: Any) -> float:
+def _accuracy(model: SmallCNN, data: DataModule) -> float:
     correct = [model.logits(x).argmax(1) == label for x, label in split_batches(data, data.test, 500)]
     return torch.cat(correct).double().mean().item()

@@ -1,7 +1,7 @@
-"""Pictures of a run: sample grid, scatter beside the data, denoising trajectory, loss curve.
+"""Pictures of a run: sample grid, scatter plot beside the data, denoising trajectory, loss curve.
 
-matplotlib is imported where a picture is drawn, and only its Figure objects are used: no window, no global state. Every
-function writes one file, whose suffix is its format.
+matplotlib is imported when a picture is drawn. Only its Figure objects are used, without windows or global state. Every
+function writes one file; the suffix of its path is the format.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 150  # dots per inch
 INK, FAINT, ACCENT, SECOND = "#1b1f24", "#8b949e", "#1f6feb", "#d1570b"
@@ -30,14 +35,14 @@ def sample_grid(
 ) -> None:
     """Images uint8 (N, C, H, W), C 1 or 3, in rows of `columns`, with an optional label at the left of each row.
 
-    Pixels are enlarged by a whole number, without smoothing, and so stay visible.
+    Pixels are enlarged by a whole factor without smoothing, so that they stay visible.
     """
     rows = math.ceil(len(images) / columns)
     gap = max(1, images.shape[-1] // 14)  # pixels between images
     canvas = _mosaic(images, columns, gap)
     height, width = canvas.shape[:2]
     scale = max(1, round(900 / width))  # screen dots per pixel
-    left = 0.25 + 0.09 * max(map(len, row_labels)) if row_labels else 0.1  # inches, as are the next two
+    left = 0.25 + 0.09 * max(map(len, row_labels)) if row_labels else 0.1  # inches, as the next two
     bottom, top = 0.1, (0.38 if title else 0.1)
     inner = (width * scale / DPI, height * scale / DPI)
     size = (left + inner[0] + 0.1, bottom + inner[1] + top)
@@ -71,7 +76,7 @@ def scatter(samples: Tensor, data: Tensor, path: str | Path, *, title: str = "")
 
 
 def paths(curves: Tensor, data: Tensor, path: str | Path) -> None:
-    """Curves (P, T, D) of T points each, their ends marked, among data points (M, D ≥ 2); two dimensions are drawn."""
+    """Curves (P, T, D) of T points with marked ends, over data points (M, D ≥ 2); two dimensions are drawn."""
     figure = _figure((5.0, 5.0))
     axes = figure.add_axes((0.14, 0.12, 0.82, 0.82))
     _dots(axes, data, _limits(data), FAINT, size=2.0)
@@ -86,17 +91,17 @@ def paths(curves: Tensor, data: Tensor, path: str | Path) -> None:
 
 def side_by_side(panels: Sequence[tuple[str, Tensor]], path: str | Path, *, columns: int, data: Tensor | None) -> None:
     """Titled panels of samples: images uint8 (N, C, H, W) in rows of `columns`, or points (N, D ≥ 2) on data's axes."""
-    side, top = 3.6, 0.55  # inches: a panel's width, and the room for its title of two lines
-    mosaics = [None if data is not None else _mosaic(x, columns, max(1, x.shape[-1] // 14)) for _, x in panels]
-    ratio = 1.0 if data is not None else mosaics[0].shape[0] / mosaics[0].shape[1]
+    side, top = 3.6, 0.55  # inches: the width of a panel, and the height of its title of two lines
+    mosaics = [_mosaic(x, columns, max(1, x.shape[-1] // 14)) for _, x in panels] if data is None else []
+    ratio = mosaics[0].shape[0] / mosaics[0].shape[1] if mosaics else 1.0
     figure = _figure((side * len(panels), side * ratio + top))
     height = figure.get_figheight()
-    for i, ((title, samples), mosaic) in enumerate(zip(panels, mosaics, strict=True)):
+    for i, (title, samples) in enumerate(panels):
         axes = figure.add_axes(((i + 0.02) / len(panels), 0.0, 0.96 / len(panels), (height - top) / height))
-        if mosaic is None:
-            _dots(axes, samples, _limits(data), ACCENT, size=2.0)
+        if data is None:
+            axes.imshow(mosaics[i].numpy(), interpolation="nearest")
         else:
-            axes.imshow(mosaic.numpy(), interpolation="nearest")
+            _dots(axes, samples, _limits(data), ACCENT, size=2.0)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.set_title(title, fontsize=10, color=INK)
@@ -106,11 +111,16 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], path: str | Path, *, colu
 def trajectory(
     steps: Sequence[Step], path: str | Path, *, columns: int = 9, num_samples: int = 3, title: str = ""
 ) -> None:
-    """What a sampler saw on its way: x_σ above, D(x_σ, σ) below, from the largest σ at the left to the smallest.
+    """The steps of a sampler: x_σ above, D(x_σ, σ) below, from the largest σ at the left to the smallest.
 
-    steps: (σ, x, D) of every step, in model space, images (N, C, H, W) or vectors (N, D ≥ 2). At most `columns` steps
-    are drawn, the first and the last among them, and of images the first `num_samples`. Images x_σ are drawn as
-    x_σ/√(1 + σ²), which keeps noise in the range of grey levels.
+    Images x_σ are drawn as x_σ/√(1 + σ²), which keeps the noise in the range of grey levels.
+
+    Args:
+        steps: (σ, x, D) of every step in model space, images (N, C, H, W) or vectors (N, D ≥ 2).
+        path: the file.
+        columns: at most so many steps are drawn, including the first and the last.
+        num_samples: so many of the images are drawn.
+        title: title of the picture.
     """
     chosen = sorted({round(i * (len(steps) - 1) / max(columns - 1, 1)) for i in range(columns)})
     kept = [steps[i] for i in chosen]
@@ -123,8 +133,11 @@ def trajectory(
 def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "") -> None:
     """Training loss (raw and smoothed), validation loss, and on the right axis the Fréchet distance with its floor.
 
-    rows: those of metrics.csv, with `step` and any of train_loss, val_loss, fd_<extractor>, fd_<extractor>_floor; empty
-    cells ('' or None) are passed over.
+    Args:
+        rows: the rows of metrics.csv, with `step` and any of train_loss, val_loss, fd_<extractor>,
+            fd_<extractor>_floor; empty cells ('' or None) are skipped.
+        path: the file.
+        title: title of the picture.
     """
     figure = _figure((7.6, 4.2))
     axes = figure.subplots()
@@ -141,7 +154,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: st
     axes.set_ylabel("loss", color=INK)
     axes.set_title(title, fontsize=11, color=INK, loc="left")
     _bare(axes)
-    handles = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
     distances = sorted({k for row in rows for k in row if k.startswith("fd_") and not k.endswith(("_sd", "_floor"))})
     if any(_column(rows, name)[0] for name in distances):
         right = axes.twinx()
@@ -155,14 +168,15 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: st
         right.set_ylabel("Fréchet distance (feature units², log)", color=SECOND)
         right.tick_params(colors=SECOND)
         _bare(right, keep_right=True)
-        handles = tuple(a + b for a, b in zip(handles, right.get_legend_handles_labels(), strict=True))
-    if handles[0]:
-        axes.legend(*handles, frameon=False, fontsize=9, loc="upper right")
+        more_handles, more_labels = right.get_legend_handles_labels()
+        handles, labels = handles + more_handles, labels + more_labels
+    if handles:
+        axes.legend(handles, labels, frameon=False, fontsize=9, loc="upper right")
     figure.set_layout_engine("constrained")
     _save(figure, path)
 
 
-def _trajectory_of_images(steps: Sequence[Step], num_samples: int) -> Any:
+def _trajectory_of_images(steps: Sequence[Step], num_samples: int) -> Figure:
     num_samples = min(num_samples, len(steps[0][1]))
     figure = _figure((1.0 * len(steps) + 0.6, 1.0 * 2 * num_samples + 0.75))
     panels = figure.subplots(2 * num_samples, len(steps), squeeze=False)
@@ -190,13 +204,13 @@ def _trajectory_of_images(steps: Sequence[Step], num_samples: int) -> Any:
     return figure
 
 
-def _trajectory_of_points(steps: Sequence[Step], num_samples: int) -> Any:
+def _trajectory_of_points(steps: Sequence[Step], num_samples: int) -> Figure:
     width, height = 1.45 * len(steps) + 0.5, 3.75
     figure = _figure((width, height))
     panels = figure.subplots(2, len(steps), squeeze=False)
     final = _limits(steps[-1][2])
     for column, (sigma, x, denoised) in enumerate(steps):
-        # x spreads with σ: its window widens with it, D's stays the data's.
+        # x spreads with σ, so its window grows with σ; the window of D is that of the data.
         _dots(panels[0, column], x, [(low - 3 * sigma, high + 3 * sigma) for low, high in final], ACCENT, size=1.2)
         _dots(panels[1, column], denoised, final, SECOND, size=1.2)
         panels[0, column].set_title(rf"$\sigma$ = {float(sigma):.3g}", fontsize=9, color=INK)
@@ -212,18 +226,18 @@ def _trajectory_of_points(steps: Sequence[Step], num_samples: int) -> Any:
     return figure
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def _figure(size: tuple[float, float]) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, dpi=DPI, facecolor="white")
 
 
-def _headline(figure: Any, title: str) -> None:
+def _headline(figure: Figure, title: str) -> None:
     width, height = figure.get_size_inches()
     figure.text(0.12 / width, 1 - 0.12 / height, title, ha="left", va="top", color=INK, fontsize=11)
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def _save(figure: Figure, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -240,7 +254,7 @@ def _mosaic(images: Tensor, columns: int, gap: int) -> Tensor:
     return canvas
 
 
-def _picture(image: Tensor) -> Any:
+def _picture(image: Tensor) -> np.ndarray:
     """A model-space image (C, H, W) as an RGB array (H, W, 3) in [0, 1]."""
     return ((image.detach().cpu().float() + 1) / 2).clamp(0, 1).nan_to_num().expand(3, -1, -1).permute(1, 2, 0).numpy()
 
@@ -253,14 +267,14 @@ def _limits(points: Tensor) -> list[tuple[float, float]]:
     return [((c - half).item(), (c + half).item()) for c in centre]
 
 
-def _dots(axes: Any, points: Tensor, limits: Sequence[tuple[float, float]], colour: str, size: float = 4.0) -> None:
+def _dots(axes: Axes, points: Tensor, limits: Sequence[tuple[float, float]], colour: str, size: float = 4.0) -> None:
     points = points.detach().cpu().float()
     axes.scatter(points[:, 0], points[:, 1], s=size, color=colour, alpha=0.5, linewidths=0)
     axes.set(xlim=limits[0], ylim=limits[1], aspect="equal")
     _bare(axes)
 
 
-def _bare(axes: Any, keep_right: bool = False) -> None:
+def _bare(axes: Axes, keep_right: bool = False) -> None:
     axes.spines["top"].set_visible(False)
     axes.spines["right"].set_visible(keep_right)
     if not keep_right:
@@ -270,21 +284,21 @@ def _bare(axes: Any, keep_right: bool = False) -> None:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and finite values of one metric, where it has any."""
+    """Steps and finite values of one metric."""
     pairs = [(float(r["step"]), float(r[name])) for r in rows if r.get(name) not in (None, "")]
     pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Mean over a centred window of a twentieth of the curve, cut short at its ends."""
+    """Mean over a centred window of a twentieth of the curve, shorter at its ends."""
     half = max(1, len(values) // 40)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
-def _focus(axes: Any, values: Sequence[float]) -> None:
-    """Show nearly all of the values: the few very large losses of the first steps may leave the picture."""
+def _focus(axes: Axes, values: Sequence[float]) -> None:
+    """Limit the axis to nearly all values: the few very large losses of the first steps may lie outside."""
     if values:
         ordered = sorted(values)
         low, high = ordered[0], ordered[math.ceil(0.98 * (len(ordered) - 1))]

@@ -1,6 +1,8 @@
-"""Ending a run early that a search no longer believes in."""
+"""Pruning: a search ends a run early whose metric is worse than that of its other trials."""
 
 from __future__ import annotations
+
+import math
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -11,7 +13,7 @@ from flowdiff.runs.run_folder import RunFolder
 
 
 class Pruning(Callback):
-    """Reports a trial's metric at every validation but the last; raises Pruned where its study sees no hope."""
+    """Reports the metric of a trial at every validation except the last; raises Pruned where its study gives up."""
 
     def __init__(self, trial: OpenTrial):
         self.trial = trial
@@ -21,12 +23,12 @@ class Pruning(Callback):
         if step >= trainer.max_steps:
             return
         value = trainer.callback_metrics.get(self.trial.metric)
-        hopeless = trainer.is_global_zero and value is not None and self.trial.is_hopeless(step, float(value))
-        if trainer.strategy.broadcast(hopeless):  # all ranks end at the same step
-            raise Pruned(step, self.trial.metric, float("nan") if value is None else float(value), self.trial.study)
+        prune = trainer.is_global_zero and value is not None and self.trial.should_prune(step, float(value))
+        if trainer.strategy.broadcast(prune):  # all ranks end at the same step
+            raise Pruned(step, self.trial.metric, math.nan if value is None else float(value), self.trial.study)
 
 
 def pruning(folder: RunFolder, run_id: str) -> list[Callback]:
-    """What a run needs as a trial of a search in its sweep folder; nothing when it is none."""
-    trial = OpenTrial.of(folder.path.parent, run_id)
+    """The pruning of a run that is a trial of a search in its sweep folder; nothing for other runs."""
+    trial = OpenTrial.find(folder.path.parent, run_id)
     return [] if trial is None else [Pruning(trial)]

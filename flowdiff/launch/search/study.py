@@ -1,8 +1,8 @@
 """A search over runs: an Optuna study in a file of the sweep folder.
 
-The sweep's process asks the study for trials and tells it what became of their runs; the process of a run, wherever it
-runs, finds its trial in the file by the run's identity, reports its metric there at every validation and asks whether
-it is worth going on. Of all this a run's config knows nothing, so that a run of a search is the same run as any other.
+The process of the sweep asks the study for trials and tells it how their runs ended. The process of a run, on whatever
+machine, finds its trial in the file by its run id, reports its metric at every validation and asks whether to continue.
+The config of a run does not mention the search, so a run of a search is the same run as any other.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from flowdiff.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-FILE = "study.journal"  # in the sweep folder
-TELLING = 5  # complete trials from which on the importance of a parameter can be spoken of
-# What the study keeps of a trial beside its parameters.
+STUDY_FILE = "study.journal"  # in the sweep folder
+MIN_TRIALS_FOR_IMPORTANCE = 5  # complete trials
+# Keys of a trial's attributes: its run id, its overrides, and why it makes no sense.
 RUN, OVERRIDES, REFUSED = "run", "overrides", "refused"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(strict=True, extra="forbid"))
 class Settings:
-    """What conf/hydra/sweeper/optuna.yaml holds beside params; its comments say what each means."""
+    """The settings in conf/hydra/sweeper/optuna.yaml except params; the file explains each of them."""
 
     n_trials: PositiveInt
     n_jobs: PositiveInt
@@ -50,17 +52,17 @@ class Settings:
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> Settings:
-        """From plain values; ConfigurationError names the first that is not allowed."""
+        """Validate the settings; ConfigurationError names the first that is not allowed."""
         try:
             return cls(**given)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            key, allowed = first["loc"][0], first["msg"][0].lower() + first["msg"][1:]
+            key, allowed = str(first["loc"][0]), first["msg"][0].lower() + first["msg"][1:]
             raise ConfigurationError(f"hydra.sweeper.{key}={given.get(key)} is not allowed: {allowed}.") from None
 
 
-def needed() -> None:
-    """ConfigurationError where Optuna is not installed."""
+def require_optuna() -> None:
+    """ConfigurationError if Optuna is not installed."""
     try:
         import optuna
     except ImportError:
@@ -68,20 +70,25 @@ def needed() -> None:
             "hydra/sweeper=optuna needs Optuna, which is not installed: pip install -e '.[optuna]', or sweep over "
             "values with hydra/sweeper=grid."
         ) from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it says of a trial the board says of its run
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the board shows the same about the runs
 
 
 class Search:
-    """The study of one search; one with other fixed overrides, space or metric in the same folder is another study.
+    """The study of one search. A search with another space, metric or other fixed overrides is another study.
 
-    space: override key to distribution, fixed: the other overrides that decide numbers. A trial that was asked for is
-    *open* until its run is complete, pruned or failed.
+    A trial is *open* from the moment it is asked for until its run is complete, pruned or failed.
+
+    Args:
+        sweep: the sweep folder.
+        settings: the settings of the search.
+        space: the distribution of each override key that is searched over.
+        fixed: the other overrides that affect numbers.
     """
 
     def __init__(self, sweep: Path, settings: Settings, space: Mapping[str, BaseDistribution], fixed: Sequence[str]):
         import optuna
 
-        needed()
+        require_optuna()
         self.sweep = sweep
         self.settings = settings
         self.space = dict(space)
@@ -91,24 +98,24 @@ class Search:
         self._storage = _storage(sweep)
         self.study = self._open()
 
-    def begin_anew(self) -> None:
-        """Forget all trials."""
+    def delete_trials(self) -> None:
+        """Delete all trials, to search from scratch."""
         import optuna
 
         optuna.delete_study(study_name=self.name, storage=self._storage)
         self.study = self._open()
 
     def trials(self, *states: str) -> list[FrozenTrial]:
-        """The trials in these states (COMPLETE, PRUNED, FAIL, RUNNING), or all, in the order they were asked for."""
+        """The trials in these states (COMPLETE, PRUNED, FAIL, RUNNING; none: all), in the order they were asked for."""
         from optuna.trial import TrialState
 
         return self.study.get_trials(deepcopy=False, states=[TrialState[s] for s in states] or None)
 
     def ask(self, params: Mapping[str, Any] | None = None) -> FrozenTrial:
-        """A new trial, with these parameters or those that the sampler likes best.
+        """A new trial, with these parameters, or, if None, with parameters that the sampler draws.
 
-        What the sampler draws is a function of its seed, the number of the trial and the results so far: a search that
-        was interrupted goes on as if it had not been.
+        The draw is a function of the seed, the number of the trial and the results so far: an interrupted search
+        continues as if it had not been interrupted.
         """
         if params is not None:
             self.study.enqueue_trial(dict(params))
@@ -116,38 +123,39 @@ class Search:
         return self._trial(self.study.ask(self.space).number)
 
     def assign(self, trial: FrozenTrial, run: str, overrides: Sequence[str]) -> FrozenTrial:
-        """Say which run, by its identity, is the trial's: from here on the process of the run finds it. The trial."""
+        """Set the run id and the overrides of a trial, so that the process of the run finds it; returns the trial."""
         self._note(trial, OVERRIDES, list(overrides))
         self._note(trial, RUN, run)
         return self._trial(trial.number)
 
     def refuse(self, trial: FrozenTrial, overrides: Sequence[str], why: str) -> None:
-        """A trial whose parameters make no sense together."""
+        """Close a trial whose parameters make no sense together."""
         self._note(trial, OVERRIDES, list(overrides))
         self._note(trial, REFUSED, why)
         self._tell(trial, "FAIL")
 
     def folder(self, run: str) -> RunFolder | None:
-        """The folder of a run of the sweep, if it has one."""
+        """The folder of a run of the sweep; None if it has not begun."""
         found = sorted(path for path in self.sweep.glob(f"*-{run}") if path.is_dir())
         return RunFolder(found[0]) if found else None
 
     def has_ended(self, run: str) -> bool:
-        """Whether a run is complete, or was ended early by this study."""
+        """Whether a run is complete or was pruned by this study."""
         folder = self.folder(run)
         return folder is not None and (folder.is_complete or self._has_pruned(folder))
 
     def settle(self, trial: FrozenTrial) -> bool:
-        """Close an open trial when its run has ended in whichever way. Whether it is closed.
+        """Close an open trial if its run has ended, in whatever way; returns whether it is closed.
 
-        Raises RunError where a complete run did not measure the metric.
+        Raises:
+            RunError: the run is complete but did not measure the metric.
         """
         folder = self.folder(trial.user_attrs[RUN])
         if folder is None:
             return False
         if folder.is_complete:
-            value = measured(folder, self.settings.metric)
-            if math.isnan(value):  # to Optuna that is no value
+            value = last_value(folder, self.settings.metric)
+            if math.isnan(value):  # Optuna does not accept it as a value
                 self._tell(trial, "FAIL")
             else:
                 self._tell(trial, "COMPLETE", value)
@@ -160,7 +168,7 @@ class Search:
         return True
 
     def failed(self) -> list[FrozenTrial]:
-        """Of each run that failed, and has not ended otherwise since, the last trial."""
+        """The last trial of each run whose last trial failed."""
         last = {trial.user_attrs[RUN]: trial for trial in self.trials() if RUN in trial.user_attrs}
         return [trial for trial in last.values() if trial.state.name == "FAIL"]
 
@@ -168,18 +176,20 @@ class Search:
         """The complete trial with the best value."""
         complete = self.trials("COMPLETE")
         sign = 1 if self.settings.direction == "minimize" else -1
-        return min(complete, key=lambda trial: sign * trial.value) if complete else None
+        return min(complete, key=lambda trial: sign * (trial.value or 0.0)) if complete else None
 
     def importances(self) -> dict[str, float]:
-        """The share of each parameter in what separates good trials from the rest, adding up to 1 (PED-ANOVA).
+        """How much each parameter contributes to what separates good trials from the rest; the shares add up to 1.
 
-        Empty where the complete trials are too few or too alike to say. Source: Watanabe, Bansal, Hutter, "PED-ANOVA:
-        Efficiently Quantifying Hyperparameter Importance in Arbitrary Subspaces", 2023.
+        Empty if the complete trials are too few or all equal.
+
+        Source: Watanabe, Bansal, Hutter, PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
+        Subspaces, 2023.
         """
         import optuna
 
         complete = self.trials("COMPLETE")
-        if len(complete) < TELLING or len({trial.value for trial in complete}) == 1:
+        if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or len({trial.value for trial in complete}) == 1:
             return {}
         shares = optuna.importance.get_param_importances(self.study)
         return shares if sum(shares.values()) > 0 else {}
@@ -210,7 +220,7 @@ class Search:
 
 
 class OpenTrial:
-    """The trial of a run, as the process of the run sees it."""
+    """The trial of a run, as the process of the run sees it. study: the name of its study; metric: what to report."""
 
     def __init__(self, trial: Trial, metric: str):
         self.metric = metric
@@ -218,11 +228,11 @@ class OpenTrial:
         self._trial = trial
 
     @classmethod
-    def of(cls, sweep: Path, run: str) -> OpenTrial | None:
-        """The open trial of a run in the studies of a sweep folder; None where no search asked for the run."""
-        if not (sweep / FILE).is_file():
+    def find(cls, sweep: Path, run: str) -> OpenTrial | None:
+        """The open trial with this run id in the studies of a sweep folder; None if there is none."""
+        if not (sweep / STUDY_FILE).is_file():
             return None
-        needed()
+        require_optuna()
         import optuna
 
         storage = _storage(sweep)
@@ -235,25 +245,24 @@ class OpenTrial:
                     return cls(optuna.Trial(study, trial._trial_id), settings.metric)
         return None
 
-    def is_hopeless(self, step: int, value: float) -> bool:
-        """Report the metric after `step` optimiser steps; whether the study would rather not go on."""
-        if (
-            step not in self._trial.study.trials[self._trial.number].intermediate_values
-        ):  # else a resumed run repeats it
+    def should_prune(self, step: int, value: float) -> bool:
+        """Report the metric after `step` optimiser steps, and return whether the study ends the run here."""
+        reported = self._trial.study.trials[self._trial.number].intermediate_values
+        if step not in reported:  # a resumed run reports a step twice
             self._trial.report(value, step)
         return self._trial.should_prune()
 
 
-def measured(folder: RunFolder, metric: str) -> float:
-    """The last value in a column of metrics.csv; RunError where there is none."""
+def last_value(folder: RunFolder, metric: str) -> float:
+    """The last value in a column of metrics.csv; RunError if there is none."""
     with folder.metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     values = [row[metric] for row in rows if row.get(metric)]
     if not values:
         columns = ", ".join(key for key in (rows[0] if rows else ()) if key != "step")
         raise RunError(
-            f"hydra.sweeper.metric={metric} was not measured: {folder.metrics} has {columns or 'no rows'}; take one of "
-            "these (runs that are complete are not trained again)."
+            f"hydra.sweeper.metric={metric} was not measured: {folder.metrics} has {columns or 'no rows'}; choose one "
+            "of these (complete runs are not trained again)."
         )
     return float(values[-1])
 
@@ -262,20 +271,22 @@ def _storage(sweep: Path) -> BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    file = str((sweep / FILE).absolute())
-    # Of a process that was killed while it wrote, the lock is taken over after half a minute.
+    file = str((sweep / STUDY_FILE).absolute())
+    # This lock is taken over half a minute after a process was killed while it wrote.
     return JournalStorage(JournalFileBackend(file, JournalFileOpenLock(file)))
 
 
-def _sampler(settings: Settings, number: int) -> Any:
+def _sampler(settings: Settings, number: int) -> BaseSampler:
     import optuna
     from numpy.random import SeedSequence
 
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-    return samplers[settings.sampler](seed=int(SeedSequence([settings.seed, number]).generate_state(1)[0]))
+    seed = int(SeedSequence([settings.seed, number]).generate_state(1)[0])
+    if settings.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _pruner(settings: Settings) -> Any:
+def _pruner(settings: Settings) -> BasePruner:
     import optuna
 
     if settings.pruner == "none":

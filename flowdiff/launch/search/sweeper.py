@@ -1,9 +1,9 @@
-"""From Hydra's list of overrides to a search: read the space, and hand batches of trials to the launcher."""
+"""From Hydra's list of overrides to a search: read the space, and pass batches of trials to the launcher."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import config
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
-from flowdiff.launch.search.study import FILE, OVERRIDES, REFUSED, RUN, Search, Settings, needed
+from flowdiff.launch.search.study import OVERRIDES, REFUSED, RUN, STUDY_FILE, Search, Settings, require_optuna
+from flowdiff.launch.search.trial_row import TrialRow
 from flowdiff.launch.sweep import composed, rehearse
-from flowdiff.report.plots import png
-from flowdiff.report.search_progress import TrialRow, picture, table
 from flowdiff.runs.identity import run_id, run_name
 from flowdiff.runs.job import checked_retry
 from flowdiff.runs.run_folder import RunFolder
@@ -29,7 +28,12 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "open", "WAITING": "open"}
-SENSELESS = 10  # trials in a row that make no sense, after which a search gives up
+MAX_INVALID_IN_A_ROW = 10  # after so many invalid trials in a row a search gives up
+
+PrintTable = Callable[[Sequence[TrialRow], str], None]
+"""(trials, metric): prints the table of the trials."""
+Draw = Callable[[Sequence[TrialRow], str, str, Mapping[str, float], Path], None]
+"""(trials, metric, direction, importances, file): draws the search into a PNG file."""
 
 
 def run(
@@ -38,50 +42,62 @@ def run(
     launcher: Launcher,
     settings: Mapping[str, Any],
     arguments: Sequence[str],
+    print_table: PrintTable,
+    draw: Draw,
 ) -> None:
     """Hydra's Sweeper.sweep: search until there are n_trials, then show them, the best one and its command.
 
-    settings: of conf/hydra/sweeper/optuna.yaml; arguments: the overrides of its params and of the command line.
-    Raises ConfigurationError for a search that makes no sense, RunError when no trial came to a value.
+    Args:
+        context: Hydra's context.
+        sweep: the config of the sweep.
+        launcher: launches batches of trials.
+        settings: the settings of conf/hydra/sweeper/optuna.yaml.
+        arguments: the overrides of its params and of the command line.
+        print_table: shows the trials at the end.
+        draw: draws the trials at the end.
+
+    Raises:
+        ConfigurationError: the search cannot work.
+        RunError: no trial has a value.
     """
     checked = Settings.checked(settings)
-    needed()
+    require_optuna()
     retry = checked_retry(sweep.retry)
-    words = space(OverridesParser.create(context.config_loader).parse_overrides(list(arguments)))
+    space = search_space(OverridesParser.create(context.config_loader).parse_overrides(list(arguments)))
     folder = Path(sweep.hydra.sweep.dir)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(sweep, folder / "multirun.yaml")
     try:
-        search = _Search(context, sweep, launcher, folder, checked, words)
+        search = _Search(context, sweep, launcher, folder, checked, space)
         if sweep.force or retry == "all":
-            search.study.begin_anew()
+            search.study.delete_trials()
         search.run(retry_failed=retry == "failed")
     except FlowdiffError:
         if new and not any(path.is_dir() for path in folder.iterdir()):  # nothing was started
-            for path in [*folder.glob(f"{FILE}*"), folder / "multirun.yaml"]:
+            for path in [*folder.glob(f"{STUDY_FILE}*"), folder / "multirun.yaml"]:
                 path.unlink()
             folder.rmdir()
         raise
-    search.conclude()
+    search.conclude(print_table, draw)
 
 
-def space(overrides: Sequence[Override]) -> dict[str, str | BaseDistribution]:
-    """Of each override key what it is searched over, or the whole override where it is fixed; a later one counts.
+def search_space(overrides: Sequence[Override]) -> dict[str, str | BaseDistribution]:
+    """{override key: its distribution if it is searched, else the fixed override}; a later override of a key wins.
 
-    choice(a,b) and a,b are categories, range(a,b,step) numbers from a to b, interval(a,b) any between; tag(log, …)
-    makes the logarithm uniform and int(…) the numbers whole. Raises ConfigurationError for what cannot be read so.
+    choice(a,b) and a,b are categories, range(a,b,step) are numbers from a to b, interval(a,b) is any number between;
+    tag(log, …) makes the logarithm uniform and int(…) makes the numbers whole. Raises ConfigurationError for others.
     """
-    words = {}
+    space: dict[str, str | BaseDistribution] = {}
     for override in overrides:
         searched = override.is_sweep_override()
-        words[override.get_key_element()] = _distribution(override) if searched else override.input_line
-    if all(isinstance(word, str) for word in words.values()):
+        space[override.get_key_element()] = _distribution(override) if searched else override.input_line
+    if all(isinstance(word, str) for word in space.values()):
         raise ConfigurationError(
             "hydra/sweeper=optuna has nothing to search: give at least one choice(…), range(…) or interval(…), e.g. "
             "'optimizer.lr=tag(log,interval(1e-4,3e-3))'."
         )
-    return words
+    return space
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -90,7 +106,7 @@ def _distribution(override: Override) -> BaseDistribution:
     value = override.value()
     log = "log" in value.tags
     if value.tags - {"log"} or (log and isinstance(value, ChoiceSweep)):
-        raise _unread(override, "of all tags only log is known, of a range or an interval")
+        raise _not_searchable(override, "the only tag is log, and only a range or an interval can have it")
     if isinstance(value, RangeSweep | IntervalSweep):
         low = value.start
         high, step = (value.stop, value.step) if isinstance(value, RangeSweep) else (value.end, None)
@@ -99,16 +115,16 @@ def _distribution(override: Override) -> BaseDistribution:
         if step is not None and step > 0:
             start, width = Decimal(str(low)), Decimal(str(step))  # Optuna counts the steps exactly
             high = (int if whole else float)(start + (Decimal(str(high)) - start) // width * width)
-        # Optuna knows no step on a logarithmic axis, but for whole numbers the step 1.
+        # On a logarithmic axis Optuna has no step, except the step 1 of whole numbers.
         further = {} if step is None or (log and whole and step == 1) else {"step": step}
         try:
             return kind(low, high, log=log, **further)
         except ValueError as error:
-            raise _unread(override, str(error).splitlines()[0].rstrip(".")) from None
+            raise _not_searchable(override, str(error).splitlines()[0].rstrip(".")) from None
     return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
 
 
-def _unread(override: Override, why: str) -> ConfigurationError:
+def _not_searchable(override: Override, why: str) -> ConfigurationError:
     return ConfigurationError(
         f"{override.input_line} cannot be searched over ({why}): give choice(a,b), range(low,high) or "
         "interval(low,high) with low < high, and tag(log,…) only where low > 0."
@@ -116,7 +132,7 @@ def _unread(override: Override, why: str) -> ConfigurationError:
 
 
 class _Search:
-    """One call of a search: what it may still spend, and how a trial becomes a run."""
+    """One call of a search: how many trials are left, and how a trial becomes a run."""
 
     def __init__(
         self,
@@ -125,32 +141,32 @@ class _Search:
         launcher: Launcher,
         folder: Path,
         settings: Settings,
-        words: Mapping[str, str | BaseDistribution],
+        space: Mapping[str, str | BaseDistribution],
     ):
         self.context = context
         self.sweep = sweep
         self.launcher = launcher
         self.folder = folder
         self.settings = settings
-        self.words = words
-        searched = {key: word for key, word in words.items() if not isinstance(word, str)}
-        # What decides no numbers may differ between two calls of one search.
-        fixed = [word for word in words.values() if isinstance(word, str) and run_name([word]) == word]
+        self.space = space
+        searched = {key: word for key, word in space.items() if not isinstance(word, str)}
+        # Overrides that do not affect the numbers may differ between two calls of one search.
+        fixed = [word for word in space.values() if isinstance(word, str) and run_name([word]) == word]
         self.study = Search(folder, settings, searched, fixed)
-        self._again: list[FrozenTrial] = []  # that failed in an earlier call and are tried again
-        self._senseless = 0  # trials in a row
+        self._again: list[FrozenTrial] = []  # trials that failed in an earlier call and are run again
+        self._invalid = 0  # invalid trials in a row
 
     def run(self, *, retry_failed: bool) -> None:
-        """Batch after batch, until there are n_trials or a batch goes on without this process."""
+        """Batch after batch, until there are n_trials or a batch continues without this process."""
         set_aside: set[int] = set()
         if retry_failed:
             self._again = self.study.failed()
             set_aside = {trial.number for trial in self.study.trials("FAIL") if RUN in trial.user_attrs}
-        asked = self.study.trials("RUNNING")  # by a call that did not get to their end
+        asked = self.study.trials("RUNNING")  # left open by an earlier call
         batch = [trial for trial in asked if RUN in trial.user_attrs]
         half = [trial for trial in asked if RUN not in trial.user_attrs]
-        # A batch of which something has run is finished as it is, so that the next one is chosen with the knowledge
-        # that it would have been chosen with had this search not been interrupted.
+        # If a run of the batch exists, the batch is finished unchanged: the next batch is then chosen from the same
+        # results as in a search that was not interrupted.
         whole = any(self.study.folder(trial.user_attrs[RUN]) for trial in batch)
         while True:
             while half or (not whole and len(batch) < min(self.settings.n_jobs, self._left(set_aside))):
@@ -173,52 +189,50 @@ class _Search:
         return self.study.ask(self._again.pop(0).params if self._again else None)
 
     def _assigned(self, trial: FrozenTrial) -> list[FrozenTrial]:
-        """The trial with its run, or none when its parameters make no sense."""
+        """The trial with its run; an empty list if its parameters are invalid."""
         overrides = [
-            word if isinstance(word, str) else f"{key}={_text(trial.params[key])}" for key, word in self.words.items()
+            word if isinstance(word, str) else f"{key}={_text(trial.params[key])}" for key, word in self.space.items()
         ]
         try:
             settings = config.resolved(composed(self.context, self.sweep, overrides))
-            # On what devices they will run is the launcher's to try.
+            # The launcher checks the devices they will run on.
             on_cpu = {**settings, "accelerator": config.defaults("accelerator", "cpu")}
             rehearse(on_cpu, RunFolder(self.folder))
         except ConfigurationError as error:
             self.study.refuse(trial, overrides, str(error))
-            self._senseless += 1
-            if self._senseless == min(SENSELESS, self.settings.n_trials):
+            self._invalid += 1
+            if self._invalid == min(MAX_INVALID_IN_A_ROW, self.settings.n_trials):
                 raise ConfigurationError(
-                    f"{self._senseless} trials in a row make no sense; the last one: {error}"
+                    f"{self._invalid} trials in a row are invalid; the last one: {error}"
                 ) from None
             return []
-        self._senseless = 0
+        self._invalid = 0
         return [self.study.assign(trial, run_id(settings), overrides)]
 
     def _has_ended(self, trial: FrozenTrial) -> bool:
-        """Whether its run need not be launched; with force only what this very search has trained counts."""
+        """Whether its run need not be launched; with force only runs that this search has trained count."""
         run = trial.user_attrs[RUN]
         known = any(other.user_attrs.get(RUN) == run for other in self.study.trials("COMPLETE", "PRUNED"))
         return (known or not self.sweep.force) and self.study.has_ended(run)
 
-    def conclude(self) -> None:
-        """Show the trials, draw them, and print the best one's command; RunError when there is none and all ended."""
-        from rich.console import Console
-
+    def conclude(self, print_table: PrintTable, draw: Draw) -> None:
+        """Show the trials, draw them, and print the best one's command; RunError if all have ended without a value."""
         rows = self._rows()
-        metric, drawn = self.settings.metric, self.folder / "search.png"
-        Console().print(table(rows, metric))
+        metric, picture = self.settings.metric, self.folder / "search.png"
+        print_table(rows, metric)
         open_trials = len(self.study.trials("RUNNING"))
         if open_trials:
-            print(f"{open_trials} trials have not ended: once they have, the same command goes on with the search.")
+            print(f"{open_trials} trials have not ended: when they have, the same command continues the search.")
         best = self.study.best()
         if best is None and not open_trials:
-            raise RunError(f"none of {len(rows)} trials came to a value of {metric}; the last one: {rows[-1].note}")
+            raise RunError(f"none of {len(rows)} trials has a value of {metric}; the last one: {rows[-1].note}")
         if best is not None:
-            drawn.write_bytes(png(picture(rows, metric, self.settings.direction, self.study.importances())))
-            print(f"best {metric} {best.value:.4g}, trial {best.number}; all trials in {drawn}\n")
+            draw(rows, metric, self.settings.direction, self.study.importances(), picture)
+            print(f"best {metric} {best.value:.4g}, trial {best.number}; all trials in {picture}\n")
             print(f"  python train.py {shlex.join(best.user_attrs[OVERRIDES])}\n")
 
     def _rows(self) -> list[TrialRow]:
-        """A row for each trial; of those that share a run for the last that was tried, and all that came to an end."""
+        """A row for each trial; of failed trials that share a run only the last one."""
         best = self.study.best()
         superseded = {trial.number for trial in self.study.trials("FAIL") if REFUSED not in trial.user_attrs}
         superseded -= {trial.number for trial in self.study.failed()}
@@ -240,5 +254,5 @@ class _Search:
 
 
 def _text(value: Any) -> str:
-    """As it stands in an override: six digits are enough to choose by, and short enough to read."""
+    """A value as an override has it; six digits are precise enough and short enough to read."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,8 +1,8 @@
-"""A sweep on SLURM: one array job through submitit, whose tasks train a run each, or several on the same devices.
+"""A sweep on SLURM: one array job, submitted through submitit; each task trains one run or several.
 
-The resolved configs travel with the tasks, so nothing that is edited later reaches them. A task begins when its
-submission has been recorded in the sweep's folder, and folders are made ready in between: whatever sbatch refuses has
-changed nothing. What becomes of a task is in `flowdiff.launch.slurm.pool.task`.
+The resolved configs are pickled with the tasks, so later edits do not affect them. The run folders are prepared after
+sbatch has accepted the job, and a task begins only when its submission has been recorded in the sweep's folder: a job
+that sbatch refuses has changed nothing. The life of a task is in `flowdiff.launch.slurm.task`.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from rich.console import Console
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.launch.board import Board, Row
+from flowdiff.launch.board import Board, Row, State
 from flowdiff.launch.local import Worker
-from flowdiff.launch.pending import Pairs, pending
-from flowdiff.launch.slurm.queue import jobs_of, queue_states
+from flowdiff.launch.pending import JobRows, pending_jobs
+from flowdiff.launch.slurm.queue import newest_jobs, queued_runs
 from flowdiff.launch.slurm.submission import FOLDER, Submission, record, submissions
 from flowdiff.launch.slurm.task import Limits, Task
 from flowdiff.launch.status import statuses
 from flowdiff.runs.identity import labels
 from flowdiff.runs.job import Job, Retry
-from flowdiff.runs.lock import Busy, owner
+from flowdiff.runs.ownership import Busy, owner
 from flowdiff.runs.provenance import git_commit
 
-LOOK = 5.0  # seconds between two looks at the queue
-KEPT = ("SLURM_CONF", "SLURM_JWT")  # of a job's environment: where the cluster is, not what the job was given
-GPU_ONLY = ("fsdp", "deepspeed")  # strategies that Lightning refuses where there is no GPU
+POLL = 5.0  # seconds between two looks at the queue
+CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_JWT")  # how to reach the cluster; kept when submitting from inside a job
+GPU_STRATEGIES = ("fsdp", "deepspeed")  # Lightning refuses these on a machine without a GPU
 
 
 class Settings(pydantic.BaseModel):
-    """What conf/hydra/launcher/slurm.yaml holds; ConfigurationError for what is not allowed."""
+    """The settings in conf/hydra/launcher/slurm.yaml, which explains each of them."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -67,76 +67,79 @@ class Settings(pydantic.BaseModel):
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> Settings:
-        """The settings; ConfigurationError for the first that is not allowed."""
+        """Validate the settings; ConfigurationError names the first that is not allowed."""
         try:
             return cls(**given)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            key, message = first["loc"][0], first["msg"]
+            key, message = str(first["loc"][0]), first["msg"]
             raise ConfigurationError(
                 f"hydra.launcher.{key}={given.get(key)} is not allowed: {message[0].lower()}{message[1:]}."
             ) from None
 
     def limits(self) -> Limits:
-        """What a task needs to know."""
+        """The settings that a task needs."""
         return Limits(self.signal_delay_s, self.max_timeouts, self.max_kills)
 
 
 class SlurmPool:
-    """Hands jobs to SLURM; returns once they are submitted, or follows them with settings.wait."""
+    """Submits jobs to SLURM; `run` returns after that, or with settings.wait when all jobs have ended."""
 
     def __init__(self, worker: Worker, settings: Settings, console: Console | None = None):
         self.worker = worker
         self.settings = settings
         self.console = console
 
-    def warm(self) -> None:
-        """ConfigurationError on a machine that cannot submit."""
+    def prepare(self) -> None:
+        """ConfigurationError on a machine that cannot submit jobs."""
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise ConfigurationError(
-                "hydra/launcher=slurm needs sbatch and srun, and this machine has none: submit from a login node of "
-                "the cluster, or take hydra/launcher=local."
+                "hydra/launcher=slurm needs sbatch and srun, which this machine does not have: submit from a login "
+                "node of the cluster, or set hydra/launcher=local."
             )
 
     @contextmanager
     def environment(self) -> Iterator[None]:
-        """Where a sweep is composed and submitted: as outside of any job, also when this process runs in one."""
+        """Compose and submit in an environment without the variables of the job in which this process may run."""
         from submitit.helpers import clean_env
 
-        kept = {k: v for k, v in os.environ.items() if k in KEPT or k.startswith("SBATCH_")}
+        kept = {k: v for k, v in os.environ.items() if k in CLUSTER_VARIABLES or k.startswith("SBATCH_")}
         with clean_env(("CUDA_VISIBLE_DEVICES",) if "SLURM_JOB_ID" in os.environ else ()):
             os.environ.update(kept)
             yield
 
-    def rehearsal(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The config as it can be tried where it is submitted: a login node has other devices than the jobs get."""
+    def checkable_config(self, config: dict[str, Any]) -> dict[str, Any]:
+        """The config with a CPU as its device: a login node has other devices than the jobs will have."""
         given = config["accelerator"]
-        strategy = "auto" if given["strategy"].startswith(GPU_ONLY) else given["strategy"]
+        strategy = "auto" if given["strategy"].startswith(GPU_STRATEGIES) else given["strategy"]
         here = {"kind": "cpu", "devices": 1, "num_nodes": 1, "strategy": strategy, "precision": "32-true"}
         return {**config, "accelerator": {**given, **here}}
 
     def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
-        """Submit what is to be run and not yet queued; with settings.wait follow it. A row for each job.
+        """Submit the jobs that are neither complete nor in the queue; with settings.wait, wait until they have ended.
 
-        ConfigurationError, with nothing submitted or changed, for what SLURM refuses. KeyboardInterrupt after Ctrl-C
-        while following; the jobs go on.
+        Returns a row for each job.
+
+        Raises:
+            ConfigurationError: SLURM refuses the jobs; nothing was submitted or changed.
+            KeyboardInterrupt: after Ctrl-C while waiting; the jobs continue.
         """
         names = labels([job.overrides for job in jobs])
         rows = [Row(name, job.folder, job.max_steps) for name, job in zip(names, jobs, strict=True)]
         with Board(rows, self.console) as board:
-            chosen = pending(list(zip(jobs, rows, strict=True)), board, retry, force)
-            chosen = _free(_unqueued(chosen, board), board)
+            chosen = pending_jobs(list(zip(jobs, rows, strict=True)), board, retry, force)
+            chosen = _without_owner(_not_queued(chosen, board), board)
             if chosen:
                 self._submit(chosen, board, force)
             if self.settings.wait:
                 try:
                     _follow(board)
                 except KeyboardInterrupt:
-                    board.say("the jobs go on; flowdiff cancel ends them")
+                    board.say("the jobs continue; flowdiff cancel ends them")
                     raise
         return rows
 
-    def _submit(self, chosen: Pairs, board: Board, force: bool) -> None:
+    def _submit(self, chosen: JobRows, board: Board, force: bool) -> None:
         jobs = [job for job, _ in chosen]
         size = self.settings.runs_per_task
         packs = [jobs[i : i + size] for i in range(0, len(jobs), size)]
@@ -149,7 +152,7 @@ class SlurmPool:
         job_id = submit_array(tasks, sweep / FOLDER, parameters)
         try:
             for job in jobs:
-                with suppress(Busy):  # whoever took the folder meanwhile; the task will say so
+                with suppress(Busy):  # another process took the folder meanwhile; the task will report it
                     job.prepare(force)
             if diff:
                 (sweep / FOLDER / f"{job_id}.diff").write_bytes(diff)
@@ -163,30 +166,31 @@ class SlurmPool:
 
 
 def sbatch_parameters(settings: Settings, configs: Sequence[Mapping[str, Any]], sweep: Path) -> dict[str, Any]:
-    """What submitit is to write into the batch script; ConfigurationError for runs that one array cannot hold."""
+    """submitit's parameters of the batch script; ConfigurationError if one array job cannot contain all the runs."""
     wanted = [config["accelerator"] for config in configs]
     layouts = {(str(node["devices"]), node["num_nodes"]) for node in wanted}
     if len(layouts) > 1:
         raise ConfigurationError(
-            "accelerator.devices and accelerator.num_nodes differ within the sweep, and all tasks of an array get the "
-            "same: take one sweep for each."
+            "accelerator.devices and accelerator.num_nodes differ within the sweep, but all tasks of an array job get "
+            "the same devices: use one sweep for each."
         )
     devices, nodes = wanted[0]["devices"], wanted[0]["num_nodes"]
     if isinstance(devices, list):
         raise ConfigurationError(
-            "accelerator.devices is a list of indices, and SLURM gives out the devices: take a number."
+            "accelerator.devices is a list of indices, but SLURM assigns the devices: give a number."
         )
     if devices == "auto":
         if not settings.gpus:
             raise ConfigurationError(
-                "accelerator.devices=auto is not known before the job runs: take a number, or hydra.launcher.gpus=…"
+                "accelerator.devices=auto is not known before the job runs: give a number, or set hydra.launcher.gpus=…"
             )
         devices = settings.gpus
     if devices * nodes > 1 and settings.runs_per_task > 1:
         raise ConfigurationError(
-            f"hydra.launcher.runs_per_task={settings.runs_per_task} does not go with runs on {devices * nodes} "
-            "devices: take hydra.launcher.runs_per_task=1."
+            f"hydra.launcher.runs_per_task={settings.runs_per_task} cannot be combined with runs on "
+            f"{devices * nodes} devices: set hydra.launcher.runs_per_task=1."
         )
+    folder = str((sweep / FOLDER).resolve())
     gpus = settings.gpus
     if gpus is None:
         kinds = {node["kind"] for node in wanted}
@@ -205,19 +209,17 @@ def sbatch_parameters(settings: Settings, configs: Sequence[Mapping[str, Any]], 
         "mem": None if settings.mem_gb is None else f"{round(settings.mem_gb * 1024)}MB",
         "signal_delay_s": settings.signal_delay_s,
         "array_parallelism": settings.array_parallelism,
-        # bash would die of the SIGTERM that its steps end by; srun does not take cpus-per-task from the batch script.
+        # trap: bash must survive the SIGTERM that ends its steps. srun ignores the batch script's cpus-per-task.
         "setup": ["trap : TERM", f"export PYTHONPATH={shlex.quote(_python_path())}", *settings.setup],
         "srun_args": [f"--cpus-per-task={settings.cpus_per_task}", "--kill-on-bad-exit=1"],
-        "teardown": [
-            f'{shlex.quote(sys.executable)} -m flowdiff.launch.slurm.task {shlex.quote(str((sweep / FOLDER).resolve()))} "$?"'
-        ],
+        "teardown": [f'{shlex.join([sys.executable, "-m", "flowdiff.launch.slurm.task", folder])} "$?"'],
         "additional_parameters": {"requeue": True, **settings.additional_parameters},
     }
     return {key: value for key, value in given.items() if value is not None}
 
 
 def submit_array(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, Any]) -> str:
-    """Submit an array job, also of one task; its id. ConfigurationError, with nothing left behind, where refused."""
+    """Submit an array job, even of one task, and return its id; ConfigurationError, leaving no files, if refused."""
     import submitit
     from submitit.core.utils import FailedJobError, JobPaths
 
@@ -228,7 +230,7 @@ def submit_array(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, A
         with redirect_stderr(StringIO()):  # submitit prints what it also raises
             if len(tasks) > 1:
                 return executor.submit_array(tasks)[0].job_id.partition("_")[0]
-            executor.parameters["map_count"] = 1  # by itself it makes an array of several only
+            executor.parameters["map_count"] = 1  # submitit makes an array only of several tasks
             job = executor.submit(tasks[0])
         job.paths.submitted_pickle.rename(JobPaths(folder, f"{job.job_id}_0").submitted_pickle)
         return job.job_id
@@ -237,24 +239,24 @@ def submit_array(tasks: Sequence[Task], folder: Path, parameters: Mapping[str, A
             path.unlink()
         if before is None and folder.is_dir():
             folder.rmdir()
-        said = "; ".join(str(error).strip().splitlines())
-        raise ConfigurationError(f"SLURM does not take this sweep, and nothing was submitted: {said}.") from None
+        message = "; ".join(str(error).strip().splitlines())
+        raise ConfigurationError(f"SLURM refuses this sweep, and nothing was submitted: {message}.") from None
 
 
-def _unqueued(pairs: Pairs, board: Board) -> Pairs:
-    """Those that no earlier submission of the sweep has in the queue."""
+def _not_queued(pairs: JobRows, board: Board) -> JobRows:
+    """The jobs that are not in the queue from an earlier submission of the sweep."""
     if not pairs:
         return []
     earlier = submissions(pairs[0][0].path.parent)
-    queued, names = queue_states(earlier) or {}, jobs_of(earlier)
+    queued, names = queued_runs(earlier) or {}, newest_jobs(earlier)
     for job, row in pairs:
         if job.path.name in queued:
             board.change(row, queued[job.path.name], f"already in the queue, as SLURM job {names[job.path.name]}")
     return [(job, row) for job, row in pairs if job.path.name not in queued]
 
 
-def _free(pairs: Pairs, board: Board) -> Pairs:
-    """Those whose folder no process is writing."""
+def _without_owner(pairs: JobRows, board: Board) -> JobRows:
+    """The jobs whose folder no process is writing."""
     free = []
     for job, row in pairs:
         other = owner(job.path)
@@ -266,22 +268,23 @@ def _free(pairs: Pairs, board: Board) -> Pairs:
 
 
 def _follow(board: Board) -> None:
-    """Show what becomes of the runs until none is queued or running."""
-    ends = {"done": "done", "pruned": "pruned", "failed": "failed", "lost": "failed", "stopped": "stopped"}
+    """Show the states of the runs until none is queued or running."""
+    ends: dict[str, State] = {"done": "done", "pruned": "pruned", "failed": "failed", "stopped": "stopped"}
+    ends["lost"] = "failed"
     while left := [row for row in board.rows if row.state in ("queued", "running")]:
-        time.sleep(LOOK)
+        time.sleep(POLL)
         now = {status.run: status for status in statuses(left[0].folder.path.parent)}
         for row in left:
             status = now[row.folder.path.name]
-            row.look()
-            state = ends.get(status.state, "running" if status.state == "running" else "queued")
+            row.update()
+            state: State = ends.get(status.state, "running" if status.state == "running" else "queued")
             if state != row.state:
                 board.change(row, state, status.note if state in ends else "")
         board.refresh()
 
 
 def _has_gpus(partition: str | None) -> bool:
-    """Whether the nodes of a partition (None: of the default one) have GPUs."""
+    """Whether the nodes of a partition (None: the default one) have GPUs."""
     done = subprocess.run(["sinfo", "--noheader", "--format=%P|%G"], capture_output=True, text=True, check=False)
     lines = [line.partition("|") for line in done.stdout.splitlines()]
     names = partition.split(",") if partition else [name for name, _, _ in lines if name.endswith("*")]
@@ -289,12 +292,12 @@ def _has_gpus(partition: str | None) -> bool:
 
 
 def _python_path() -> str:
-    """Where this process finds what is not installed; the jobs' own interpreter knows the rest."""
+    """The entries of sys.path that do not belong to the interpreter, which the jobs share."""
     own = tuple(str(Path(prefix)) + os.sep for prefix in (sys.prefix, sys.base_prefix))
     return os.pathsep.join(dict.fromkeys(path or os.getcwd() for path in sys.path if not path.startswith(own)))
 
 
 def _diff() -> bytes:
-    """What the code that runs has changed since its commit."""
+    """The uncommitted changes of the running code."""
     command = ["git", "diff", "HEAD"]
     return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False).stdout

@@ -1,9 +1,9 @@
-"""One task of an array job: its runs, and, when it has ended, whether SLURM is to start it again.
+"""One task of an array job: it trains its runs, and after it has ended decides whether SLURM starts it again.
 
-The batch script calls the `Task` under srun (through submitit) and then, whatever became of that, `python -m
-flowdiff.launch.slurm.task`, so that a task is also started again when every process of it was killed. SIGUSR2 or SIGTERM
-makes the runs save at the end of their batch; the task then ends with STOPPED and is put back into the queue, where its
-next start goes on in the same folders. A task that was cancelled is left alone.
+The batch script calls the `Task` under srun (through submitit), and then always `python -m flowdiff.launch.slurm.task`,
+so that a task is started again even if all of its processes were killed. On SIGUSR2 or SIGTERM the runs save at the end
+of their batch; the task then ends with EXIT_STOPPED and goes back into the queue, and its next start continues in the
+same folders. A cancelled task is not started again.
 """
 
 from __future__ import annotations
@@ -19,25 +19,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowdiff.launch.local import BUSY, FAILED, LocalPool, Worker, train_here
+from flowdiff.launch.local import EXIT_BUSY, EXIT_FAILED, LocalPool, Worker, train_here
 from flowdiff.launch.slots import Slot, available_cores, visible_gpus
 from flowdiff.launch.slurm.submission import FOLDER, submissions
-from flowdiff.runs.job import Job, is_first_rank
-from flowdiff.runs.lock import HEARTBEAT, SILENCE, owner
-from flowdiff.runs.signals import STOPPED, heed
+from flowdiff.runs.job import RESUME_HINT, Job, is_first_rank
+from flowdiff.runs.ownership import HEARTBEAT, MAX_SILENCE, owner
+from flowdiff.runs.signals import EXIT_STOPPED, exit_on_stop_signal
 
-KILLED = 128 + signal.SIGKILL  # as srun reports it
-RECORDED = 120.0  # seconds within which whoever submitted has written the record
-EARLY = 90.0  # seconds: SLURM may send the signal this much before it was asked to
+EXIT_KILLED = 128 + signal.SIGKILL  # as srun reports it
+RECORD_TIMEOUT = 120.0  # seconds to wait for the record of the submission
+SIGNAL_MARGIN = 90.0  # seconds: SLURM may send the signal this much earlier than it was asked to
 
 Reason = Literal["preemption", "time limit", "kill"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How often a task may be started again: after its time limit, and after it was killed; preemption has no limit.
+    """How often a task may be started again. After preemption there is no limit.
 
-    signal_delay_s: seconds before the time limit at which SLURM was asked for SIGUSR2.
+    Args:
+        signal_delay_s: seconds before the time limit at which SLURM is asked to send SIGUSR2.
+        max_timeouts: starts after its time limit, ≥ 0.
+        max_kills: starts after it was killed, ≥ 0.
     """
 
     signal_delay_s: int
@@ -47,47 +50,52 @@ class Limits:
 
 @dataclass(frozen=True)
 class Task:
-    """The runs of one array task, at once on its devices. Plain values only: it travels by pickle."""
+    """The runs of one array task, trained at the same time on its devices. It is pickled: plain values only."""
 
     jobs: tuple[Job, ...]
     worker: Worker
     limits: Limits
 
     def __call__(self) -> None:
-        """Train what is not done; SystemExit with FAILED, BUSY, STOPPED or KILLED unless all ended well."""
-        heed()  # in place of submitit, which knows nothing of saving
+        """Train the runs that are not complete.
+
+        Raises:
+            SystemExit: with EXIT_FAILED, EXIT_BUSY, EXIT_STOPPED or EXIT_KILLED, unless all runs ended well.
+        """
+        exit_on_stop_signal()  # replaces submitit's handler, which would not let the runs save
         first = self.jobs[0]
-        wait_for(lambda: _recorded(first.path.parent), RECORDED, "its submission was not recorded: submit it again")
-        if is_first_rank():  # the next start of a task may find the lock of the one before, on another host
-            wait_for(lambda: not any(owner(job.path) for job in self.jobs), SILENCE + HEARTBEAT, "")
+        sweep = first.path.parent
+        wait_for(lambda: _recorded(sweep), RECORD_TIMEOUT, "its submission was not recorded: submit it again")
+        if is_first_rank():  # the previous start of this task, on another host, may still hold the lock
+            wait_for(lambda: not any(owner(job.path) for job in self.jobs), MAX_SILENCE + HEARTBEAT, "")
         if len(self.jobs) > 1:
             self._pack()
         elif first.verdict("none", force=False) == "run":
             train_here(self.worker, first, Slot(None, available_cores()))
 
     def _pack(self) -> None:
-        """Several runs, each in a process of its own."""
+        """Train several runs, each in its own process."""
         on_cpu = all(job.config["accelerator"]["kind"] == "cpu" for job in self.jobs)
         devices = 1 if on_cpu else max(1, len(visible_gpus()))
-        pool = LocalPool(self.worker, -(-len(self.jobs) // devices), killed_is="stopped")
+        pool = LocalPool(self.worker, -(-len(self.jobs) // devices), state_if_killed="stopped")
         states = {row.state for row in pool.run(self.jobs, "none", force=False)}
-        for state, status in (("stopped", KILLED), ("busy", BUSY), ("failed", FAILED)):
+        for state, status in (("stopped", EXIT_KILLED), ("busy", EXIT_BUSY), ("failed", EXIT_FAILED)):
             if state in states:
                 sys.exit(status)
 
-    def ended(self, status: int, slurm_job: str) -> None:
-        """What is to be done when srun has ended with this exit status: nothing, start again, or leave failed.json."""
+    def finish(self, status: int, slurm_job: str) -> None:
+        """After srun has ended with this exit status: do nothing, requeue the task, or write failed.json."""
         left = [job for job in self.jobs if job.verdict("none", force=False) == "run"]
-        if not left or status == BUSY:
+        if not left or status == EXIT_BUSY:
             return
         if status <= 128:
             _fail(left, f"its task ended with exit status {status} and no result; see {_logs(left[0], slurm_job)}.")
             return
-        now = QueuedJob.ask(slurm_job)
+        now = QueuedJob.query(slurm_job)
         if not now.may_start_again:
-            print(f"{slurm_job} ended as SLURM wanted: it is not put back into the queue", flush=True)
+            print(f"{slurm_job} was cancelled or requeued by SLURM: it is not requeued here", flush=True)
             return
-        stopped = status in (STOPPED, 128 + signal.SIGUSR2)
+        stopped = status in (EXIT_STOPPED, 128 + signal.SIGUSR2)
         reason: Reason = "kill" if not stopped else "time limit" if now.timed_out(self.limits) else "preemption"
         before = _starts(left[0], slurm_job).count(reason)
         allowed = {"kill": self.limits.max_kills, "time limit": self.limits.max_timeouts}.get(reason, before + 1)
@@ -95,13 +103,13 @@ class Task:
             _fail(left, _too_often(reason, before + 1, status))
             return
         _write_start(left[0], slurm_job, reason)
-        print(f"{slurm_job} ended by {reason}: back into the queue with {len(left)} unfinished runs", flush=True)
+        print(f"{slurm_job} ended by {reason}: it is requeued with {len(left)} unfinished runs", flush=True)
         subprocess.run(["scontrol", "requeue", slurm_job], check=False)
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """What squeue says of a job of ours that is just ending: state, reason, seconds it ran and may run."""
+    """A job that is just ending, as squeue shows it. used, limit: seconds that it has run and may run."""
 
     state: str
     reason: str
@@ -109,8 +117,8 @@ class QueuedJob:
     limit: float
 
     @classmethod
-    def ask(cls, slurm_job: str) -> QueuedJob:
-        """Ask; a controller that does not answer is asked again, and is taken to know nothing against a start."""
+    def query(cls, slurm_job: str) -> QueuedJob:
+        """Ask squeue, three times if needed; without an answer the job counts as one that may start again."""
         command = ["squeue", "--noheader", "--states=all", f"--jobs={slurm_job}", "--format=%T|%r|%M|%l"]
         for wait in (0, 5, 30):
             time.sleep(wait)
@@ -122,16 +130,16 @@ class QueuedJob:
 
     @property
     def may_start_again(self) -> bool:
-        """Whether SLURM neither was told to end it (cancelled) nor starts it again by itself (bare requeue)."""
+        """Whether it was not cancelled, and is not being started again by SLURM itself (scontrol requeue)."""
         return self.state == "RUNNING" or self.reason == "TimeLimit"
 
     def timed_out(self, limits: Limits) -> bool:
-        """Whether it was stopped for its time limit."""
-        return self.reason == "TimeLimit" or self.used >= self.limit - limits.signal_delay_s - EARLY
+        """Whether it was stopped because of its time limit."""
+        return self.reason == "TimeLimit" or self.used >= self.limit - limits.signal_delay_s - SIGNAL_MARGIN
 
 
 def seconds(clock: str) -> float:
-    """SLURM's [days-][hours:]minutes:seconds in seconds; infinite for UNLIMITED and the like."""
+    """SLURM's [days-][hours:]minutes:seconds in seconds; infinite for UNLIMITED and similar words."""
     days, _, rest = clock.rpartition("-")
     try:
         parts = [int(part) for part in reversed(rest.split(":"))]
@@ -140,9 +148,9 @@ def seconds(clock: str) -> float:
         return float("inf")
 
 
-def wait_for(condition: Callable[[], bool], patience: float, otherwise: str) -> None:
-    """Wait until it holds; after `patience` seconds exit with the sentence `otherwise`, or go on if that is empty."""
-    deadline = time.monotonic() + patience
+def wait_for(condition: Callable[[], bool], timeout: float, otherwise: str) -> None:
+    """Wait until the condition holds; after `timeout` seconds return, or exit with the message `otherwise` if any."""
+    deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             if otherwise:
@@ -152,25 +160,21 @@ def wait_for(condition: Callable[[], bool], patience: float, otherwise: str) -> 
 
 
 def slurm_job() -> str:
-    """This array task, as SLURM's commands want it named."""
+    """The name of this array task for SLURM's commands."""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
 def main(folder: str, status: str) -> None:
-    """What the batch script does after srun; folder: submitit's."""
+    """Called by the batch script after srun. folder: submitit's folder; status: the exit status of srun."""
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     here = slurm_job()
     pickled = JobPaths(folder, here).submitted_pickle
-    wait_for(pickled.is_file, RECORDED, f"{pickled} is missing: the submission of {here} was not completed.")
-    task: Task = DelayedSubmission.load(pickled).function
-    task.ended(int(status), here)
+    wait_for(pickled.is_file, RECORD_TIMEOUT, f"{pickled} is missing: the submission of {here} was not completed.")
+    task = DelayedSubmission.load(pickled).function
+    assert isinstance(task, Task)
+    task.finish(int(status), here)
     sys.exit(int(status))
-
-
-def _over(job: Job) -> bool:
-    folder = job.folder
-    return folder.is_complete or folder.failure() is not None or folder.pruned() is not None
 
 
 def _recorded(sweep: Path) -> bool:
@@ -182,7 +186,7 @@ def _starts_file(job: Job, slurm_job: str) -> Path:
 
 
 def _starts(job: Job, slurm_job: str) -> list[Reason]:
-    """Why the task was started again so far."""
+    """The reasons for which the task was started again so far."""
     try:
         lines = _starts_file(job, slurm_job).read_text().splitlines()
     except FileNotFoundError:
@@ -201,13 +205,14 @@ def _fail(jobs: list[Job], error: str) -> None:
 
 
 def _too_often(reason: Reason, times: int, status: int) -> str:
-    again = "the same command goes on from its last checkpoint"
     if reason == "time limit":
         raising = "raise timeout_min or max_timeouts of the launcher"
-        return f"its task reached its time limit {times} times: {raising}; {again}."
+        return f"its task reached its time limit {times} times: {raising}; {RESUME_HINT}."
     name = signal.Signals(status - 128).name if status - 128 in set(signal.Signals) else f"status {status}"
-    hint = " (out of memory?)" if status == KILLED else ""
-    return f"its task was ended by {name} {times} times{hint}: raise mem_gb or max_kills of the launcher; {again}."
+    hint = " (out of memory?)" if status == EXIT_KILLED else ""
+    return (
+        f"its task was ended by {name} {times} times{hint}: raise mem_gb or max_kills of the launcher; {RESUME_HINT}."
+    )
 
 
 def _logs(job: Job, slurm_job: str) -> Path:

@@ -12,21 +12,29 @@ from flowdiff.models.autoencoder.posterior import Posterior
 
 
 class Elbo(NamedTuple):
-    """Of each image of a batch: log p(x|ℓ) in nats (B,), KL(q ‖ N(0, I)) in nats by dimension (B, *latent_shape)."""
+    """The two terms of the evidence lower bound of each image in a batch, in nats."""
 
-    log_likelihood: Tensor
-    kl: Tensor
+    log_likelihood: Tensor  # log p(x|ℓ), (B,)
+    kl: Tensor  # KL(q ‖ N(0, I)) of each dimension of the latent, (B, *latent_shape)
 
     @property
     def bound(self) -> Tensor:
-        """log p(x|ℓ) − KL, (B,) nats: its mean over ε is at most log p(x)."""
+        """log p(x|ℓ) − KL, (B,) nats; its mean over ε is at most log p(x)."""
         return self.log_likelihood - self.kl.flatten(1).sum(1)
 
 
 class Autoencoder(nn.Module, ABC):
-    """x ∈ [−1, 1], (B, *shape) → q(ℓ|x); ℓ (B, *latent_shape) → what `law` makes a density of x from."""
+    """An autoencoder of images x ∈ [−1, 1]: an encoder, a decoder and a distribution of x given the decoder's output.
 
-    calibrated = True  # whether the law's scale was learned with the rest
+    x (B, *shape) → q(ℓ|x) → ℓ (B, *latent_shape) → a (B, *shape) → p(x|ℓ)
+
+    Args:
+        shape: shape of one image.
+        latent_shape: shape of one latent.
+        law: p(x|ℓ) as a function of the decoder's output a.
+    """
+
+    calibrated: bool = True  # whether the scale of the law was trained together with the weights
 
     def __init__(self, shape: tuple[int, ...], latent_shape: tuple[int, ...], law: DecoderLaw):
         super().__init__()
@@ -40,17 +48,17 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def decoded(self, latent: Tensor) -> Tensor:
-        """The decoder's output a, (B, *shape)."""
+        """The decoder's output a, (B, *shape), for latents (B, *latent_shape)."""
 
     def decode(self, latent: Tensor) -> Tensor:
         """E[x|ℓ], (B, *shape)."""
         return self.law.image(self.decoded(latent))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """E[x|ℓ] at ℓ = E[ℓ|x], like x."""
+        """E[x|ℓ] at ℓ = E[ℓ|x], shaped like x."""
         return self.decode(self.posterior(x).mean)
 
     def elbo(self, x: Tensor, noise: Tensor) -> Elbo:
-        """The bound's terms at ℓ = m(x) + e^{v(x)/2}·noise, noise (B, *latent_shape) ~ N(0, I)."""
+        """The terms of the bound at ℓ = m(x) + e^{v(x)/2}·noise, for noise (B, *latent_shape) ~ N(0, I)."""
         posterior = self.posterior(x)
         return Elbo(self.law.log_prob(x, self.decoded(posterior.sample(noise))), posterior.kl())

@@ -1,9 +1,9 @@
-"""The convolutional variational autoencoder: residual levels, each half as large as the one before.
+"""The convolutional variational autoencoder: residual levels, each with half the height and width of the one before.
 
 encoder   x → patches → levels ↓ → (m, v),    q(ℓ|x) = N(m, e^v)
 decoder   ℓ → levels ↑ → patches → a,         p(x|ℓ) by flowdiff/models/autoencoder/decoder_laws.py
 
-A latent is a vector, behind a linear map of the whole smallest level, or a map of its size.
+A latent is a vector, a linear map of the whole last level, or a map as large as the last level.
 """
 
 from __future__ import annotations
@@ -20,18 +20,26 @@ from flowdiff.models.autoencoder.posterior import Posterior
 
 
 class Levels(NamedTuple):
-    """What both nets share: side of a patch, widths from the patches down, residual blocks per level, norm groups."""
+    """Settings shared by encoder and decoder."""
 
-    patch: int
-    channels: list[int]
-    blocks: int
-    norm_groups: int
+    patch: int  # side of a patch in pixels
+    channels: list[int]  # width of each level, that of the patches first
+    blocks: int  # residual blocks per level
+    norm_groups: int  # groups of every group norm
     activation: Activation
 
 
 @final
 class VAE(Autoencoder):
-    """An encoder net, x → (m, v) stacked along the first dimension of the latent, and a decoder net, ℓ → a."""
+    """A variational autoencoder from two nets.
+
+    Args:
+        shape: shape of one image, (C, H, W).
+        latent_shape: shape of one latent.
+        encoder: x → (m, v), concatenated along the first dimension of the latent.
+        decoder: ℓ → a.
+        law: p(x|ℓ) as a function of a.
+    """
 
     def __init__(
         self,
@@ -52,8 +60,8 @@ class VAE(Autoencoder):
         return self.decoder(latent)
 
 
-def encoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: Levels) -> nn.Sequential:
-    """x (B, C, H, W) → (m, v), (B, 2·latent_shape[0], …)."""
+def encoder(shape: tuple[int, ...], latent_shape: tuple[int, ...], levels: Levels) -> nn.Sequential:
+    """The encoder net: x (B, C, H, W) → (m, v), (B, 2·latent_shape[0], …)."""
     channels = levels.channels
     layers: list[nn.Module] = [
         nn.PixelUnshuffle(levels.patch),
@@ -63,7 +71,7 @@ def encoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: 
         if i > 0:
             layers.append(nn.Conv2d(channels[i - 1], width, 3, stride=2, padding=1))
         layers += [ResidualBlock(width, levels) for _ in range(levels.blocks)]
-    layers.append(_normalised(channels[-1], levels))
+    layers.append(_norm_act(channels[-1], levels))
     if len(latent_shape) == 1:
         smallest = math.prod(smallest_level(shape, levels.patch, channels))
         layers += [nn.Flatten(), nn.Linear(smallest, 2 * latent_shape[0])]
@@ -72,8 +80,8 @@ def encoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: 
     return nn.Sequential(*layers)
 
 
-def decoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: Levels) -> nn.Sequential:
-    """ℓ (B, *latent_shape) → a (B, C, H, W)."""
+def decoder(shape: tuple[int, ...], latent_shape: tuple[int, ...], levels: Levels) -> nn.Sequential:
+    """The decoder net: ℓ (B, *latent_shape) → a (B, C, H, W)."""
     channels = levels.channels
     layers: list[nn.Module] = []
     if len(latent_shape) == 1:
@@ -86,24 +94,27 @@ def decoder(shape: tuple[int, int, int], latent_shape: tuple[int, ...], levels: 
         if i > 0:
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, channels[i - 1], 3, padding=1)]
     out = nn.Conv2d(channels[0], shape[0] * levels.patch**2, 3, padding=1)
-    return nn.Sequential(*layers, _normalised(channels[0], levels), out, nn.PixelShuffle(levels.patch))
+    return nn.Sequential(*layers, _norm_act(channels[0], levels), out, nn.PixelShuffle(levels.patch))
 
 
-def smallest_level(shape: tuple[int, int, int], patch: int, channels: list[int]) -> tuple[int, int, int]:
-    """Width, height and breadth of the last level."""
+def smallest_level(shape: tuple[int, ...], patch: int, channels: list[int]) -> tuple[int, int, int]:
+    """Channels, height and width of the last level, for images of shape (C, H, W)."""
     factor = patch * 2 ** (len(channels) - 1)
     return channels[-1], shape[1] // factor, shape[2] // factor
 
 
 class ResidualBlock(nn.Module):
-    """h + W₂ act(norm(W₁ act(norm(h)))): h (B, width, H, W) → like h."""
+    """One residual block of h (B, width, H, W).
+
+    h ← h + W₂ act(norm(W₁ act(norm(h))))
+    """
 
     def __init__(self, width: int, levels: Levels):
         super().__init__()
         self.net = nn.Sequential(
-            _normalised(width, levels),
+            _norm_act(width, levels),
             nn.Conv2d(width, width, 3, padding=1),
-            _normalised(width, levels),
+            _norm_act(width, levels),
             nn.Conv2d(width, width, 3, padding=1),
         )
 
@@ -111,8 +122,8 @@ class ResidualBlock(nn.Module):
         return h + self.net(h)
 
 
-class _Plain(nn.Module):
-    """An activation's plain face as a layer."""
+class _ActivationLayer(nn.Module):
+    """The plain form of an activation as a layer."""
 
     def __init__(self, activation: Activation):
         super().__init__()
@@ -122,5 +133,5 @@ class _Plain(nn.Module):
         return self.activation.plain(h)
 
 
-def _normalised(width: int, levels: Levels) -> nn.Sequential:
-    return nn.Sequential(nn.GroupNorm(levels.norm_groups, width), _Plain(levels.activation))
+def _norm_act(width: int, levels: Levels) -> nn.Sequential:
+    return nn.Sequential(nn.GroupNorm(levels.norm_groups, width), _ActivationLayer(levels.activation))

@@ -1,7 +1,8 @@
-"""diffusers' AutoencoderKL as the first stage: the autoencoders of Stable Diffusion, SDXL and their kin.
+"""diffusers' AutoencoderKL as the first stage: the autoencoders of Stable Diffusion, SDXL and similar models.
 
-z = (ℓ − shift_factor)·scaling_factor by its own config, unless they are measured. What it lacks of a bound on images,
-the scale s of p(x|ℓ) = N(decoder(ℓ), s²), is measured: the mean squared error on training images.
+z = (ℓ − shift_factor)·scaling_factor with the factors of the model's config, unless they are measured. A bound on
+images also needs the scale s of p(x|ℓ) = N(decoder(ℓ), s²), which the model does not have: s² is measured as the mean
+squared error on training images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
@@ -18,19 +18,25 @@ from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.models.autoencoder.base import Autoencoder
 from flowdiff.models.autoencoder.decoder_laws import GaussianLaw
 from flowdiff.models.autoencoder.posterior import Posterior
-from flowdiff.models.first_stage.base import AutoencoderStage, Precision
+from flowdiff.models.first_stage.base import DTYPES, AutoencoderStage, Precision
 from flowdiff.registry import register
 from flowdiff.shapes import times
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-WEIGHTS = "a folder with config.json and its weights, as `save_pretrained` writes it, or a name on the hub"
+WEIGHTS = "a folder with config.json and weights, as `save_pretrained` writes it, or a name on the Hugging Face hub"
 
 
 @final
 class PretrainedKL(Autoencoder):
-    """A diffusers AutoencoderKL as the contract has it."""
+    """A diffusers AutoencoderKL as an Autoencoder.
+
+    Args:
+        vae: the diffusers model.
+        shape: shape of one image, (C, H, W).
+        latent_shape: shape of one latent.
+    """
 
     calibrated = False
 
@@ -39,8 +45,8 @@ class PretrainedKL(Autoencoder):
         self.vae = vae
 
     def posterior(self, x: Tensor) -> Posterior:
-        found = self.vae.encode(x).latent_dist
-        return Posterior.of(found.mean, found.logvar)
+        posterior = self.vae.encode(x).latent_dist
+        return Posterior.of(posterior.mean, posterior.logvar)
 
     def decoded(self, latent: Tensor) -> Tensor:
         return self.vae.decode(latent).sample
@@ -49,13 +55,24 @@ class PretrainedKL(Autoencoder):
 @final
 @register("first_stage", "autoencoder_kl")
 class AutoencoderKLFirstStage(AutoencoderStage):
-    """A pretrained AutoencoderKL for images whose sides its levels divide.
+    """A pretrained AutoencoderKL of diffusers, frozen.
 
-    model: a local folder or a name on the hub.  scale: model, by its own scaling_factor and shift_factor; or channel,
-    global, none.  tiled: large images tile by tile, too (diffusers' enable_tiling: seams may show).  chunk_size,
-    precision, cache_dir: of AutoencoderStage.
-    Raises ConfigurationError without a model, and for images of other channels or of sides that do not divide; RunError
-    where the model cannot be read or fetched.
+    z = (ℓ − shift)·scale
+
+    Args:
+        shape: shape of one image, (C, H, W).
+        model: folder as `save_pretrained` writes it, or name on the Hugging Face hub; required.
+        scale: model: shift_factor and scaling_factor of the model; channel | global: measured, so that the training
+            latents have mean 0 and standard deviation 1, per channel or overall; none: z = ℓ.
+        chunk_size: images encoded or decoded at once, ≥ 1; it changes only speed and memory.
+        tiled: process large images in tiles (diffusers' enable_tiling); seams may be visible.
+        precision: of weights and computation, float32 | float16 | bfloat16; the results are float32.
+        cache_dir: folder of the encoded data.
+
+    Raises:
+        ConfigurationError: no model is given, or the images have other channels or sides that its levels do not divide.
+        RunError: the model cannot be read or downloaded.
+
     Source: Rombach et al., High-resolution image synthesis with latent diffusion models, 2022.
     """
 
@@ -83,16 +100,14 @@ class AutoencoderKLFirstStage(AutoencoderStage):
 
 @cache
 def _pretrained(model: str, precision: Precision, tiled: bool) -> AutoencoderKL:
-    """Read once in a process: its weights are frozen, and any number of models may stand on them."""
+    """Read the model once per process: its weights are frozen, so several runs can share them."""
     from diffusers import AutoencoderKL
 
-    inner = {"subfolder": "vae"} if (Path(model) / "vae" / "config.json").is_file() else {}  # of a whole pipeline
+    inner = {"subfolder": "vae"} if (Path(model) / "vae" / "config.json").is_file() else {}  # the folder of a pipeline
     try:
-        # low_cpu_mem_usage would need accelerate, and say so where that is missing
-        vae = AutoencoderKL.from_pretrained(
-            model, torch_dtype=getattr(torch, precision), low_cpu_mem_usage=False, **inner
-        )
-    except Exception as error:  # whatever the hub, the network or the file system has to say
+        # low_cpu_mem_usage needs the package accelerate
+        vae = AutoencoderKL.from_pretrained(model, torch_dtype=DTYPES[precision], low_cpu_mem_usage=False, **inner)
+    except Exception as error:  # the hub, the network and the file system raise many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(
             f"first_stage.model={model} cannot be read ({lines[0].rstrip('.: ')}): give {WEIGHTS} that can be reached."
@@ -105,12 +120,12 @@ def _latent_shape(config: Any, model: str, shape: tuple[int, ...]) -> tuple[int,
     channels, factor = config["in_channels"], 2 ** (len(config["block_out_channels"]) - 1)
     if len(shape) != 3 or shape[0] != channels:
         raise ConfigurationError(
-            f"first_stage.model={model} encodes images of {channels} channels, and samples of the dataset are "
+            f"first_stage.model={model} encodes images of {channels} channels, and samples of the dataset have shape "
             f"{times(shape)}: take a dataset of {channels} channels or another autoencoder."
         )
     if shape[1] % factor or shape[2] % factor:
         raise ConfigurationError(
-            f"first_stage.model={model} takes images whose sides are multiples of {factor}, not "
+            f"first_stage.model={model} needs images whose sides are multiples of {factor}, not "
             f"{shape[1]}×{shape[2]}: resize them or take another autoencoder."
         )
     return config["latent_channels"], shape[1] // factor, shape[2] // factor

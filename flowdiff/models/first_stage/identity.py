@@ -1,4 +1,4 @@
-"""The first stage that does nothing: the model lives in data space."""
+"""The first stage that does nothing: the model works in data space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from flowdiff.registry import register
 
 @register("first_stage", "identity")
 class IdentityFirstStage(FirstStage):
-    """encode and decode return their argument; a latent has the data's own shape."""
+    """No autoencoder: the latent is the sample itself.
+
+    z = x
+
+    Args:
+        shape: shape of one sample.
+    """
 
     is_identity = True
 

@@ -1,6 +1,6 @@
-"""A flow f maps data to base, z = f(x; c) with z ~ N(0, I), and knows log|det ∂z/∂x| exactly.
+"""A flow f maps data to base, z = f(x; c) with z ~ N(0, I), and computes log|det ∂z/∂x| exactly.
 
-The condition is one vector per sample, the embedding of (¼ ln σ, c): it steers the parameters of f and is never an
+The condition is one vector per sample, the embedding e of (¼ ln σ, c). It sets the parameters of f and is never an
 extra dimension of x.
 """
 
@@ -16,34 +16,43 @@ from flowdiff.models.nn.recompute import call
 
 
 class Flow(nn.Module, ABC):
-    """A bijection of sample space with a condition, data → base; both directions come with their log-determinant.
+    """A conditional bijection of sample space; both directions return their log-determinant.
 
-    A registered flow is built from `shape` (a sample's, without batch), `embed_dim` (the width of `cond.vector`) and
-    `activation`, taking those it needs, and starts as the identity. Everything in it is C² in x unless its docstring
-    says otherwise, because the score differentiates the log-determinant and score losses differentiate once more.
+    z = f(x; e),  log p(x) = log N(z; 0, I) + log|det ∂z/∂x|
+
+    A registered flow starts as the identity. Everything in it is C² in x unless its docstring says otherwise, because
+    the score differentiates the log-determinant and score losses differentiate once more. The class attributes declare
+    what a flow can do; a flow sets those that differ, on the class or on the instance.
+
+    At run time a registered flow receives those of these arguments that its constructor names: `shape`, the shape of
+    one sample, (C, H, W) or (D,); `embed_dim`, the width of the embedding cond.vector (B, embed_dim); `activation`;
+    `token_dim`, the width of cond.tokens (B, L, token_dim), 0 without tokens.
     """
 
-    # What a flow that is less than this says of itself, as a class or once built.
-    smooth: bool = True  # C² in x behind a smooth activation; otherwise the score or its derivative jumps
-    twice_differentiable: bool = True  # by autograd; otherwise losses that differentiate the score are refused
-    forward_differentiable: bool = True  # by torch's forward mode; otherwise loss.gradient=forward_mode is refused
+    smooth: bool = True  # C² in x with a smooth activation; if False the score or its derivative jumps
+    twice_differentiable: bool = True  # by autograd; if False losses that differentiate the score are refused
+    forward_differentiable: bool = True  # by torch's forward mode; if False loss.gradient=forward_mode is refused
     identity_at_start: bool = True
-    inverse_by: str = "closed form"  # how f⁻¹ is found, in a few words for the documentation
-    inverse_error: float = 0.0  # how far f⁻¹(f(x)) may lie from x beside rounding, for x of order one
+    inverse_by: str = "closed form"  # how f⁻¹ is computed, in a few words for the documentation
+    inverse_error: float = 0.0  # largest |f⁻¹(f(x)) − x| beyond rounding, for x of order one
 
     @abstractmethod
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """x (B, …) → z like x, log|det ∂z/∂x| (B,)."""
+        """Data → base: x (B, …) → z like x, log|det ∂z/∂x| (B,) in nats."""
 
     @abstractmethod
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        """z (B, …) → x like z, log|det ∂x/∂z| (B,)."""
+        """Base → data: z (B, …) → x like z, log|det ∂x/∂z| (B,) in nats."""
 
 
 class Sequential(Flow):
-    """f = f_n ∘ … ∘ f_1: the flows applied in turn, their log-determinants added.
+    """Flows applied one after the other; their log-determinants add up.
 
-    checkpoint: each of them is computed again in the backward pass of data → base (flowdiff/models/nn/recompute.py).
+    f = f_n ∘ … ∘ f_1,  log|det| = Σ log|det f_i|
+
+    Args:
+        flows: f_1 … f_n, in the order data → base.
+        checkpoint: recompute each flow in the backward pass instead of storing its activations (data → base only).
     """
 
     def __init__(self, flows: Sequence[Flow], checkpoint: bool = False):
@@ -61,13 +70,18 @@ class Sequential(Flow):
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         logdet = z.new_zeros(len(z))
         for flow in reversed(self.flows):
+            assert isinstance(flow, Flow)  # nn.ModuleList does not keep the type of its elements
             z, term = flow.inverse(z, cond)
             logdet = logdet + term
         return z, logdet
 
 
 class Flattened(Flow):
-    """A flow of vectors applied to samples of any shape: (B, C, H, W) is seen as (B, C·H·W)."""
+    """A flow of vectors applied to samples of any shape: (B, C, H, W) is viewed as (B, C·H·W).
+
+    Args:
+        flow: a flow of vectors (B, D), D the number of values in a sample.
+    """
 
     def __init__(self, flow: Flow):
         super().__init__()
@@ -80,3 +94,10 @@ class Flattened(Flow):
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         x, logdet = self.flow.inverse(z.flatten(1), cond)
         return x.view_as(z), logdet
+
+
+def embedding(cond: Conditioning) -> Tensor:
+    """The embedding e (B, embed_dim) of (¼ ln σ, c); every flow's condition has one."""
+    if cond.vector is None:
+        raise ValueError("a flow needs a condition with a vector (B, embed_dim): pass Conditioning(vector=…).")
+    return cond.vector

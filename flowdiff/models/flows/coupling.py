@@ -1,9 +1,9 @@
-"""Couplings: one part of x stays and steers how the other moves, elementwise and monotonely.
+"""Couplings: one half of x is kept and determines how the other half is transformed, elementwise and monotonically.
 
     z_kept = x_kept,   z_moved = τ(x_moved; net(x_kept; e)),   log|det ∂z/∂x| = Σ log τ′
 
-τ is a *transform*, a family of increasing bijections of ℝ; e is the embedding of (¼ ln σ, c). The parts are halves of
-dimension 1, of a vector's entries or an image's channels; a permutation before the coupling says which halves.
+τ is a *transform*, a family of increasing bijections of ℝ; e is the embedding of (¼ ln σ, c). The halves are taken
+along dimension 1, the entries of a vector or the channels of an image; a permutation before the coupling chooses them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ NetFactory = Callable[[int, int], nn.Module]
 
 
 class Transform(ABC):
-    """A family of increasing bijections of ℝ with `num_params` unbounded parameters; all of them 0 is the identity.
+    """A family of increasing bijections τ of ℝ with `num_params` unbounded parameters; with all 0, τ is the identity.
 
-    x (B, N, …) and params (B, num_params, N, …), parameter by parameter as the nets give them; C² in x and in params
-    unless its docstring says otherwise.
+    x is (B, N, …) and params (B, num_params, N, …). τ is C² in x and in params unless its docstring says otherwise.
     """
 
     num_params: int
@@ -45,7 +44,13 @@ class Transform(ABC):
 
 @final
 class Affine(Transform):
-    """y = x·e^s + t with s = c·tanh(a/c), |s| < c = `scale_bound` (nats), params (a, t)."""
+    """Scale and shift, with a bounded log-scale.
+
+    y = x·e^s + t,  s = c·tanh(a/c),  params (a, t)
+
+    Args:
+        scale_bound: c > 0 in nats; |s| stays below it.
+    """
 
     num_params = 2
 
@@ -63,14 +68,20 @@ class Affine(Transform):
     def _scale_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
         a, t = params.unbind(1)
         c = self.scale_bound
-        return torch.sigmoid(a * (2 / c)) * (2 * c) - c, t  # c·tanh(a/c), for which torch takes twice as long
+        return torch.sigmoid(a * (2 / c)) * (2 * c) - c, t  # c·tanh(a/c); torch.tanh takes twice as long
 
 
 class Coupling(Flow):
-    """The second half of dimension 1, or the `first`, transformed by what a net reads off the other.
+    """One half of dimension 1 is kept; a net that reads it gives the parameters that transform the other half.
 
-    x (B, size, …) → z like x; of an odd size the second half is the larger. net (B, kept, …) → (B, P·moved, …),
-    parameter by parameter, P = transform.num_params.
+    z_kept = x_kept,  z_moved = τ(x_moved; net(x_kept; e)),  log|det| = Σ log τ′
+
+    Args:
+        size: size of dimension 1 of x (B, size, …); if it is odd the second half is the larger one.
+        first: whether the first half is transformed; otherwise the second.
+        transform: τ, with P parameters per transformed entry.
+        make_net: makes the net (B, kept, …) → (B, P·moved, …); its output holds one parameter of all entries, then
+            the next.
     """
 
     def __init__(self, size: int, first: bool, transform: Transform, make_net: NetFactory):
@@ -92,7 +103,7 @@ class Coupling(Flow):
         return self._join(kept, moved), sum_except_batch(log_slope)
 
     def _params(self, kept: Tensor, cond: Conditioning) -> Tensor:
-        params = self.net(kept, cond).to(kept.dtype)  # the net may run under autocast, what is made of it must not
+        params = self.net(kept, cond).to(kept.dtype)  # the net may run under autocast, the transform must not
         return params.unflatten(1, (self.transform.num_params, -1))  # (B, P, moved, …)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +115,16 @@ class Coupling(Flow):
 
 
 class Permutation(Flow):
-    """z_i = x_{order(i)} along dimension 1 of x (B, D, …), a fixed order; log-det 0."""
+    """A fixed permutation of dimension 1.
+
+    z_i = x_{order(i)},  log|det| = 0
+
+    Args:
+        order: (D,) integers, the permutation of dimension 1 of x (B, D, …).
+    """
+
+    order: Tensor
+    inverse_order: Tensor
 
     def __init__(self, order: Tensor):
         super().__init__()
@@ -118,16 +138,16 @@ class Permutation(Flow):
         return z.index_select(1, self.inverse_order), z.new_zeros(len(z))
 
 
-def alternating(
+def alternating_couplings(
     size: int, n_flows: int, order: Callable[[int], Tensor], transform: Transform, make_net: NetFactory
 ) -> list[Flow]:
-    """n_flows couplings of x (B, size, …) for a Sequential; each pair shares a split and moves its halves in turn.
+    """n_flows couplings of x (B, size, …) for a Sequential; the two couplings of a pair transform opposite halves.
 
-    order(i) is the permutation of dimension 1 that makes the split of pair i. The last permutation undoes the others:
-    as the couplings start as the identity, so does the whole.
+    order(i) is the permutation of dimension 1 that chooses the halves of pair i. The last permutation undoes the
+    others, so that the whole starts as the identity, as its couplings do.
     """
     flows: list[Flow] = []
-    restore = torch.arange(size)  # where each original entry stands now
+    restore = torch.arange(size)  # current position of each original entry
     for i in range(n_flows):
         if i % 2 == 0:
             permutation = Permutation(order(i // 2))
@@ -140,9 +160,9 @@ def alternating(
 def vector_couplings(
     name: str, shape: tuple[int, ...], n_flows: int, transform: Transform, make_net: NetFactory, checkpoint: bool
 ) -> Flattened:
-    """n_flows couplings over random halves of the D = prod(shape) dimensions, flattened inside.
+    """n_flows couplings over random halves of the D = prod(shape) dimensions of a sample.
 
-    The splits are drawn from torch's global generator and kept in the state dict. Raises ConfigurationError, for
+    The halves are drawn from torch's global generator and kept in the state dict. Raises ConfigurationError, for
     flow=`name`, if a sample has fewer than two dimensions.
     """
     dim = math.prod(shape)
@@ -151,5 +171,5 @@ def vector_couplings(
             f"flow={name} was given samples of shape {tuple(shape)}: a coupling needs at least two "
             "dimensions to split, so take flow=linear_activation instead."
         )
-    flows = alternating(dim, n_flows, lambda pair: torch.randperm(dim), transform, make_net)
+    flows = alternating_couplings(dim, n_flows, lambda pair: torch.randperm(dim), transform, make_net)
     return Flattened(Sequential(flows, checkpoint))

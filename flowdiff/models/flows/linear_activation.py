@@ -1,9 +1,9 @@
 """The linear–activation flow: invertible linear maps with conditioned, invertible activations between them.
 
-One layer is  z ← W z,  z ← e^g·z + b,  z ← z + w·r(k·z)/k,  and after the last one  z ← W z  (unless W is orthogonal),
-where r is the bend of the chosen activation (flowdiff/models/activations.py) and g, b, w, k, one number per dimension each,
-are a linear map of the embedding of (¼ ln σ, c), which starts at zero: with W = I the flow starts as the identity,
-and nothing but (σ, c) decides how far it leaves it.
+One layer is  z ← W z,  z ← e^g·z + b,  z ← z + w·r(k·z)/k,  and the last one is followed by  z ← W z  (unless W is
+orthogonal). r is the bend of the chosen activation (flowdiff/models/activations.py). g, b, w and k, one number per
+dimension each, are a linear map, zero at the start, of the embedding of (¼ ln σ, c). With W = I the flow starts as the
+identity, and (σ, c) alone sets how far each activation is from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import MAX_STRENGTH, Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flattened, Flow, Sequential
-from flowdiff.models.flows.linear_maps import PLU, Householder, Kronecker, LinearMap, Rotation, enough
+from flowdiff.models.flows.linear_maps import PLU, Householder, Kronecker, LinearMap, Rotation, max_reflections
 from flowdiff.models.nn.inject import zero_init
 from flowdiff.registry import register
 
@@ -29,9 +29,9 @@ MAPS: dict[str, type[LinearMap]] = {
     "householder": Householder,
     "kronecker": Kronecker,
 }
-MOST_HELD = 2**30  # bytes that one linear map may hold in training
-# What to take where a map would hold more.
-SMALLER: dict[str, tuple[type[LinearMap], dict[str, int]]] = {
+MAX_TRAINING_BYTES = 2**30  # that one linear map may hold in training
+# What the error recommends if a map would hold more: the words to type, and the map they choose.
+SMALLER_MAPS: dict[str, tuple[type[LinearMap], dict[str, int]]] = {
     "flow.linear=kronecker": (Kronecker, {}),
     "flow.linear=householder flow.reflections=64": (Householder, {"reflections": 64}),
 }
@@ -39,15 +39,27 @@ SMALLER: dict[str, tuple[type[LinearMap], dict[str, int]]] = {
 
 @register("flow", "linear_activation")
 class LinearActivation(Flow):
-    """z = W_n a_{n−1}(… W_1 a_0(W_0 x)), a_i the (σ, c)-conditioned affine map and activation.
+    """Invertible linear maps with (σ, c)-conditioned affine maps and activations between them, for any samples.
 
-    x (B, …) of any shape, seen as D = prod(shape) dimensions. n_flows ≥ 1 layers. `linear` is W, and `reflections` how
-    many make a `householder`, even, null: D (flowdiff/models/flows/linear_maps.py). |g| < log_scale_bound, k within
-    e^{±log_sharpness_bound}, |w| < 0.95, so the slope of every activation stays in [0.05, 1.95]. checkpoint: compute
-    each map again in the backward pass (flowdiff/models/nn/recompute.py). As smooth as its activation: C^∞ for softplus, tanh,
-    swish.
-    Raises ConfigurationError for a linear map that would hold more than 1 GiB in training, before anything is
-    allocated, and for reflections that another map does not have or that are more than make every rotation.
+    z = W_n a_{n−1}(… W_1 a_0(W_0 x)),  a(y) = u + w·r(k·u)/k with u = e^g·y + b
+
+    |w| < 0.95, so the slope of every activation stays in [0.05, 1.95]. The flow is as smooth as its activation: C^∞ for
+    softplus, tanh and swish.
+
+    Args:
+        shape: shape of one sample, of any rank, flattened to D = prod(shape) dimensions.
+        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
+        activation: its bijection is the activation of every layer.
+        n_flows: number of layers, ≥ 1.
+        linear: the maps W, rotation | plu | householder | kronecker (flowdiff/models/flows/linear_maps.py).
+        reflections: reflections of linear=householder, an even number ≥ 2; None: D rounded up to even.
+        log_scale_bound: bound > 0 of |g|, in nats per dimension.
+        log_sharpness_bound: bound > 0 of |ln k|.
+        checkpoint: recompute each map in the backward pass instead of storing its activations.
+
+    Raises:
+        ConfigurationError: a linear map would hold more than 1 GiB in training; raised before anything is allocated.
+        ConfigurationError: reflections is given with another map, or is more than are needed for every rotation.
     """
 
     inverse_by = "the activation's: closed form or Newton's method"
@@ -67,8 +79,8 @@ class LinearActivation(Flow):
     ):
         super().__init__()
         dim = math.prod(shape)
-        settings = _own_settings(linear, reflections, dim)
-        _check_size(linear, shape, settings)
+        settings = _map_settings(linear, reflections, dim)
+        _check_memory(linear, shape, settings)
         maps = MAPS[linear].chain(shape, n_flows, **settings)
         layers: list[Flow] = []
         for i in range(n_flows):
@@ -76,7 +88,7 @@ class LinearActivation(Flow):
         self.flow = Flattened(Sequential([*layers, *maps[n_flows:]], checkpoint))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):  # all of it acts on x itself
+        with torch.autocast(x.device.type, enabled=False):  # every operation acts on x itself
             return self.flow(x, cond)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
@@ -85,9 +97,18 @@ class LinearActivation(Flow):
 
 
 class ConditionedActivation(Flow):
-    """y = e^g·x + b, then z = y + w·r(k·y)/k, elementwise on (B, D), with (g, b, w, k) from the condition's vector.
+    """Elementwise affine map and activation with parameters from the condition's vector.
 
-    g = c·tanh(·/c), b free, w = 0.95·tanh(·), k = exp(c_k·tanh(·)); the linear map that gives them starts at zero.
+    y = e^g·x + b,  z = y + w·r(k·y)/k,  g = c·tanh(·/c),  w = 0.95·tanh(·),  k = exp(c_k·tanh(·)),  b unbounded
+
+    g, b, w and k come from one linear map of e, zero at the start.
+
+    Args:
+        dim: D of x (B, D).
+        embed_dim: width of the embedding e.
+        activation: r is its bend.
+        log_scale_bound: c > 0, in nats.
+        log_sharpness_bound: c_k > 0.
     """
 
     def __init__(
@@ -105,44 +126,48 @@ class ConditionedActivation(Flow):
         self.steer = zero_init(nn.Linear(embed_dim, 4 * dim))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        g, b, w, k = self._steered(cond)
+        g, b, w, k = self._parameters_of(cond)
         z, log_slope = self.activation.bijection(torch.addcmul(b, x, torch.exp(g)), w, k)
         return z, (g + log_slope).sum(1)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        g, b, w, k = self._steered(cond)
+        g, b, w, k = self._parameters_of(cond)
         y, log_slope = self.activation.inverse(z, w, k)
         return (y - b) * torch.exp(-g), (log_slope - g).sum(1)
 
-    def _steered(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _parameters_of(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         g, b, w, k = self.steer(cond.vector).chunk(4, dim=1)  # (B, D) each
         g = self.log_scale_bound * torch.tanh(g / self.log_scale_bound)
         return g, b, MAX_STRENGTH * torch.tanh(w), torch.exp(self.log_sharpness_bound * torch.tanh(k))
 
 
-def _own_settings(linear: str, reflections: int | None, dim: int) -> dict[str, int]:
+def _map_settings(linear: str, reflections: int | None, dim: int) -> dict[str, int]:
     if reflections is None:
         return {}
     if linear != "householder":
         raise ConfigurationError(
-            f"flow.linear={linear} has no reflections, and flow.reflections={reflections} was given: take "
+            f"flow.linear={linear} does not use reflections, but flow.reflections={reflections} was given: take "
             "flow.linear=householder or leave flow.reflections out."
         )
-    if reflections > enough(dim):
+    if reflections > max_reflections(dim):
         raise ConfigurationError(
-            f"flow.reflections={reflections} is more than the {enough(dim)} that make every rotation of {dim} "
-            f"dimensions: take an even number up to {enough(dim)}, or null for as many."
+            f"flow.reflections={reflections} is more than the {max_reflections(dim)} that give every rotation of {dim} "
+            f"dimensions: take an even number up to {max_reflections(dim)}, or null for {max_reflections(dim)}."
         )
     return {"reflections": reflections}
 
 
-def _check_size(linear: str, shape: tuple[int, ...], settings: dict[str, int]) -> None:
-    held = 4 * MAPS[linear].held(shape, **settings)
-    if held <= MOST_HELD:
+def _check_memory(linear: str, shape: tuple[int, ...], settings: dict[str, int]) -> None:
+    held = 4 * MAPS[linear].numbers_in_training(shape, **settings)
+    if held <= MAX_TRAINING_BYTES:
         return
     dim = math.prod(shape)
-    others = [given for given, (kind, own) in SMALLER.items() if 4 * kind.held(shape, **own) <= MOST_HELD]
+    others = [
+        words
+        for words, (smaller, own) in SMALLER_MAPS.items()
+        if 4 * smaller.numbers_in_training(shape, **own) <= MAX_TRAINING_BYTES
+    ]
     raise ConfigurationError(
-        f"flow.linear={linear} of samples of shape {tuple(shape)}, {dim:,} dimensions, holds {held / 2**30:.3g} GiB in "
-        f"training for each map, allowed is {MOST_HELD / 2**30:g} GiB: take {' or '.join(others)}."
+        f"flow.linear={linear} for samples of shape {tuple(shape)}, {dim:,} dimensions, holds {held / 2**30:.3g} GiB "
+        f"in training for each map, {MAX_TRAINING_BYTES / 2**30:g} GiB is allowed: take {' or '.join(others)}."
     )

@@ -1,14 +1,14 @@
-"""Patchwise flow: one flow of a patch for all patches of an image, told where its patch lies and what came before it.
+"""Patchwise flow: one flow of a patch, shared by all patches of an image, conditioned on place and previous patches.
 
 The image is T patches x_0 … x_{T−1} of d = C·p·p numbers, row by row. With f a flow of d numbers,
 
     z_i = f(x_i; v_i),   log|det ∂z/∂x| = Σ_i log|det ∂z_i/∂x_i|
     v_i = u + act(W u),  u = e + position_i + h_i
 
-e is the embedding of (¼ ln σ, c). With context `causal` h_i = h(x_0 … x_{i−1}; e) is a causal transformer's, so that
-∂z/∂x is block triangular and log p(x) = Σ log p(x_i | x_0 … x_{i−1}) is the chain rule, exact; with `none` h_i = 0 and
-the patches are independent, given σ and c. Data → base runs over all patches at once; base → data needs, with `causal`,
-the patches before the next one.
+e is the embedding of (¼ ln σ, c). With context=causal h_i = h(x_0 … x_{i−1}; e) is the output of a causal transformer,
+so that ∂z/∂x is block triangular and log p(x) = Σ log p(x_i | x_0 … x_{i−1}) is the exact chain rule; with context=none
+h_i = 0 and the patches are independent, given σ and c. Data → base runs over all patches at once; base → data, with
+context=causal, runs patch by patch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.base import Flow, Sequential
+from flowdiff.models.flows.base import Flow, Sequential, embedding
 from flowdiff.models.flows.coupling import Affine, vector_couplings
-from flowdiff.models.flows.hybrid import Marginals
+from flowdiff.models.flows.hybrid import ElementwiseFlow
 from flowdiff.models.nn.embeddings import unit_linear
 from flowdiff.models.nn.inject import Inject
 from flowdiff.models.nn.mlp import ResidualMLP
@@ -35,26 +35,36 @@ from flowdiff.models.nn.sdpa import may_fuse
 from flowdiff.models.nn.transformer import PastTransformer
 from flowdiff.registry import register
 
-LARGEST_PATCH = 4  # that patch=null takes
+MAX_PATCH = 4  # with patch=null
 
 
 @register("flow", "patchwise")
 class Patchwise(Flow):
-    """z_i = f(x_i; σ, c, i, x_0 … x_{i−1}) patch by patch, f affine couplings whose weights all patches share.
+    """A flow of a patch applied to every patch of an image: affine couplings whose weights all patches share.
 
-    x (B, C, H, W) → z like x, log-det (B,) in nats. The identity at the start and as smooth as its activation.
+    z_i = f(x_i; σ, c, i, x_0 … x_{i−1}),  log|det ∂z/∂x| = Σ_i log|det ∂z_i/∂x_i|
 
-    patch: side p of a patch, a divisor of H and W; null: the largest up to 4 that leaves more than one patch.
-    context: `causal` conditions a patch on those before it, `none` on none of them. n_flows: couplings of a patch, over
-    random halves of its d numbers, behind an affine map of each number by itself; with d = 1 that map is all there is.
-    The halves are drawn from torch's global generator and kept in the state dict. hidden, depth: width and residual
-    blocks of the couplings' nets; heads, n_layers: of the causal transformer, `hidden` wide; scale_bound: |log-scale|
-    stays below it, in nats per map. inject: how v_i, which holds σ, c, the place and the patches before, enters the
-    couplings' nets; `cross_attention` lets them read the condition's tokens, too. Each layer of the transformer is
-    steered by e (AdaLN). checkpoint: compute the couplings and the layers again in the backward pass
-    (flowdiff/models/nn/recompute.py).
+    The flow starts as the identity and is as smooth as its activation. The halves of the couplings are drawn from
+    torch's global generator and kept in the state dict.
 
-    Raises ConfigurationError for vectors, if patch does not divide the sides, or if heads does not divide hidden.
+    Args:
+        shape: shape of one sample, (C, H, W).
+        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
+        activation: nonlinearity of the nets.
+        token_dim: width of cond.tokens (B, L, token_dim), read by inject=cross_attention; 0 without tokens.
+        n_flows: couplings of a patch, ≥ 1, after an affine map of each number; if d = 1 there is only that map.
+        patch: side p of a patch, a divisor of H and W; None: the largest up to 4 that leaves more than one patch.
+        context: causal (a patch is conditioned on all patches before it) | none (on no other patch).
+        hidden: width of the couplings' nets and of the causal transformer, ≥ 1, a multiple of heads.
+        depth: residual blocks of each coupling's net, ≥ 1.
+        heads: attention heads of the causal transformer, ≥ 1.
+        n_layers: layers of the causal transformer, ≥ 1; e sets the normalisation of each (AdaLN).
+        scale_bound: bound > 0 of the log-scale of each map, in nats.
+        inject: how v_i enters the couplings' nets, film | concat | cross_attention; the last also reads cond.tokens.
+        checkpoint: recompute the couplings and the layers in the backward pass instead of storing their activations.
+
+    Raises:
+        ConfigurationError: the samples are vectors, patch does not divide the sides, or heads does not divide hidden.
     """
 
     inverse_by = "patch by patch"
@@ -82,7 +92,7 @@ class Patchwise(Flow):
         self.grid = (shape[1] // self.patch, shape[2] // self.patch)
         T = math.prod(self.grid)
         d = math.prod(shape) // T
-        # Torch cannot differentiate a softmax forward and then backward.
+        # torch cannot differentiate a softmax forward and then backward.
         self.forward_differentiable = context == "none" and inject != "cross_attention"
         self.activation = activation
         self.position = nn.Parameter(0.5 * torch.randn(T, embed_dim))
@@ -91,55 +101,59 @@ class Patchwise(Flow):
         if context == "causal" and T > 1:
             if hidden % heads:
                 raise ConfigurationError(
-                    f"flow.hidden={hidden} cannot be shared by flow.heads={heads}: take a multiple of {heads} as the "
+                    f"flow.hidden={hidden} is not a multiple of flow.heads={heads}: take a multiple of {heads} as "
                     "width."
                 )
             self.context = PastTransformer(
                 T, d, embed_dim, hidden, heads, n_layers, embed_dim, activation, "film", checkpoint
             )
         transform = Affine(scale_bound)
-        flows: list[Flow] = [Marginals((d,), embed_dim, transform)]
+        flows: list[Flow] = [ElementwiseFlow((d,), embed_dim, transform)]
         if d > 1:
             net = partial(ResidualMLP, settings=NetSettings(hidden, depth, embed_dim, activation, inject, token_dim))
             flows.append(vector_couplings("patchwise", (d,), n_flows, transform, net, checkpoint))
         self.flow = Sequential(flows)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        u = self._split(x)
-        h = None if self.context is None else self.context(u, cond.vector, None, may_fuse(x))
-        v = self._steer(cond.vector[:, None], self.position, h)  # (B, T, embed_dim)
-        z, logdet = self.flow(u.flatten(0, 1), of_each(cond, v))
+        u, e = self._split(x), embedding(cond)
+        h = None if self.context is None else self.context(u, e, None, may_fuse(x))
+        v = self._patch_vector(e[:, None], self.position, h)  # (B, T, embed_dim)
+        z, logdet = self.flow(u.flatten(0, 1), patch_conditions(cond, v))
         return self._join(z.view_as(u)), logdet.view(u.shape[:2]).sum(1)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         u = self._split(z)
         if self.context is not None:
-            x, logdet = self._walk(u, cond, may_fuse(z))
+            x, logdet = self._inverse_causal(self.context, u, cond, may_fuse(z))
             return self._join(x), logdet
-        v = self._steer(cond.vector[:, None], self.position, None)
-        x, logdet = self.flow.inverse(u.flatten(0, 1), of_each(cond, v))
+        v = self._patch_vector(embedding(cond)[:, None], self.position, None)
+        x, logdet = self.flow.inverse(u.flatten(0, 1), patch_conditions(cond, v))
         return self._join(x.view_as(u)), logdet.view(u.shape[:2]).sum(1)
 
-    def _walk(self, z: Tensor, cond: Conditioning, fused: bool) -> tuple[Tensor, Tensor]:
+    def _inverse_causal(
+        self, context: PastTransformer, z: Tensor, cond: Conditioning, fused: bool
+    ) -> tuple[Tensor, Tensor]:
         """z → x (B, T, d), patch by patch."""
-        reader = self.context.reader(cond.vector, None, fused)
-        patches, logdet = [], z.new_zeros(len(z))
+        e = embedding(cond)
+        reader = context.reader(e, None, fused)
+        patches: list[Tensor] = []
+        logdet = z.new_zeros(len(z))
         for i in range(z.shape[1]):
             h = reader.after(patches[-1]) if patches else reader.first(len(z))
-            v = self._steer(cond.vector, self.position[i], h)
+            v = self._patch_vector(e, self.position[i], h)
             patch, term = self.flow.inverse(z[:, i], cond.with_vector(v))
             patches.append(patch)
             logdet = logdet + term
         return torch.stack(patches, 1), logdet
 
-    def _steer(self, e: Tensor, position: Tensor, h: Tensor | None) -> Tensor:
-        """v: what a patch's flow is conditioned on. The map after the sum lets σ, c, place and past interact."""
+    def _patch_vector(self, e: Tensor, position: Tensor, h: Tensor | None) -> Tensor:
+        """v, the condition of a patch's flow. The map after the sum lets σ, c, place and past interact."""
         u = e + position if h is None else e + position + h
         return u + self.activation.plain(self.mix(u))
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, T, d)."""
-        # Not by F.pixel_unshuffle: compiled by torch 2.15, the way back through what follows it is wrong.
+        # Without F.pixel_unshuffle: compiled by torch 2.15, the gradient of what follows it is wrong.
         u = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # (B, C, H/p, p, W/p, p)
         return u.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -149,14 +163,14 @@ class Patchwise(Flow):
         return u.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
-def of_each(cond: Conditioning, v: Tensor) -> Conditioning:
-    """The condition of B·T patches, sample by sample: v (B, T, embed_dim) as vectors, each with its sample's tokens."""
+def patch_conditions(cond: Conditioning, v: Tensor) -> Conditioning:
+    """The conditions of B·T patches, sample by sample: v (B, T, embed_dim) as vectors, with the sample's tokens."""
     tokens, mask = (None if t is None else t.repeat_interleave(v.shape[1], 0) for t in (cond.tokens, cond.mask))
     return Conditioning(v.flatten(0, 1), tokens, mask)
 
 
 def patch_side(shape: tuple[int, ...], patch: int | None) -> int:
-    """`patch`, or for None what it stands for; ConfigurationError, saying what works, if it does not fit."""
+    """The side of a patch: `patch`, or the default for None; raises ConfigurationError if it does not fit."""
     if len(shape) != 3:
         raise ConfigurationError(
             f"flow=patchwise was given samples of shape {tuple(shape)}, which are not images (C, H, W): for vectors "
@@ -165,7 +179,7 @@ def patch_side(shape: tuple[int, ...], patch: int | None) -> int:
     height, width = shape[1:]
     fitting = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
     if patch is None:
-        several = [p for p in fitting if p <= LARGEST_PATCH and height * width > p * p]
+        several = [p for p in fitting if p <= MAX_PATCH and height * width > p * p]
         return max(several, default=1)
     if patch not in fitting:
         raise ConfigurationError(

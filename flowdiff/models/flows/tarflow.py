@@ -1,12 +1,12 @@
 """TarFlow: an autoregressive flow over patches whose conditioner is a causal transformer.
 
-The sample is T tokens x_0 … x_{T−1} of d numbers each: patches of an image, or runs of a vector. One block:
+The sample is T tokens x_0 … x_{T−1} of d numbers each: patches of an image, or segments of a vector. One block:
 
     (o_i, b_i) = g_i(x_0 … x_{i−1}; e),   a_i = c·tanh(o_i/c)
     z_i = (x_i − b_i)·e^{−a_i},           log|det ∂z/∂x| = −Σ a
 
 e is the embedding of (¼ ln σ, c). Data → base runs over all tokens at once; base → data, x_i = z_i·e^{a_i} + b_i, needs
-the tokens before i first. Odd blocks take the tokens in reversed order.
+the tokens before i first. Every second block takes the tokens in reversed order.
 """
 
 from __future__ import annotations
@@ -21,40 +21,59 @@ from torch import Tensor, nn
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.base import Flow, embedding
 from flowdiff.models.nn.embeddings import condition_tokens
 from flowdiff.models.nn.inject import Inject
 from flowdiff.models.nn.sdpa import may_fuse
 from flowdiff.models.nn.transformer import Context, PastTransformer
 from flowdiff.registry import register
 
-MAX_TOKENS = 50  # patch=null stays below: attention costs T² and the inverse T steps
+MAX_TOKENS = 50  # with patch=null: attention costs O(T²) and the inverse T steps
 
 
 @register("flow", "tarflow")
 class TarFlow(Flow):
-    """z = (f_K ∘ … ∘ f_1)(x), each f_k an autoregressive affine map of the patch tokens, for images and vectors.
+    """Autoregressive affine maps of the patch tokens by causal transformers, for images and vectors.
 
-    x (B, C, H, W) or (B, D) → z like x, log-det (B,) in nats. The identity at the start, as smooth as its activation.
+    z = (f_K ∘ … ∘ f_1)(x),  f_k: z_i = (x_i − b_i)·e^{−a_i},  (a_i, b_i) from x_0 … x_{i−1} and (σ, c)
 
-    n_flows: blocks K; the last one, next to the base, has deep_layers layers and the others n_layers (deep–shallow).
-    patch: side of a square patch, or numbers per token of a vector; null: the smallest that leaves at most 50 tokens.
-    hidden, heads: the transformers' width and attention heads. scale_bound: |Σ a| over the blocks stays below it, in
-    nats; a block's share is c = scale_bound/K. Nothing is scaled by more than e^scale_bound, and the gradient of a
-    score loss by its fourth power: at 16 the squares that clipping adds up overflow float32, which first stops the
-    training and then gives NaN; at 8 they do not. Pixels of 8 bits with the noise of σ = 0.002 need 5.6.
-    inject: e steers every normalisation (AdaLN) in all three, and is all that `film` reads. `concat`: e and the
-    condition tokens also stand before the sequence, every token sees them. `cross_attention`: an attention
-    of its own reads them in every layer.
-    inverse: `cache` walks the tokens and keeps their keys and values; `jacobi` computes all tokens from the last
-    sweep's until no number of a sample moves by more than tolerance·(1 + |x|), or T sweeps have made it exact; `auto`
-    is jacobi on accelerators and cache on a CPU. Where autograd is on it is always the walk, which it can follow.
-    checkpoint: compute the layers again in the backward pass (flowdiff/models/nn/recompute.py). token_dim: width of
-    cond.tokens, 0 for none.
+    The flow starts as the identity and is as smooth as its activation.
 
-    Raises ConfigurationError if patch does not divide the sample or leaves one token, or heads does not divide hidden.
-    Source: Zhai et al., "Normalizing Flows are Capable Generative Models", 2024; start token and deep–shallow layers:
-    Gu et al., "STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis", 2025.
+    Nothing is scaled by more than e^scale_bound, and the gradient of a score loss by no more than e^{4·scale_bound}. At
+    16 the sum of squares that gradient clipping computes overflows float32, which first stops the training and then
+    gives NaN; at 8 it does not. Pixels of 8 bits with the noise of σ = 0.002 need 5.6.
+
+    inject: e sets every normalisation (AdaLN) in all three, and film reads nothing else. With concat e and the
+    condition tokens also precede the sequence, and every token attends to them. With cross_attention a separate
+    attention reads them in every layer.
+
+    inverse: cache computes one token after the other and keeps their keys and values; jacobi computes all tokens from
+    the previous iterate until no number of a sample moves by more than tolerance·(1 + |x|), or T sweeps have made it
+    exact; auto is jacobi on accelerators and cache on a CPU. With autograd on it is always cache, which is
+    differentiable.
+
+    Args:
+        shape: shape of one sample, (D,) or (C, H, W).
+        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
+        activation: nonlinearity of the transformers.
+        token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens.
+        n_flows: blocks K, ≥ 1.
+        patch: side of a square patch, or numbers per token of a vector; None: the smallest with at most 50 tokens.
+        hidden: width of the transformers, ≥ 1, a multiple of heads.
+        heads: attention heads, ≥ 1.
+        n_layers: layers of every block but the last, ≥ 1.
+        deep_layers: layers of the last block, next to the base, ≥ 1.
+        scale_bound: bound > 0 of |Σ a| over the blocks, in nats; the share of a block is c = scale_bound/K.
+        inject: what the transformers read besides e, film | concat | cross_attention.
+        inverse: auto | cache | jacobi, as above.
+        tolerance: how far a number may still move in a sweep of jacobi, relative to 1 + |x|, > 0.
+        checkpoint: recompute the layers in the backward pass instead of storing their activations.
+
+    Raises:
+        ConfigurationError: patch does not divide the sample or leaves one token, or heads does not divide hidden.
+
+    Source: Zhai et al., Normalizing Flows are Capable Generative Models, 2024; start token and deep–shallow layers: Gu
+    et al., STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis, 2025.
     """
 
     forward_differentiable = False
@@ -82,10 +101,10 @@ class TarFlow(Flow):
         super().__init__()
         if hidden % heads:
             raise ConfigurationError(
-                f"flow.hidden={hidden} cannot be shared by flow.heads={heads}: take a multiple of {heads} as the width."
+                f"flow.hidden={hidden} is not a multiple of flow.heads={heads}: take a multiple of {heads} as width."
             )
         self.patches = Patches(tuple(shape), patch)
-        self.condition = Condition(embed_dim, token_dim, hidden, inject)
+        self.condition = BlockCondition(embed_dim, token_dim, hidden, inject)
         self.inverse_method = inverse
         self.tolerance = tolerance
         T, d = self.patches.length, self.patches.width
@@ -100,32 +119,41 @@ class TarFlow(Flow):
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         fused = may_fuse(x)
-        condition = self.condition(cond)
+        e, context = self.condition(cond)
         u, logdet = self.patches.split(x), x.new_zeros(len(x))
         for block in self.blocks:
-            u, term = block(u, *condition, fused)
+            u, term = block(u, e, context, fused)
             logdet = logdet + term
         return self.patches.join(u), logdet
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        condition = self.condition(cond)
+        e, context = self.condition(cond)
         u, logdet = self.patches.split(z), z.new_zeros(len(z))
         for block in reversed(self.blocks):
-            if self._sweeps(z):
-                u, term = block.sweep(u, *condition, self.tolerance)
+            assert isinstance(block, Block)  # nn.ModuleList does not keep the type of its elements
+            if self._use_jacobi(z):
+                u, term = block.inverse_jacobi(u, e, context, self.tolerance)
             else:
-                u, term = block.walk(u, *condition, may_fuse(z))
+                u, term = block.inverse_sequential(u, e, context, may_fuse(z))
             logdet = logdet + term
         return self.patches.join(u), logdet
 
-    def _sweeps(self, z: Tensor) -> bool:
+    def _use_jacobi(self, z: Tensor) -> bool:
         if torch.is_grad_enabled():
             return False
         return self.inverse_method == "jacobi" or (self.inverse_method == "auto" and z.device.type != "cpu")
 
 
 class Block(nn.Module):
-    """One autoregressive affine map of the tokens x (B, T, d), from the first to the last or, reversed, back."""
+    """One autoregressive affine map of the tokens x (B, T, d).
+
+    z_i = (x_i − b_i)·e^{−a_i},  (o_i, b_i) = net_i(x_0 … x_{i−1}; e),  a_i = c·tanh(o_i/c)
+
+    Args:
+        net: the causal transformer.
+        scale_bound: c > 0, in nats.
+        reverse: take the tokens from the last to the first.
+    """
 
     def __init__(self, net: PastTransformer, scale_bound: float, reverse: bool):
         super().__init__()
@@ -139,11 +167,12 @@ class Block(nn.Module):
         a, b = self._scale_shift(self.net(x, e, context, fused))
         return self._order((x - b) * torch.exp(-a)), -a.sum((1, 2))
 
-    def walk(self, z: Tensor, e: Tensor, context: Context | None, fused: bool) -> tuple[Tensor, Tensor]:
-        """z → x token by token, log|det ∂x/∂z| (B,); differentiable."""
+    def inverse_sequential(self, z: Tensor, e: Tensor, context: Context | None, fused: bool) -> tuple[Tensor, Tensor]:
+        """z → x one token after the other, log|det ∂x/∂z| (B,); differentiable."""
         z = self._order(z)
         reader = self.net.reader(e, context, fused)
-        tokens, logdet = [], z.new_zeros(len(z))
+        tokens: list[Tensor] = []
+        logdet = z.new_zeros(len(z))
         for i in range(z.shape[1]):
             a, b = self._scale_shift(reader.after(tokens[-1]) if tokens else reader.first(len(z)))
             tokens.append(z[:, i] * torch.exp(a) + b)
@@ -151,11 +180,11 @@ class Block(nn.Module):
         return self._order(torch.stack(tokens, 1)), logdet
 
     @torch.no_grad()
-    def sweep(self, z: Tensor, e: Tensor, context: Context | None, tolerance: float) -> tuple[Tensor, Tensor]:
+    def inverse_jacobi(self, z: Tensor, e: Tensor, context: Context | None, tolerance: float) -> tuple[Tensor, Tensor]:
         """z → x by Jacobi's iteration x ← z·e^{a(x)} + b(x), log|det ∂x/∂z| (B,).
 
-        After n sweeps the first n tokens are exact. Each sample stops by itself, so that it does not depend on its
-        batch.
+        After n sweeps the first n tokens are exact. Each sample stops on its own, so that it does not depend on the
+        other samples of its batch.
         """
         z = self._order(z)
         x, logdet = z.clone(), z.new_zeros(len(z))
@@ -166,7 +195,7 @@ class Block(nn.Module):
             new = z[active] * torch.exp(a) + b
             moved = ((new - x[active]).abs() / (1 + new.abs())).amax((1, 2))
             x[active], logdet[active] = new, a.sum((1, 2))
-            active = active[~(moved <= tolerance)]  # a NaN goes on to the end
+            active = active[~(moved <= tolerance)]  # a NaN stays active to the end
             if not len(active):
                 break
         return self._order(x), logdet
@@ -179,10 +208,10 @@ class Block(nn.Module):
         return x.flip(1) if self.reverse else x
 
 
-class Condition(nn.Module):
-    """A Conditioning as the blocks take it: the embedding e (B, embed_dim) and the context that layers read, or None.
+class BlockCondition(nn.Module):
+    """A Conditioning as the blocks use it: the embedding e (B, embed_dim) and the context of the layers, or None.
 
-    The context's first token is made of e, so that it is never empty, whatever the mask.
+    The first token of the context is computed from e, so that the context is never empty, whatever the mask.
     """
 
     def __init__(self, embed_dim: int, token_dim: int, width: int, inject: Inject):
@@ -193,18 +222,23 @@ class Condition(nn.Module):
         self.tokens = nn.Linear(token_dim, width) if reads and token_dim else None
 
     def forward(self, cond: Conditioning) -> tuple[Tensor, Context | None]:
-        e, tokens = cond.vector, condition_tokens(cond, self.token_dim)
+        e, tokens = embedding(cond), condition_tokens(cond, self.token_dim)
         if self.vector is None:
             return e, None
         own = self.vector(e)[:, None]
         seen = torch.ones(len(e), 1, dtype=torch.bool, device=e.device)
-        if tokens is None:
+        if tokens is None or self.tokens is None:
             return e, Context(own, seen)
-        return e, Context(torch.cat([own, self.tokens(tokens)], 1), torch.cat([seen, cond.counts()], 1))
+        return e, Context(torch.cat([own, self.tokens(tokens)], 1), torch.cat([seen, cond.token_mask()], 1))
 
 
 class Patches:
-    """Samples as tokens (B, T, d) and back: squares of an image, row by row, or runs of a vector."""
+    """Samples as tokens (B, T, d) and back: squares of an image, row by row, or segments of a vector.
+
+    Args:
+        shape: shape of one sample, (D,) or (C, H, W).
+        patch: side of a square, or numbers per token of a vector; None: the smallest with at most 50 tokens.
+    """
 
     def __init__(self, shape: tuple[int, ...], patch: int | None):
         self.shape = shape
@@ -214,15 +248,15 @@ class Patches:
         allowed = [p for p in fitting if sizes[p] > 1]
         if not allowed:
             raise ConfigurationError(
-                f"flow=tarflow was given samples of shape {shape}, a single token: it needs two dimensions to "
-                "read one after the other, so take flow=linear_activation instead."
+                f"flow=tarflow was given samples of shape {shape}, a single token: it needs at least two "
+                "tokens, one after the other, so take flow=linear_activation instead."
             )
         if patch is None:
             patch = next((p for p in allowed if sizes[p] <= MAX_TOKENS), allowed[-1])
         elif patch not in allowed:
-            what = "images of {}×{}" if len(shape) == 3 else "vectors of {} dimensions"
+            samples = "images of {}×{}" if len(shape) == 3 else "vectors of {} dimensions"
             raise ConfigurationError(
-                f"flow.patch={patch} does not cut {what.format(*sides)} into two or more equal tokens: "
+                f"flow.patch={patch} does not cut {samples.format(*sides)} into two or more equal tokens: "
                 f"take one of {', '.join(map(str, allowed))}."
             )
         self.patch = patch

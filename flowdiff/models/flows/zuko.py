@@ -2,14 +2,14 @@
 
     z_i = τ(x_i; h_i),   h_i = net_i(x_1 … x_{i−1}, e),   log|det ∂z/∂x| = Σ log τ′      e the embedding of (¼ ln σ, c)
 
-What τ is gives a family its name. n_flows such maps follow one another, every second with the dimensions in reversed
-order. The condition is zuko's context: it stands beside x at the input of the masked nets and is no dimension of x.
+τ gives a family its name. n_flows such maps follow one another, every second one with the dimensions in reversed order.
+The condition is zuko's context: it enters the masked nets next to x and is not a dimension of x.
 
-Left out of zuko: NICE and RealNVP are flow=realnvp, CNF is an ODE (its own family), NCSF lives on a torus. BPF jumps
-by 1e-5 at the ends of its polynomials. GF's log-determinant is
-−∞ a few deviations out, where its error functions saturate. SOSPF's polynomials overflow when composed. UNAF's integral
-is a sum of 32 nodes, which need not increase with x and can be differentiated once only. The x/(1 + |x|/11) that zuko
-puts between NAF's maps bounds z, so that a part of N(0, I) belongs to no x and p does not integrate to 1: here it is
+Families of zuko that are not offered: NICE and RealNVP are flow=realnvp, CNF is flow=ffjord, NCSF is a flow on a
+torus. BPF jumps by 1e-5 at the ends of its polynomials. The log-determinant of GF is −∞ a few deviations from 0, where
+its error functions saturate. The polynomials of SOSPF overflow when composed. The integral of UNAF is a sum of 32
+nodes, which need not increase with x and can be differentiated only once. Between the maps of NAF zuko puts
+x/(1 + |x|/11), which bounds z, so that a part of N(0, I) is the image of no x and p does not integrate to 1: here it is
 left out.
 """
 
@@ -28,31 +28,39 @@ from torch.distributions import Transform, constraints
 
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.base import Flow
-from flowdiff.models.flows.masked_walk import walk
+from flowdiff.models.flows.base import Flow, embedding
+from flowdiff.models.flows.masked_walk import masked_inverse
 from flowdiff.models.nn.inject import zero_init
 from flowdiff.models.nn.recompute import call
 from flowdiff.registry import register
 
 Slope = Annotated[float, Field(gt=0, lt=1)]
 
-GENTLE = 0.1  # by which a monotone net's weights of x are scaled down at the start, so that it is nearly linear
-BRACKET = 1e4  # bisection looks for x within ± this; x is whitened, but far out a map may be flat
+INPUT_WEIGHT_SCALE = 0.1  # scales the weights of x in a monotone net at the start, so that it is nearly linear
+MAX_BISECTION = 1e4  # bisection searches |x| up to this; x is whitened, but far out a map may be flat
 
 
 class MaskedFlow(Flow, ABC):
-    """n_flows masked autoregressive transforms of zuko: x (B, *shape) → z like x, log-det (B,) in nats.
+    """n_flows masked autoregressive transforms of zuko.
 
-    univariate() makes what turns the parameters h_i, of the given shapes, into zuko's transform τ. hidden, depth: width
-    and number of the masked nets' hidden layers, whose last layer is zero at the start. passes: None, every dimension
-    sees all before it; 2, one half sees the other (a coupling); in general that many groups, each sees those before
-    it. The inverse takes as many passes through the nets. random_order: the dimensions in an order drawn from torch's
-    global generator for each map and kept in the state dict, instead of ascending and descending in turn. checkpoint:
-    each map is computed again in the backward pass of data → base (flowdiff/models/nn/recompute.py).
+    z_i = τ(x_i; h_i),  h_i = net_i(x_1 … x_{i−1}, e),  log|det ∂z/∂x| = Σ log τ′
+
+    Args:
+        shape: shape of one sample, of any rank, flattened to D = prod(shape) dimensions.
+        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
+        activation: nonlinearity of the masked nets.
+        univariate: makes what turns the parameters h_i, of the given shapes, into zuko's transform τ.
+        shapes: shapes of the parameters of τ for one dimension.
+        n_flows: maps applied one after the other, ≥ 1.
+        hidden: width of the masked nets, ≥ 1.
+        depth: hidden layers of the masked nets, ≥ 1; their last layer is zero at the start.
+        passes: groups of dimensions, each depends on those before it, and passes of the inverse; 2: coupling; None: D.
+        random_order: random order of the dimensions in each map, kept in the state dict; else ascending, descending.
+        checkpoint: recompute each map in the backward pass instead of storing its activations.
     """
 
     inverse_by = "dimension by dimension"
-    elementwise: bool = True  # whether univariate() can make τ for some of the dimensions alone
+    elementwise: bool = True  # whether univariate() can make τ for a part of the dimensions
 
     def __init__(
         self,
@@ -71,6 +79,7 @@ class MaskedFlow(Flow, ABC):
         super().__init__()
         from zuko.flows import MaskedAutoregressiveTransform
         from zuko.lazy import LazyComposedTransform
+        from zuko.nn import MaskedLinear
 
         dim = math.prod(shape)
         ascending = torch.arange(dim)
@@ -83,52 +92,54 @@ class MaskedFlow(Flow, ABC):
                 univariate=univariate(),
                 shapes=shapes,
                 hidden_features=[hidden] * depth,
-                activation=partial(Nonlinearity, activation),
+                activation=partial(ActivationLayer, activation),
             )
             for i in range(n_flows)
         ]
         for transform in transforms:
             zero_init(transform.hyper[-1])
             for layer in transform.hyper:
-                if hasattr(layer, "mask"):
-                    layer.mask = layer.mask.to(layer.weight)  # so that mask·weight converts nothing
+                if isinstance(layer, MaskedLinear):
+                    layer.mask = layer.mask.to(layer.weight)  # so that mask·weight needs no conversion
         self.dim = dim
         self.checkpoint = checkpoint
         self.transform = LazyComposedTransform(*transforms)  # (context) → torch's Transform
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        if not self.checkpoint:  # all at once, which is faster where the nets are small
-            return self._through(self.transform, x, cond.vector)
+        e = embedding(cond)
+        if not self.checkpoint:  # all maps at once, which is faster for small nets
+            return self._conditioned(self.transform, x, e)
         z, logdet = x, x.new_zeros(len(x))
         for transform in self.transform.transforms:
-            z, term = call(self._through, transform, z, cond.vector, checkpoint=True)
+            z, term = call(self._conditioned, transform, z, e, checkpoint=True)
             logdet = logdet + term
         return z, logdet
 
-    def _through(self, transform: nn.Module, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        return self._both(transform(e), x)
+    def _conditioned(self, transform: nn.Module, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        return self._call_and_logdet(transform(e), x)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        e = embedding(cond)
         if torch.is_grad_enabled() or self.dim == 1 or not self.elementwise:
-            return self._both(self.transform(cond.vector).inv, z)
+            return self._call_and_logdet(self.transform(e).inv, z)
         x, logdet = z.flatten(1), z.new_zeros(len(z))
         with torch.autocast(z.device.type, enabled=False):
             for transform in reversed(self.transform.transforms):
-                x, term = walk(transform, x, cond.vector)
+                x, term = masked_inverse(transform, x, e)
                 logdet = logdet + term
         return x.reshape(z.shape), logdet
 
-    def _both(self, transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):  # which rounds x where it enters the nets, and all after it
+    def _call_and_logdet(self, transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):  # autocast would round x at the input of the nets
             z, logdet = transform.call_and_ladj(x.flatten(1))
-        if not torch.is_grad_enabled():  # zuko's monotone transforms leave a graph behind
+        if not torch.is_grad_enabled():  # zuko's monotone transforms record a graph anyway
             z, logdet = z.detach(), logdet.detach()
         return z.view_as(x), logdet
 
 
 @final
-class Nonlinearity(nn.Module):
-    """An activation as a layer, of which zuko's nets are built."""
+class ActivationLayer(nn.Module):
+    """An activation as a layer of zuko's nets."""
 
     def __init__(self, activation: Activation):
         super().__init__()
@@ -141,11 +152,25 @@ class Nonlinearity(nn.Module):
 @register("flow", "maf")
 @final
 class MAF(MaskedFlow):
-    """τ(x) = x·e^s + t, s = a/(1 + |a/c|), c = −ln min_slope, (a, t) from a masked net; with passes=2 a RealNVP.
+    """zuko's masked autoregressive flow: affine maps, for vectors; with passes=2 a RealNVP.
 
-    hidden, depth, passes, random_order, checkpoint: see MaskedFlow; min_slope: e^s lies between it and its reciprocal.
-    The inverse is exact. The identity at the start. The score is continuous, its derivative jumps where a = 0.
-    Source: Papamakarios et al., "Masked Autoregressive Flow for Density Estimation", 2017.
+    τ(x) = x·e^s + t,  s = a/(1 + |a/c|),  c = −ln min_slope,  (a, t) from a masked net
+
+    The flow starts as the identity and its inverse is exact. The score is continuous; its derivative jumps at a = 0.
+
+    Args:
+        shape: shape of one sample, of any rank, flattened to D = prod(shape) dimensions.
+        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
+        activation: nonlinearity of the masked nets.
+        n_flows: maps applied one after the other, ≥ 1.
+        hidden: width of the masked nets, ≥ 1.
+        depth: hidden layers of the masked nets, ≥ 1.
+        passes: groups of dimensions, each depends on those before it, and passes of the inverse; 2: coupling; None: D.
+        random_order: random order of the dimensions in each map, kept in the state dict; else ascending, descending.
+        min_slope: smallest scale e^s, in (0, 1); its reciprocal is the largest.
+        checkpoint: recompute each map in the backward pass instead of storing its activations.
+
+    Source: Papamakarios, Pavlakou, Murray, Masked Autoregressive Flow for Density Estimation, 2017.
     """
 
     smooth = False
@@ -174,12 +199,26 @@ class MAF(MaskedFlow):
 @register("flow", "nsf")
 @final
 class NSF(MaskedFlow):
-    """τ a monotone rational-quadratic spline of `bins` pieces on [−5, 5] and the identity outside.
+    """zuko's neural spline flow: autoregressive rational-quadratic splines, for vectors.
 
-    hidden, depth, passes, random_order, checkpoint: see MaskedFlow; min_slope: the slopes at the knots lie between it
-    and its reciprocal. The inverse is exact. The identity at the start. τ is C¹: the score jumps at the knots and at
-    ±5.
-    Source: Durkan et al., "Neural Spline Flows", 2019.
+    τ a monotone spline of `bins` pieces on [−5, 5], its knots and slopes from a masked net; outside τ(x) = x
+
+    The flow starts as the identity and its inverse is exact. τ is C¹: the score jumps at the knots and at ±5.
+
+    Args:
+        shape: shape of one sample, of any rank, flattened to D = prod(shape) dimensions.
+        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
+        activation: nonlinearity of the masked nets.
+        n_flows: maps applied one after the other, ≥ 1.
+        hidden: width of the masked nets, ≥ 1.
+        depth: hidden layers of the masked nets, ≥ 1.
+        passes: groups of dimensions, each depends on those before it, and passes of the inverse; 2: coupling; None: D.
+        random_order: random order of the dimensions in each map, kept in the state dict; else ascending, descending.
+        bins: pieces of a spline, ≥ 2.
+        min_slope: smallest slope at a knot, in (0, 1); its reciprocal is the largest.
+        checkpoint: recompute each map in the backward pass instead of storing its activations.
+
+    Source: Durkan, Bekasov, Murray, Papamakarios, Neural Spline Flows, 2019.
     """
 
     smooth = False
@@ -210,12 +249,28 @@ class NSF(MaskedFlow):
 @register("flow", "naf")
 @final
 class NAF(MaskedFlow):
-    """τ a net with positive weights, one per dimension, monotone in x_i; its other inputs h_i are `signal` numbers.
+    """zuko's neural autoregressive flow: a monotone net per dimension, for vectors.
 
-    hidden, depth, passes, random_order, checkpoint: see MaskedFlow. monotone_hidden: width of τ's two hidden layers,
-    ELUs whatever `activation` is: the score jumps at their kinks. The identity at the start but for 20 % at |x| = 5.
-    The inverse is found by bisection and Newton's method within |x| < 10,000, and can be differentiated once.
-    Source: Huang et al., "Neural Autoregressive Flows", 2018.
+    τ(x_i; h_i) a net with positive weights, increasing in x_i, h_i from a masked net
+
+    The flow starts as the identity up to 20 % at |x| = 5. The hidden layers of τ are ELUs, whatever the activation: the
+    score jumps at their kinks. The inverse is found by bisection and Newton's method within |x| < 10,000, and can be
+    differentiated once.
+
+    Args:
+        shape: shape of one sample, of any rank, flattened to D = prod(shape) dimensions.
+        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
+        activation: nonlinearity of the masked nets.
+        n_flows: maps applied one after the other, ≥ 1.
+        hidden: width of the masked nets, ≥ 1.
+        depth: hidden layers of the masked nets, ≥ 1.
+        passes: groups of dimensions, each depends on those before it, and passes of the inverse; 2: coupling; None: D.
+        random_order: random order of the dimensions in each map, kept in the state dict; else ascending, descending.
+        signal: numbers in h_i, ≥ 1.
+        monotone_hidden: width of the two hidden layers of τ, ≥ 1.
+        checkpoint: recompute each map in the backward pass instead of storing its activations.
+
+    Source: Huang, Krueger, Lacoste, Courville, Neural Autoregressive Flows, 2018.
     """
 
     smooth = False
@@ -241,13 +296,13 @@ class NAF(MaskedFlow):
         dim = math.prod(shape)
         nets = (n_flows, hidden, depth, passes, random_order, checkpoint)
         super().__init__(
-            shape, embed_dim, activation, lambda: PositiveNets(dim, signal, monotone_hidden), [(signal,)], *nets
+            shape, embed_dim, activation, lambda: MonotoneNets(dim, signal, monotone_hidden), [(signal,)], *nets
         )
 
 
 @final
-class PositiveNets(nn.Module):
-    """h (…, D, signal) → τ, by zuko's monotone nets, one per dimension, stretched to τ(±1) = ±1 for h = 0."""
+class MonotoneNets(nn.Module):
+    """h (…, D, signal) → τ, by zuko's monotone nets, one per dimension, rescaled so that τ(±1) = ±1 for h = 0."""
 
     def __init__(self, dim: int, signal: int, hidden: int):
         super().__init__()
@@ -256,7 +311,7 @@ class PositiveNets(nn.Module):
         self.make = MNN(signal=signal, stack=dim, hidden_features=[hidden] * 2)
         first, last = self.make.network[0], self.make.network[-1]
         with torch.no_grad():
-            first.weight[..., 0] *= GENTLE  # x's own weights
+            first.weight[..., 0] *= INPUT_WEIGHT_SCALE  # the weights of x
             low, high = (self.make.f(torch.zeros(dim, signal), torch.full((dim,), end)) for end in (-1.0, 1.0))
             stretch = 2 / (high - low)  # (D,)
             last.weight *= stretch[:, None, None]
@@ -264,18 +319,18 @@ class PositiveNets(nn.Module):
 
     def forward(self, h: Tensor) -> Transform:
         transform = self.make(h)
-        transform.bound = BRACKET
-        return Refined(transform)
+        transform.bound = MAX_BISECTION
+        return NewtonInverse(transform)
 
 
 @final
-class Refined(Transform):
-    """An increasing τ whose inverse zuko finds by bisection to 1e-6, taken on to rounding by Newton's method."""
+class NewtonInverse(Transform):
+    """An increasing τ of zuko; Newton's method refines its inverse, which bisection finds to 1e-6, to rounding."""
 
     domain = codomain = constraints.real
     bijective = True
 
-    def __init__(self, transform: Transform):
+    def __init__(self, transform: Any):  # zuko adds call_and_ladj to torch's Transform
         super().__init__()
         self.transform = transform
 
@@ -293,7 +348,7 @@ class Refined(Transform):
             x = self.transform.inv(y)
             for _ in range(2):
                 x = self._step(x, y)
-        return self._step(x.detach(), y)  # carries the implicit function's gradient
+        return self._step(x.detach(), y)  # carries the gradient of the implicit function
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         value, log_slope = self.call_and_ladj(x)

@@ -1,11 +1,11 @@
-"""A classifier of noised samples, p(c|x, σ), in the place of a network: what it makes of x is a denoiser, too.
+"""A classifier of noised samples, p(c|x, σ), as a network; its output is a score, so it is a denoiser too.
 
 y = A_σ (x − μ)                          whitening, exact and affine
 log p(c|x, σ) = log softmax_c h(y; e)    a net, e the embedding of ¼ ln σ
-s = ∇ₓ [−½‖y‖² + log p(c|x, σ)]          the score of the Gaussian fit of the data, led towards class c
+s = ∇ₓ [−½‖y‖² + log p(c|x, σ)]          the score of a Gaussian fit of the data, guided towards class c
 
-The Gaussian stands in for the density of all classes, so D = x + σ²·s is the Wiener filter guided by the classifier:
-its samples show what the classifier takes a class to be, and no more.
+The Gaussian replaces the density of all classes, so D = x + σ²·s is the Wiener filter guided by the classifier. Its
+samples show only what the classifier has learned about a class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.networks.base import NoisyClassifier
+from flowdiff.models.networks.base import SCALING_IS_SCORE, NoisyClassifier
 from flowdiff.models.networks.whitening import Whitening
 from flowdiff.models.nn.embeddings import ConditionEmbedding
 from flowdiff.models.nn.mlp import ResidualMLP
@@ -29,15 +29,29 @@ from flowdiff.registry import register
 from flowdiff.shapes import sum_except_batch
 
 
-@register("network", "classifier")
+@register("network", "classifier", requires=[SCALING_IS_SCORE])
 class Classifier(NoisyClassifier):
-    """Residual MLP on whitened samples of any shape, for small images and vectors; it says 1/C at the start.
+    """Classifier of noised samples for guidance=classifier: a residual MLP, trained by loss=cross_entropy.
 
-    x (B, *shape) noised data, sigma (B,) > 0, cond.vector (B, C) the class as conditioner=one_hot gives it, zeros where
-    it is unknown. Trained by loss=cross_entropy; a guide for guidance=classifier. Its output is a score: scaling=score.
-    width, depth: of the residual blocks; embed_dim: width of the embedding of σ.
-    Raises ConfigurationError where the condition is not the class itself.
-    Source: Dhariwal, Nichol, Diffusion models beat GANs on image synthesis, 2021 (the guidance).
+    log p(c|x, σ) = log softmax_c h(A_σ(x − μ); e),  s = ∇ₓ [−½‖A_σ(x − μ)‖² + log p(c|x, σ)]
+
+    For vectors and small images. At the start every class has probability 1/C. cond.vector (B, C) is the one-hot class
+    that conditioner=one_hot gives, or zeros for an unknown class.
+
+    Args:
+        shape: shape of one sample, flattened to prod(shape) dimensions.
+        cond_dim: width of cond.vector, which must be num_classes.
+        num_classes: number of classes C of the dataset, None if it has none.
+        whitening: the map x → A_σ(x − μ) in front of the net.
+        activation: nonlinearity of the residual blocks.
+        width: width of the residual blocks, ≥ 1.
+        depth: number of residual blocks, ≥ 1.
+        embed_dim: width of the embedding of σ, ≥ 1.
+
+    Raises:
+        ConfigurationError: the dataset has no classes, or the condition is not a one-hot vector.
+
+    Source: Dhariwal, Nichol, Diffusion models beat GANs on image synthesis, 2021, for the guidance.
     """
 
     def __init__(
@@ -55,8 +69,8 @@ class Classifier(NoisyClassifier):
         super().__init__()
         if num_classes is None or cond_dim != num_classes:
             raise ConfigurationError(
-                "network=classifier has to be told the class itself: take conditioner=one_hot, and a dataset that has "
-                "classes."
+                "network=classifier needs the one-hot class as its condition: set conditioner=one_hot and take a "
+                "dataset with classes."
             )
         self.whitening = whitening
         self.embedding = ConditionEmbedding(embed_dim, cond_dim=0)
@@ -68,17 +82,17 @@ class Classifier(NoisyClassifier):
         self.whitening.fit(batches)
 
     def class_log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """log p(c|x, σ) of every class, (B, C) nats."""
+        """log p(c|x, σ) for each of the C classes, (B, C) nats."""
         return self._class_log_prob(self.whitening(x, sigma)[0], sigma)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """s, shaped like x; carries a graph to the parameters only while training."""
+        """s, shaped like x; part of the autograd graph of the parameters only in training."""
         differentiable = self.training and torch.is_grad_enabled()
         with torch.enable_grad():
             inner = x.detach().clone().requires_grad_(True)
             y, _ = self.whitening(inner, sigma)
             log_prob = -0.5 * sum_except_batch(y**2)
-            if cond is not None:
+            if cond is not None and cond.vector is not None:
                 log_prob = log_prob + (cond.vector * self._class_log_prob(y, sigma)).sum(1)
             (score,) = torch.autograd.grad(log_prob.sum(), inner, create_graph=differentiable)
         return score

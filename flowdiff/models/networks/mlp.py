@@ -1,4 +1,4 @@
-"""A residual MLP on flattened samples, F(x, c_noise, c): the unconstrained counterpart of a vector flow."""
+"""A residual MLP on flattened samples, F(x, c_noise, c): the raw network to compare vector flows with."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ from flowdiff.registry import register
 class MLP(Network):
     """Residual MLP with FiLM on the embedding of (c_noise, c), for samples of any shape; F = 0 at the start.
 
-    x (B, *shape), c_noise (B,) of any scaling, cond.vector (B, cond_dim) or none if cond_dim = 0, and
-    of cond.tokens (B, L, token_dim), if there are any, their mean → F like x.
-    width, depth: of the residual blocks; embed_dim: width of the embedding.
-    Source: He et al., "Identity Mappings in Deep Residual Networks", 2016 (the residual form).
+    h ← h + W₂ act(FiLM(W₁ act(h), e)),  e = embedding of (c_noise, cond.vector, mean of cond.tokens)
+
+    Args:
+        shape: shape of one sample, flattened to D = prod(shape) dimensions.
+        cond_dim: width of cond.vector (B, cond_dim), 0 without a vector.
+        activation: nonlinearity of the residual blocks.
+        token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens.
+        width: width of the residual blocks, ≥ 1.
+        depth: number of residual blocks, ≥ 1.
+        embed_dim: width of the embedding e, ≥ 1.
+
+    Source: He, Zhang, Ren, Sun, Identity mappings in deep residual networks, 2016, for the residual block.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 y = A_σ (x − μ)                                  whitening, exact and affine
 z = f(y; e),  e = embedding of (¼ ln σ, c)       a flow
 log p_σ(x|c) = log N(z; 0, I) + log|det ∂z/∂x|   nats
-s = ∇ₓ log p_σ(x|c)                              by autograd: nothing stands behind it
+s = ∇ₓ log p_σ(x|c)                              by autograd, so exactly the gradient of log p
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
-from flowdiff.models.networks.base import Density
+from flowdiff.models.networks.base import SCALING_IS_SCORE, FlowDensity
 from flowdiff.models.networks.whitening import Whitening
 from flowdiff.models.nn.directional import Gradient, directional_score
 from flowdiff.models.nn.embeddings import ConditionEmbedding
@@ -28,14 +28,24 @@ from flowdiff.registry import register
 from flowdiff.shapes import sum_except_batch
 
 
-@register("network", "score_flow")
-class ScoreFlow(Density):
-    """The conditional flow p_θ(x | σ, c) as a network whose output is the score ∇ₓ log p_σ(x | c).
+@register("network", "score_flow", requires=[SCALING_IS_SCORE])
+class ScoreFlow(FlowDensity):
+    """The score flow: a conditional normalizing flow whose output is the exact score of its own density.
 
-    x (B, *shape) noised data, sigma (B,) > 0 in data units, cond with vector (B, cond_dim) or None when cond_dim = 0,
-    and with tokens (B, L, token_dim) or None: of these every flow hears the mean, inject=cross_attention each.
-    gradient: how a loss of the score is differentiated in the parameters (flowdiff/models/nn/directional.py).
-    It gives a score, so it goes with scaling=score only.
+    log p_σ(x|c) = log N(z; 0, I) + log|det ∂z/∂x|,  z = f(A_σ(x − μ); e),  s = ∇ₓ log p_σ(x|c)
+
+    The embedding e contains ¼·ln σ, cond.vector and the mean of cond.tokens, so every flow depends on all of them. Only
+    flows with inject=cross_attention read single tokens. Needs scaling=score.
+
+    Args:
+        flow: the bijection f.
+        whitening: the map x → A_σ(x − μ) in front of the flow.
+        shape: shape of one sample.
+        cond_dim: width of cond.vector (B, cond_dim), 0 without a vector.
+        gradient: how a loss of the score is differentiated in the parameters: double_backward | directional |
+            forward_mode (flowdiff/models/nn/directional.py).
+        token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens.
+        embed_dim: width of the embedding e, ≥ 1.
     """
 
     def __init__(
@@ -63,24 +73,24 @@ class ScoreFlow(Density):
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""
-        with in_full(x):
+        with full_precision(x):
             y, logdet_whitening = self.whitening(x, sigma)
         z, logdet = self.flow(y, self._embed(sigma, cond))
         log_base = -0.5 * sum_except_batch(z**2) - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
         return log_base + logdet + logdet_whitening
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """The score ∇ₓ log p_σ(x|c), shaped like x; carries a graph to the parameters only while training."""
+        """The score ∇ₓ log p_σ(x|c), shaped like x; part of the autograd graph of the parameters only in training."""
         return self.log_prob_and_score(x, sigma, cond)[1]
 
     def log_prob_and_score(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> tuple[Tensor, Tensor]:
-        """Both from one evaluation of the flow: (B,) nats and the score like x."""
+        """log p_σ(x|c) in nats, (B,), and the score, shaped like x, from one evaluation of the flow."""
         differentiable = self.training and torch.is_grad_enabled()
         twice = differentiable and self.gradient == "double_backward"
         with torch.enable_grad(), nullcontext() if twice else first_order():
             inner = x.detach().clone().requires_grad_(True)
             log_prob = self.log_prob(inner, sigma, cond)
-            with in_full(x):  # the backward pass through what was computed in full
+            with full_precision(x):  # the backward pass of what was computed in full precision
                 (score,) = torch.autograd.grad(log_prob.sum(), inner, create_graph=twice, retain_graph=differentiable)
         if not differentiable:
             return log_prob.detach(), score
@@ -92,28 +102,28 @@ class ScoreFlow(Density):
 
     @torch.no_grad()
     def sample(self, sigma: Tensor, cond: Conditioning | None = None, generator: Generators = None) -> Tensor:
-        """x ~ p_σ(·|c), (B, *shape), by inverting the flow: as many samples as sigma (B,) has entries."""
+        """Samples x ~ p_σ(·|c), (B, *shape), one for each entry of sigma (B,), by inverting the flow."""
         z = randn((len(sigma), *self.shape), generator, device=sigma.device, dtype=sigma.dtype)
         return self.decode(z, sigma, cond)
 
     def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """The base point z of x, shaped like it: N(0, I) for x ~ p_σ(·|c)."""
-        with in_full(x):
+        """The base point z of x, shaped like x; z ~ N(0, I) if x ~ p_σ(·|c)."""
+        with full_precision(x):
             y, _ = self.whitening(x, sigma)
         return self.flow(y, self._embed(sigma, cond))[0]
 
     @torch.no_grad()
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """The sample x of a base point z, shaped like it, by inverting the flow."""
+        """The sample x of a base point z, shaped like z, by inverting the flow."""
         y, _ = self.flow.inverse(z, self._embed(sigma, cond))
-        with in_full(z):
+        with full_precision(z):
             return self.whitening.inverse(y, sigma)[0]
 
     def _embed(self, sigma: Tensor, cond: Conditioning | None) -> Conditioning:
-        with in_full(sigma):  # neighbouring noise levels differ by less than bfloat16 resolves
+        with full_precision(sigma):  # bfloat16 cannot resolve neighbouring noise levels
             return self.embedding(0.25 * sigma.log(), cond)
 
 
-def in_full(x: Tensor) -> torch.autocast:
-    """Where autocast does not reach: what is exact stays so, only the nets inside the flow run in half precision."""
+def full_precision(x: Tensor) -> torch.autocast:
+    """Context without autocast: exact operations keep full precision; only the nets inside the flow use half."""
     return torch.autocast(x.device.type, enabled=False)

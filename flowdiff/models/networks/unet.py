@@ -1,19 +1,19 @@
-"""The UNet baseline, F(x, c_noise, c): diffusers' UNet2DModel, the condition's vector added to its time embedding.
+"""The UNet baseline, F(x, c_noise, c): diffusers' UNet2DModel, with the condition's vector added to the time embedding.
 
-Of a condition with tokens it is UNet2DConditionModel. Each of its attentions reads the image, then the tokens,
+If the condition has tokens it is UNet2DConditionModel, in which every attention block reads the image, then the tokens,
 
     h ← h + A(h, h),    h ← h + A(h, m),    h ← h + GEGLU(h),        A(h, m) = W·softmax(Q(h)·K(m)ᵀ/√d)·V(m)
 
-with m = (0, token_1, …, token_L): K and V have no offset, so the zero adds nothing, and a pixel may leave all tokens
-alone. Where no token counts it does.
+with m = (0, token_1, …, token_L). K and V have no bias, so the entry 0 has the value 0: a pixel that attends to it
+reads no token. If no token counts, every pixel does.
 
-The sinusoids of both expect a timestep t of 0 … 1000 with frequencies 1e-4 … 1. They are given
+The time embedding of both models expects a timestep t in 0 … 1000 and has frequencies 1e-4 … 1. It gets
 
     t = 100·asinh(c_noise)
 
-which for σ in 0.002 … 80 is −120 … 90 if c_noise = ¼·ln σ and 0.2 … 500 if c_noise = σ (sines and cosines do
-not mind the sign). A tenth of a decade of σ then turns the fastest sinusoid by 2 to 20 radians, less only
-where c_noise = σ < 0.1.
+which for σ in 0.002 … 80 is −120 … 90 if c_noise = ¼·ln σ, and 0.2 … 500 if c_noise = σ (negative t is fine for sines
+and cosines). Then a tenth of a decade of σ changes the phase of the fastest sinusoid by 2 to 20 radians, and by less
+only if c_noise = σ < 0.1.
 """
 
 from __future__ import annotations
@@ -32,23 +32,31 @@ from flowdiff.models.nn.embeddings import condition_tokens, condition_vector
 from flowdiff.models.nn.inject import zero_init
 from flowdiff.registry import register
 
-TIMESTEPS_PER_UNIT = 100.0  # of asinh(c_noise)
+TIMESTEPS_PER_UNIT = 100.0  # t per unit of asinh(c_noise)
 
 
 @register("network", "unet")
 class UNet(Network):
     """UNet with residual blocks, group norm and self-attention, for images from 8×8 up; F = 0 at the start.
 
-    x (B, C, H, W), c_noise (B,) of any scaling, cond.vector (B, cond_dim) or none if cond_dim = 0, cond.tokens
-    (B, L, token_dim) or none → F like x.
-    channels: widths of the levels, from full resolution down, each level after the first halving H and W;
-    layers_per_block: residual blocks of a level on the way down (one more on the way up); attention: whether
-    each level attends, to the image and to the tokens (the middle block does as the deepest level); norm_groups:
-    groups of every group norm, a divisor of all channels; dropout: rate inside the residual blocks.
-    Raises ConfigurationError for vectors, sizes that the levels do not divide, and settings that do not fit;
-    ValueError for a condition that does not.
-    Source: Ronneberger et al., "U-Net", 2015; Ho et al., "Denoising Diffusion Probabilistic Models", 2020; of the
-    tokens: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022.
+    Args:
+        shape: shape of one image, (C, H, W).
+        cond_dim: width of cond.vector (B, cond_dim), 0 without a vector.
+        token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens.
+        channels: width of each level, full resolution first; every level after the first halves H and W.
+        layers_per_block: residual blocks of a level on the way down, ≥ 1; there is one more on the way up.
+        attention: for each level, whether it attends to the image and the tokens; the middle block does what the last
+            level does.
+        norm_groups: groups of every group norm, ≥ 1, a divisor of all channels.
+        dropout: dropout rate in [0, 1) inside the residual blocks.
+
+    Raises:
+        ConfigurationError: the samples are not images, or their sides cannot be halved for every level.
+        ConfigurationError: attention, channels and norm_groups do not fit each other, or no level reads the tokens.
+        ValueError: `forward` gets a condition whose vector or tokens have another width.
+
+    Source: Ronneberger, Fischer, Brox, U-Net, 2015; Ho, Jain, Abbeel, Denoising diffusion probabilistic models, 2020;
+    for the tokens: Rombach et al., High-resolution image synthesis with latent diffusion models, 2022.
     """
 
     def __init__(
@@ -77,8 +85,8 @@ class UNet(Network):
             )
         if token_dim > 0 and not any(attention):
             raise ConfigurationError(
-                f"network.attention={list(attention)} leaves no level to read the condition's tokens: make one of its "
-                "entries true, or take a conditioner without tokens."
+                f"network.attention={list(attention)} has no level that reads the condition's tokens: set one of its "
+                "entries to true, or take a conditioner without tokens."
             )
         from diffusers import UNet2DConditionModel, UNet2DModel
 
@@ -95,44 +103,47 @@ class UNet(Network):
             "up_block_types": tuple(f"{attends if a else ''}UpBlock2D" for a in reversed(attention)),
             "norm_num_groups": norm_groups,
             "dropout": dropout,
-            # "identity" adds class_labels (B, 4·channels[0]) to the time embedding as they are.
+            # With "identity", class_labels (B, 4·channels[0]) are added to the time embedding unchanged.
             "class_embed_type": "identity" if cond_dim > 0 else None,
         }
+        unet: Any  # diffusers' lazy imports hide its types
         if token_dim > 0:
-            self.unet = UNet2DConditionModel(
+            unet = UNet2DConditionModel(
                 **settings,
                 mid_block_type="UNetMidBlock2DCrossAttn" if attention[-1] else "UNetMidBlock2D",
-                attention_head_dim=1,  # what it calls so is the number of heads: one as wide as its level
+                attention_head_dim=1,  # diffusers gives this name to the number of heads: one, as wide as its level
                 cross_attention_dim=token_dim,
             )
         else:
-            self.unet = UNet2DModel(
+            unet = UNet2DModel(
                 **settings,
                 add_attention=attention[-1],
                 attention_head_dim=None,  # one head as wide as its level
             )
-        zero_init(self.unet.conv_out)
+        zero_init(unet.conv_out)
+        self.unet: nn.Module = unet
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:
+        cond = cond or Conditioning()
         vector, tokens = condition_vector(cond, self.cond_dim), condition_tokens(cond, self.token_dim)
-        given = {"class_labels": None if vector is None else self.condition(vector)}
+        inputs: dict[str, Any] = {"class_labels": None if self.condition is None else self.condition(vector)}
         if self.token_dim > 0:
-            given["encoder_hidden_states"] = memory = x.new_zeros(len(x), 1, self.token_dim)
+            inputs["encoder_hidden_states"] = x.new_zeros(len(x), 1, self.token_dim)
         if tokens is not None:
-            counts = cond.counts()
-            # The mask takes 10⁴ off a logit, which is no bound to what a masked token may hold.
-            tokens = tokens.masked_fill(~counts[..., None], 0)
-            given["encoder_hidden_states"] = torch.cat([memory, tokens], dim=1)
-            given["encoder_attention_mask"] = F.pad(counts, (1, 0), value=True)
+            mask = cond.token_mask()
+            # diffusers subtracts 10⁴ from the logits of masked tokens, too little if a masked token is very large.
+            tokens = tokens.masked_fill(~mask[..., None], 0)
+            inputs["encoder_hidden_states"] = torch.cat([inputs["encoder_hidden_states"], tokens], dim=1)
+            inputs["encoder_attention_mask"] = F.pad(mask, (1, 0), value=True)
         t = TIMESTEPS_PER_UNIT * torch.asinh(c_noise)
-        return self.unet(x, t, **given, return_dict=False)[0]
+        return self.unet(x, t, **inputs, return_dict=False)[0]
 
 
 def check_image_size(shape: tuple[int, ...], levels: int) -> None:
-    """Refuse samples that cannot be halved levels − 1 times, naming the sizes that work."""
+    """Raise ConfigurationError unless shape is (C, H, W) and H and W can be halved levels − 1 times."""
     if len(shape) != 3:
         raise ConfigurationError(
-            f"network=unet was given samples of shape {tuple(shape)}, which are not images (C, H, W): take "
+            f"network=unet was given samples of shape {tuple(shape)}, which are not images (C, H, W): set "
             "network=mlp or network=score_flow for vectors."
         )
     multiple = 2 ** (levels - 1)
@@ -142,7 +153,7 @@ def check_image_size(shape: tuple[int, ...], levels: int) -> None:
         while height % 2 ** (most - 1) or width % 2 ** (most - 1):
             most -= 1
         raise ConfigurationError(
-            f"network=unet with {levels} levels takes images whose sides are multiples of {multiple} "
+            f"network=unet with {levels} levels needs images whose sides are multiples of {multiple} "
             f"({multiple}, {2 * multiple}, {3 * multiple}, …), not {height}×{width}: give network.channels "
-            f"and network.attention at most {most} {'entry' if most == 1 else 'entries'} or resize images."
+            f"and network.attention at most {most} {'entry' if most == 1 else 'entries'}, or resize the images."
         )

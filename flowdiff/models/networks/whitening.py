@@ -1,7 +1,7 @@
-"""Whitening: the exact affine first layer of a score flow, y = A_σ (x − μ), which knows the noise level.
+"""Whitening: the exact affine first layer of a score flow, y = A_σ (x − μ), which depends on the noise level.
 
 If the data were Gaussian, x = x0 + σ·noise would be N(μ, Σ + σ²I), and A_σ = (Σ + σ²I)^(−1/2) would make y ~ N(0, I).
-With an identity flow behind it the score flow *is* that Gaussian, and its denoiser the Wiener filter.
+Followed by an identity flow, it makes the score flow exactly that Gaussian, whose denoiser is the Wiener filter.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from flowdiff.shapes import append_dims, sum_except_batch
 
 
 class Whitening(nn.Module, ABC):
-    """y = A_σ (x − μ) and its log-determinant; its statistics are buffers, measured once by `fit`.
+    """An affine map that whitens data of noise level σ; its statistics are buffers, measured once by `fit`.
 
-    x, y (B, …), sigma (B,) in data units, log-determinant (B,).
+    y = A_σ (x − μ)
     """
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """x → y, log|det ∂y/∂x|."""
+        """y, shaped like x (B, …), and log|det ∂y/∂x| (B,) in nats, for sigma (B,) in data units."""
 
     @abstractmethod
     def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """y → x, log|det ∂x/∂y|."""
+        """x, shaped like y (B, …), and log|det ∂x/∂y| (B,) in nats, for sigma (B,) in data units."""
 
     @abstractmethod
     def fit(self, batches: Iterable[Tensor]) -> None:
@@ -39,9 +39,12 @@ class Whitening(nn.Module, ABC):
 
 @register("whitening", "identity")
 class IdentityWhitening(Whitening):
-    """y = x: no whitening, for the ablation."""
+    """No whitening, for the ablation.
 
-    def __init__(self):
+    y = x
+    """
+
+    def __init__(self) -> None:
         super().__init__()
 
     def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,10 +59,19 @@ class IdentityWhitening(Whitening):
 
 @register("whitening", "isotropic")
 class IsotropicWhitening(Whitening):
-    """y = x/√(σ² + σ_data²), σ_data² = E[x0²] per dimension: with an identity flow D = c_skip·x, as in EDM.
+    """Division by the standard deviation of noised data: with an identity flow D = c_skip·x, as in EDM.
 
-    The mean is not removed, hence σ_data is the root mean square (Karras et al., 2022, take it as a constant).
+    y = x/√(σ² + σ_data²),  σ_data² = E[x0²], averaged over dimensions
+
+    The mean is not removed, so σ_data is the root mean square of the data; the source uses a constant.
+
+    Args:
+        shape: shape of one sample.
+
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022.
     """
+
+    variance: Tensor  # σ_data²
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
@@ -84,13 +96,23 @@ class IsotropicWhitening(Whitening):
 
 @register("whitening", "zca")
 class ZCAWhitening(Whitening):
-    """y = U diag(λ + σ²)^(−1/2) Uᵀ (x − μ), with μ and U diag(λ) Uᵀ the mean and covariance of the data.
+    """Whitening by the full covariance of the data: with an identity flow D is the Wiener filter.
 
-    Holds a D×D matrix: refused above 8,192 dimensions, where it would take more than 256 MiB.
-    Source: Bell & Sejnowski, The "independent components" of natural scenes are edge filters, 1997.
+    y = U diag(λ + σ²)^(−1/2) Uᵀ (x − μ),  μ and U diag(λ) Uᵀ the mean and covariance of the data
+
+    Args:
+        shape: shape of one sample, with D = prod(shape) dimensions.
+
+    Raises:
+        ConfigurationError: D > 8,192; the D×D matrix would take more than 256 MiB.
+
+    Source: Bell, Sejnowski, The "independent components" of natural scenes are edge filters, 1997.
     """
 
     MAX_DIM = 8192
+    mean: Tensor  # μ (D,)
+    basis: Tensor  # U (D, D), eigenvectors in columns
+    eigenvalues: Tensor  # λ (D,)
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
@@ -98,11 +120,11 @@ class ZCAWhitening(Whitening):
         if dim > self.MAX_DIM:
             raise ConfigurationError(
                 f"whitening=zca needs a {dim:,}×{dim:,} matrix ({4 * dim**2 / 2**30:.1f} GiB) for data of shape "
-                f"{tuple(shape)}, allowed are {self.MAX_DIM:,} dimensions: take whitening=dct."
+                f"{tuple(shape)}, and at most {self.MAX_DIM:,} dimensions are allowed: set whitening=dct."
             )
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("basis", torch.eye(dim))  # U, eigenvectors in columns
-        self.register_buffer("eigenvalues", torch.ones(dim))  # λ
+        self.register_buffer("basis", torch.eye(dim))
+        self.register_buffer("eigenvalues", torch.ones(dim))
 
     def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         variance = self._variance(sigma)  # (B, D)
@@ -115,7 +137,8 @@ class ZCAWhitening(Whitening):
         return x.view_as(y), 0.5 * variance.log().sum(1)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        count, total, outer = 0, 0.0, 0.0
+        count = 0
+        total = outer = torch.zeros((), dtype=torch.float64)
         for x in batches:
             x = x.flatten(1).double()
             count, total, outer = count + len(x), total + x.sum(0), outer + x.T @ x
@@ -124,7 +147,7 @@ class ZCAWhitening(Whitening):
         eigenvalues, basis = torch.linalg.eigh(covariance)
         self.mean.copy_(mean)
         self.basis.copy_(basis)
-        self.eigenvalues.copy_(eigenvalues.clamp(min=0.0))  # rounding may leave a zero eigenvalue at −1e−17
+        self.eigenvalues.copy_(eigenvalues.clamp(min=0.0))  # rounding may turn a zero eigenvalue into −1e−17
 
     def _variance(self, sigma: Tensor) -> Tensor:
         return self.eigenvalues + append_dims(sigma**2, 2)
@@ -132,22 +155,34 @@ class ZCAWhitening(Whitening):
 
 @register("whitening", "dct")
 class DCTWhitening(Whitening):
-    """y = U diag(λ + σ²)^(−1/2) Uᵀ (x − μ) with U the 2-D cosine basis of each channel: ZCA for images of any size.
+    """Whitening in the 2-D cosine basis of each channel: approximates `zca` for images of any size.
 
-    Neighbouring pixels of natural images are correlated much the same everywhere, and the cosine basis all but
-    diagonalises such a covariance. U also turns the channels to the axes along which their values are uncorrelated on
-    average. λ, μ and x are (C, H, W) (a vector is one row of one channel). The transforms are products with the H×H
-    and W×W cosine matrices, O(D·(C + H + W)): up to 256×256 faster than by FFT, and differentiable any number of times.
-    Source: Ahmed, Natarajan & Rao, Discrete cosine transform, 1974.
+    y = U diag(λ + σ²)^(−1/2) Uᵀ (x − μ)
+
+    In natural images the correlation of two pixels depends mostly on their distance, and the cosine basis nearly
+    diagonalises such a covariance. U also rotates the channels to axes along which their values are uncorrelated on
+    average. The transforms are products with the H×H and W×W cosine matrices, O(D·(C + H + W)): up to 256×256 this is
+    faster than an FFT, and it can be differentiated any number of times.
+
+    Args:
+        shape: shape of one sample, (C, H, W); any other shape is flattened to one row of one channel.
+
+    Source: Ahmed, Natarajan, Rao, Discrete cosine transform, 1974.
     """
+
+    mean: Tensor  # μ (C, H, W)
+    channels: Tensor  # axes of the channels (C, C), in rows
+    spectrum: Tensor  # λ (C, H, W)
+    rows: Tensor  # cosine basis (H, H)
+    columns: Tensor  # cosine basis (W, W)
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
         self.grid = tuple(shape) if len(shape) == 3 else (1, 1, math.prod(shape))
         C, H, W = self.grid
         self.register_buffer("mean", torch.zeros(self.grid))
-        self.register_buffer("channels", torch.eye(C))  # axes in rows
-        self.register_buffer("spectrum", torch.ones(self.grid))  # λ
+        self.register_buffer("channels", torch.eye(C))
+        self.register_buffer("spectrum", torch.ones(self.grid))
         self.register_buffer("rows", cosine_basis(H), persistent=False)
         self.register_buffer("columns", cosine_basis(W), persistent=False)
 
@@ -162,20 +197,21 @@ class DCTWhitening(Whitening):
         return x.view_as(y), 0.5 * sum_except_batch(variance.log())
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        count, total, outer = 0, 0.0, 0.0
+        count = 0
+        total = outer = torch.zeros((), dtype=torch.float64)
         _, H, W = self.grid
         rows, columns = cosine_basis(H, torch.float64), cosine_basis(W, torch.float64)
         for x in batches:
             a = rows.to(x.device) @ x.reshape(-1, *self.grid).double() @ columns.to(x.device).T
             count, total = count + len(a), total + a.sum(0)
-            outer = outer + torch.einsum("bihw,bjhw->ijhw", a, a)  # the channels' moments at each frequency
+            outer = outer + torch.einsum("bihw,bjhw->ijhw", a, a)  # second moments of the channels, (C, C, H, W)
         mean = total / count
         covariance = outer / count - torch.einsum("ihw,jhw->ijhw", mean, mean)
         _, axes = torch.linalg.eigh(covariance.sum((2, 3)))  # (C, C), in columns
         spectrum = torch.einsum("ic,ijhw,jc->chw", axes, covariance, axes)
         self.mean.copy_(rows.to(mean).T @ mean @ columns.to(mean))
         self.channels.copy_(axes.T)
-        self.spectrum.copy_(spectrum.clamp(min=0.0))  # rounding may leave a zero at −1e−17
+        self.spectrum.copy_(spectrum.clamp(min=0.0))  # rounding may turn a zero into −1e−17
 
     def _to_basis(self, x: Tensor) -> Tensor:
         return torch.einsum("ij,bjhw->bihw", self.channels, self.rows @ x @ self.columns.T)
@@ -188,7 +224,7 @@ class DCTWhitening(Whitening):
 
 
 def cosine_basis(n: int, dtype: torch.dtype | None = None) -> Tensor:
-    """The orthonormal cosine basis, C[k, i] = √(2/n)·cos(π(i + ½)k/n), its first row √(1/n): (n, n), C Cᵀ = I."""
+    """The orthonormal cosine basis (n, n): C[k, i] = √(2/n)·cos(π(i + ½)k/n), C[0, i] = √(1/n), C Cᵀ = I."""
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)
     basis = math.sqrt(2 / n) * torch.cos(math.pi * (i + 0.5) * k / n)
     basis[0] = math.sqrt(1 / n)

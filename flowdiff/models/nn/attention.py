@@ -1,4 +1,4 @@
-"""Attention for coupling nets: among the pixels of an image, and by heads over any memory."""
+"""Multi-head attention for the nets of flows: over given keys and values, and between the pixels of an image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from flowdiff.models.nn import sdpa
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """softmax(Q·Kᵀ/√d)·V by heads: queries (B, N, inner), keys and values (B, L, inner) → (B, N, inner).
+    """Multi-head attention softmax(Q·Kᵀ/√d)·V, (B, N, inner).
 
-    mask (B, L) is True where a key counts; at least one must. `heads` divides inner. What a coupling's net reads has
-    been through other nets, so autograd follows it in likelihood training too: fused where nothing is recorded or no
-    second derivative follows.
+    The queries depend on x through earlier layers, so autograd records them even in likelihood training. The fused
+    kernel is used if autograd records nothing, or if no second derivative follows (flowdiff/models/nn/sdpa.py).
+
+    Args:
+        queries: (B, N, inner).
+        keys: (B, L, inner).
+        values: (B, L, inner).
+        heads: number of heads, a divisor of inner.
+        mask: (B, L) bool, True where a key counts, at least once per row; None if all keys count.
     """
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (queries, keys, values))  # (B, heads, ·, d)
     mask = None if mask is None else mask[:, None, None]
@@ -22,11 +28,16 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, mask: Tens
 
 
 class SelfAttention(nn.Module):
-    """h + W·softmax(Q(u)·K(u)ᵀ/√d)·V(u) among the pixels of h, u = h + position; C^∞.
+    """Self-attention between the pixels of h (B, width, H, W), with a residual connection; C^∞.
 
-    h (B, width, H, W) with H·W = positions → like h; `heads` divides width. The position is learned, N(0, 0.02²) at
-    the start.
-    Source: Vaswani et al., "Attention Is All You Need", 2017.
+    h ← h + W·softmax(Q(u)·K(u)ᵀ/√d)·V(u),  u = h + position
+
+    Args:
+        width: channels of h.
+        positions: number of pixels H·W; each has a learned position, N(0, 0.02²) at the start.
+        heads: number of heads, a divisor of width.
+
+    Source: Vaswani et al., Attention is all you need, 2017.
     """
 
     def __init__(self, width: int, positions: int, heads: int):

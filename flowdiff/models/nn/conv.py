@@ -1,4 +1,4 @@
-"""The residual net of images: its linear maps are convolutions, 3×3 where it looks around, 1×1 where it mixes."""
+"""The residual net of images: its linear maps are 3×3 convolutions, or 1×1 convolutions that only mix channels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from flowdiff.models.nn.residual import NetSettings, ResidualNet
 
 @final
 class ResidualConv(ResidualNet):
-    """x (B, in_features, H, W), cond → (B, out_features, H, W), zero at the start, any x.
+    """Residual net (B, in_features, H, W) → (B, out_features, H, W) that depends on the condition; 0 at the start.
 
-    Each output pixel sees 2 + depth pixels to every side; with attention_heads > 0 (a divisor of the width) every block
-    is followed by self-attention over the `positions` = H·W pixels, and it sees all of them.
+    Without attention an output pixel depends on input pixels up to 2 + depth away, with attention on all of them.
+
+    Args:
+        in_features: channels of the input.
+        out_features: channels of the output.
+        settings: width, depth, activation and condition of the net.
+        attention_heads: heads of the self-attention after each block, a divisor of the width; 0 without attention.
+        positions: number of pixels H·W; needed with attention only.
     """
 
     def __init__(

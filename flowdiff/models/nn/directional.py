@@ -1,4 +1,4 @@
-"""The gradient of a score loss in the parameters from first derivatives only.
+"""The gradient of a score loss with respect to the parameters, from first derivatives only.
 
 With v = ∂loss/∂s held fixed, the chain rule and the symmetry of mixed derivatives give, for s = ∇ₓ log p_θ(x),
 
@@ -8,8 +8,8 @@ The directional derivative is taken as a central difference along u = v/‖v‖ 
 
     ∇_θ loss ≈ (‖v‖/2h)·(∇_θ log p_θ(x + hu) − ∇_θ log p_θ(x − hu)),        error O(h²),
 
-or exactly in forward mode. Neither keeps a graph of the score: attention may be fused, torch.compile and activation
-checkpointing work as for a likelihood.
+or exactly in forward mode. Neither needs the autograd graph of the score, so attention can be fused, and torch.compile
+and activation checkpointing work as they do for a likelihood.
 """
 
 from __future__ import annotations
@@ -40,10 +40,19 @@ def directional_score(
     sigma: Tensor,
     cond: Conditioning | None,
 ) -> Tensor:
-    """`score` (B, …) with a gradient in the parameters and the condition that costs first derivatives only.
+    """`score` with a gradient in the parameters and the condition that needs first derivatives only.
 
-    score = ∇ₓ log_prob(x, sigma, cond), computed already. The step is h = ε^(1/4)·σ, ε the precision of x's type: at
-    2 % of σ in float32 the rounding and the O(h²) of the difference weigh about the same.
+    The step of the central difference is h = ε^(1/4)·σ, with ε the machine precision of x's type. In float32 that is
+    2 % of σ, where the rounding error and the O(h²) error are about equal.
+
+    Args:
+        log_prob: (x, sigma, cond) → log p (B,) in nats.
+        parameters: the parameters that log_prob depends on.
+        forward_mode: exact forward-mode derivative instead of the central difference.
+        score: ∇ₓ log_prob(x, sigma, cond), (B, …), already computed.
+        x: (B, …).
+        sigma: (B,) > 0.
+        cond: the condition of B samples, or None.
     """
     cond = cond or Conditioning()
     return _DirectionalScore.apply(
@@ -77,7 +86,7 @@ class _DirectionalScore(torch.autograd.Function):
             needed and tensor is not None
             for needed, tensor in zip(ctx.needs_input_grad[6:], ctx.saved_tensors[3:], strict=True)
         ]
-        # Leaves of their own, so that the gradient ends here and not in the conditioner.
+        # Detached leaves: autograd.grad must stop here and not go on into the conditioner.
         vector, tokens = (None if t is None else t.detach().requires_grad_(t.requires_grad) for t in (vector, tokens))
         leaves = [t for t, needed in zip((vector, tokens, *parameters), wanted, strict=True) if needed]
         cond = None if vector is None and tokens is None else Conditioning(vector, tokens, mask)
@@ -87,15 +96,16 @@ class _DirectionalScore(torch.autograd.Function):
             for term in terms(ctx.log_prob, x, sigma, cond, v):
                 for i, g in enumerate(torch.autograd.grad(term, leaves, allow_unused=True)):
                     if g is not None:
-                        total[i] = g if total[i] is None else total[i] + g
-        found = iter(total)
-        return (None,) * 6 + tuple(next(found) if needed else None for needed in wanted)
+                        before = total[i]
+                        total[i] = g if before is None else before + g
+        grads = iter(total)
+        return (None,) * 6 + tuple(next(grads) if needed else None for needed in wanted)
 
 
 def _central_terms(
     log_prob: LogProb, x: Tensor, sigma: Tensor, cond: Conditioning | None, v: Tensor
 ) -> Iterator[Tensor]:
-    """Two scalars, whose gradients in the parameters add up to the one sought; one graph at a time."""
+    """Two scalars whose parameter gradients add up to the gradient of the loss; only one graph exists at a time."""
     norm = v.flatten(1).norm(dim=1)
     h = torch.finfo(x.dtype).eps ** 0.25 * sigma
     step = v * append_dims(h / norm.clamp_min(torch.finfo(x.dtype).tiny), v.ndim)
@@ -108,7 +118,7 @@ def _forward_terms(
     log_prob: LogProb, x: Tensor, sigma: Tensor, cond: Conditioning | None, v: Tensor
 ) -> Iterator[Tensor]:
     with forward_ad.dual_level(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit.script.*")  # torch's own, at the first use of forward mode
+        warnings.filterwarnings("ignore", ".*torch.jit.script.*")  # raised by torch at the first use of forward mode
         dual = log_prob(forward_ad.make_dual(x, v), sigma, cond)
         tangent = forward_ad.unpack_dual(dual).tangent
-    yield tangent.sum()  # its backward pass knows no dual numbers, which not every operation's supports
+    yield tangent.sum()  # outside the dual level, because the backward pass of some operations rejects dual numbers

@@ -1,11 +1,11 @@
-"""Embeddings of what a model is conditioned on: the noise level as the scalar c_noise, and the condition c.
+"""Embeddings of the noise level, given as the scalar c_noise, and of the condition c.
 
-c_noise is ¼·ln σ in the EDM scaling and the flows (−1.6 … 1.1), σ itself in the others (0.002 … 80 and more).
+c_noise is ¼·ln σ in the EDM scaling and in flows (−1.6 … 1.1), and σ itself in other scalings (0.002 … 80 and more).
 With
 
-    u = asinh(c_noise) ≈ c_noise near 0,  ≈ ±ln(2|c_noise|) far from it
+    u = asinh(c_noise) ≈ c_noise near 0,  ≈ ±ln(2|c_noise|) far from 0
 
-both kinds land within about ±6, where one set of frequencies ω resolves them: γ(u) = (u, sin ωu, cos ωu).
+both kinds are within about ±6, where one set of frequencies ω resolves them: γ(u) = (u, sin ωu, cos ωu).
 """
 
 from __future__ import annotations
@@ -16,17 +16,24 @@ from torch import Tensor, nn
 
 from flowdiff.models.conditioning import Conditioning
 
-# ω from where one period (25) covers all of u's range to where one radian is a tenth of a decade of σ in ¼·ln σ.
+# At the lowest ω one period (25) covers the whole range of u; at the highest, a tenth of a decade of σ in ¼·ln σ
+# changes the phase by one radian.
 LOWEST, HIGHEST = 0.25, 16.0
 
 
 class NoiseEmbedding(nn.Module):
-    """Smooth embedding of the noise level, e = W₂ SiLU(W₁ γ(asinh(c_noise))).
+    """Embedding of the noise level c_noise (B,) of any scaling: (B, dim), C^∞ in c_noise.
 
-    c_noise (B,) of any scaling → (B, dim). C^∞ in c_noise: the frequencies are fixed, from 0.25 to 16.
-    Source: Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional
-    Domains", 2020.
+    e = W₂ SiLU(W₁ γ(asinh(c_noise))),  with fixed frequencies from 0.25 to 16 in γ
+
+    Args:
+        dim: width of the embedding.
+
+    Source: Tancik et al., Fourier features let networks learn high frequency functions in low dimensional domains,
+    2020.
     """
+
+    frequencies: Tensor  # ω
 
     def __init__(self, dim: int):
         super().__init__()
@@ -43,15 +50,24 @@ class NoiseEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """Noise level and condition in one vector, e = SiLU(W·SiLU(noise(c_noise) + V·c.vector + U·mean(c.tokens))).
+    """Embedding of noise level and condition in one vector; the tokens are passed on unchanged.
 
-    c_noise (B,), cond with vector (B, cond_dim) and tokens (B, L, token_dim) → Conditioning with vector (B, embed_dim),
-    tokens and mask as they were. The layer W after the sum lets σ and c interact, so its readers need no more than a
-    linear map. The mean is that of the tokens that count, 0 if none does: what reads no tokens hears of them by it.
-    Where cond_dim or token_dim is 0, cond has no such part; it may be None without a vector. Raises ValueError if cond
-    does not fit.
-    Source of the mean beside an attention over all tokens: Saharia et al., "Photorealistic Text-to-Image Diffusion
-    Models with Deep Language Understanding", 2022.
+    e = SiLU(W·SiLU(noise(c_noise) + V·c.vector + U·mean(c.tokens)))
+
+    c_noise (B,), cond with vector (B, cond_dim) and tokens (B, L, token_dim) → Conditioning with vector e and the same
+    tokens. The layer W after the sum lets σ and c interact, so a net that reads e needs only a linear map. The mean is
+    taken over the tokens that count, and is 0 if none does; through it nets without attention depend on the tokens too.
+
+    Args:
+        embed_dim: width of e.
+        cond_dim: width of cond.vector, 0 without a vector; then cond may be None.
+        token_dim: width of cond.tokens, 0 without tokens.
+
+    Raises:
+        ValueError: `forward` gets a condition whose vector or tokens have another width.
+
+    Source: Saharia et al., Photorealistic text-to-image diffusion models with deep language understanding, 2022, for
+    the mean of the tokens next to attention over them.
     """
 
     def __init__(self, embed_dim: int, cond_dim: int, token_dim: int = 0):
@@ -64,23 +80,24 @@ class ConditionEmbedding(nn.Module):
         self.tokens = unit_linear(token_dim, embed_dim, bias=False) if token_dim > 0 else None
 
     def forward(self, c_noise: Tensor, cond: Conditioning | None = None) -> Conditioning:
+        cond = cond or Conditioning()
         vector, tokens = condition_vector(cond, self.cond_dim), condition_tokens(cond, self.token_dim)
         e = self.noise(c_noise)
-        if vector is not None:
+        if self.condition is not None:
             e = e + self.condition(vector)
-        if tokens is not None:
-            counts = cond.counts()
-            total = tokens.masked_fill(~counts[..., None], 0).sum(1)  # (B, token_dim)
-            e = e + self.tokens(total / counts.sum(1, keepdim=True).clamp(min=1))
+        if self.tokens is not None and tokens is not None:
+            mask = cond.token_mask()
+            total = tokens.masked_fill(~mask[..., None], 0).sum(1)  # (B, token_dim)
+            e = e + self.tokens(total / mask.sum(1, keepdim=True).clamp(min=1))
         e = F.silu(self.mix(F.silu(e)))  # (B, embed_dim)
-        return Conditioning(e) if cond is None else cond.with_vector(e)
+        return cond.with_vector(e)
 
 
 def unit_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
-    """A linear layer with weights N(0, 1/in_features) and no offset: inputs of order one give outputs of order one.
+    """A linear layer with weights N(0, 1/in_features) and bias 0, so that inputs of order 1 give outputs of order 1.
 
-    torch's own start divides the weights by √3 and adds random offsets, which over the embedding's layers leave σ a
-    trace of 1e-2 on a constant ten times as large, and its readers, zero at the start, slow to pick it up.
+    torch's default divides the weights by √3 and draws random biases. After the layers of the embedding σ would then
+    change e by only 1e-2 around a constant ten times as large, and nets that start at zero would learn to use σ slowly.
     """
     layer = nn.Linear(in_features, out_features, bias)
     nn.init.normal_(layer.weight, std=in_features**-0.5)
@@ -90,29 +107,28 @@ def unit_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Li
 
 
 def condition_vector(cond: Conditioning | None, cond_dim: int) -> Tensor | None:
-    """cond.vector (B, cond_dim), or None where cond_dim = 0; ValueError if model and condition do not fit."""
+    """cond.vector (B, cond_dim), or None if cond_dim = 0; ValueError if the vector has another width."""
     vector = None if cond is None else cond.vector
     given = 0 if vector is None else vector.shape[1]
     if given != cond_dim:
         raise ValueError(
-            f"the condition's vector has width {given} (0 is none) but the model was built for "
+            f"the condition's vector has width {given} (0: no vector), and the model was built for "
             f"cond_dim={cond_dim}: pass the Conditioning of the conditioner that the model was built with."
         )
     return vector
 
 
 def condition_tokens(cond: Conditioning | None, token_dim: int) -> Tensor | None:
-    """cond.tokens (B, L, token_dim) or None if there are none; ValueError if they, or their mask, do not fit."""
-    tokens = None if cond is None else cond.tokens
-    if tokens is None:
+    """cond.tokens (B, L, token_dim), or None without tokens; ValueError if tokens or mask have another shape."""
+    if cond is None or cond.tokens is None:
         return None
+    tokens, mask = cond.tokens, cond.mask
     if tokens.ndim != 3 or tokens.shape[2] != token_dim:
         raise ValueError(
-            f"the condition's tokens of shape {tuple(tokens.shape)} and width {tokens.shape[-1]} do not fit the model, "
-            f"which was built for (B, L, token_dim) with token_dim={token_dim} (0 is none): pass the Conditioning of "
+            f"the condition's tokens have width {tokens.shape[-1]} (shape {tuple(tokens.shape)}), and the model was "
+            f"built for tokens (B, L, token_dim) with token_dim={token_dim} (0: no tokens): pass the Conditioning of "
             "the conditioner that the model was built with."
         )
-    mask = cond.mask
     if mask is not None and (mask.dtype is not torch.bool or mask.shape != tokens.shape[:2]):
         raise ValueError(
             f"the condition's mask is {mask.dtype} of shape {tuple(mask.shape)} and its tokens have shape "

@@ -1,16 +1,16 @@
-"""How a condition enters a net, chosen by `inject`; (σ, c) reaches the net in each of them.
+"""The ways in which a condition enters a net, chosen by `inject`; with each of them the net depends on (σ, c).
 
     film              u ← u·(1 + γ(e)) + β(e)       in every block
-    concat            h₀ = W·[x, e]                 once, at the net's input
+    concat            h₀ = W·[x, e]                 once, at the input of the net
     cross_attention   h ← h + softmax(Q(h)·K(m)ᵀ/√d)·V(m)   in every block, m = (e, token₁, …, token_L)
 
-e = cond.vector is the embedding of (¼ ln σ, c), the mean of the condition's tokens in it; the tokens are the
-condition's own (words, patches), if it has any.
+e = cond.vector is the embedding of (¼ ln σ, c), which contains the mean of the condition's tokens. The tokens are those
+of the condition (words, patches), if it has any.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,21 @@ from flowdiff.models.nn.embeddings import condition_tokens
 from flowdiff.shapes import append_dims
 
 Inject = Literal["film", "concat", "cross_attention"]
+Layer = TypeVar("Layer", bound=nn.Module)
 
-HEADS = 4  # of a cross-attention
+HEADS = 4  # heads of a cross-attention
 
 
 class FiLM(nn.Module):
-    """Feature-wise scale and shift by an embedding, u·(1 + γ(e)) + β(e), γ and β linear and 0 at the start.
+    """Scale and shift of each feature of u (B, width, …) by an embedding e (B, embed_dim); the identity at the start.
 
-    u (B, width, …), e (B, embed_dim) → like u.
-    Source: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018.
+    u ← u·(1 + γ(e)) + β(e),  γ and β linear
+
+    Args:
+        embed_dim: width of e.
+        width: number of features of u.
+
+    Source: Perez et al., FiLM: visual reasoning with a general conditioning layer, 2018.
     """
 
     def __init__(self, embed_dim: int, width: int):
@@ -42,12 +48,22 @@ class FiLM(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """h + W·softmax(Q(h)·K(m)ᵀ/√d)·V(m) over the memory m = (0, e, tokens), each position of h a query; W = 0 at first.
+    """Attention of every position of h (B, width, …) over the condition; the identity at the start.
 
-    h (B, width, …), cond.vector e (B, embed_dim), cond.tokens (B, L, token_dim) or none → like h. Tokens that
-    cond.mask (B, L) excludes get no weight. The memory's zero entry lets a position take nothing, so that with e
-    alone the weights are still the net's to choose. Raises ValueError if the tokens' width is not token_dim.
-    Source: Vaswani et al., "Attention Is All You Need", 2017.
+    h ← h + W·softmax(Q(h)·K(m)ᵀ/√d)·V(m),  m = (0, e, token₁, …, token_L),  W = 0 at the start
+
+    Tokens that do not count get no weight. The entry 0 of m lets a position read nothing, so that the attention weights
+    matter even if e is the only other entry.
+
+    Args:
+        width: number of features of h.
+        embed_dim: width of e = cond.vector (B, embed_dim).
+        token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens.
+
+    Raises:
+        ValueError: `forward` gets tokens of another width.
+
+    Source: Vaswani et al., Attention is all you need, 2017.
     """
 
     def __init__(self, width: int, embed_dim: int, token_dim: int):
@@ -70,7 +86,7 @@ class CrossAttention(nn.Module):
         memory = [torch.zeros_like(e), e]
         mask = None
         tokens = condition_tokens(cond, self.token_dim)
-        if tokens is not None:
+        if self.from_tokens is not None and tokens is not None:
             memory.append(self.from_tokens(tokens))
             if cond.mask is not None:
                 always = cond.mask.new_ones(len(e), 2)
@@ -79,8 +95,8 @@ class CrossAttention(nn.Module):
         return keys, values, mask
 
 
-def zero_init(layer: nn.Module) -> nn.Module:
-    """Set weight and bias of a linear or convolutional layer to 0: what it feeds starts switched off."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+def zero_init(layer: Layer) -> Layer:
+    """Set the parameters of a layer to 0, so that its output is 0 at the start; returns the layer."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer

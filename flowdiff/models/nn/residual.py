@@ -1,9 +1,10 @@
-"""A residual net that knows the condition; whether its linear maps are matrices or convolutions is given.
+"""A residual net that depends on the condition; its linear maps are matrices or convolutions.
 
     h₀ = W_in x,   h ← h + W₂ act(FiLM(W₁ act(h), e)),   y = W_out act(h)
 
-With the other ways to inject the condition (flowdiff/models/nn/inject.py) it is h₀ = W_in [x, e], or an attention over the
-condition in front of every block, in place of FiLM. No normalisation: the net is as smooth in x as its activation.
+This is inject=film. The other ways to inject the condition (flowdiff/models/nn/inject.py) replace FiLM by an attention
+over the condition before every block, or by h₀ = W_in [x, e]. The net has no normalisation layers, so it is as smooth
+in x as its activation.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ LinearMap = Callable[[int, int], nn.Module]  # (in_features, out_features) → a
 
 @dataclass(frozen=True)
 class NetSettings:
-    """What the nets of one model share: depth residual blocks of `width`, and how they hear of the condition.
+    """Settings shared by the nets of one model.
 
-    cond.vector is (B, embed_dim); token_dim is the width of cond.tokens, 0 if there are none, and read by
-    inject=cross_attention alone.
+    Args:
+        width: width of the residual blocks.
+        depth: number of residual blocks.
+        embed_dim: width of cond.vector (B, embed_dim).
+        activation: nonlinearity of the blocks.
+        inject: how the condition enters the net, film | concat | cross_attention.
+        token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens; only cross_attention reads them.
     """
 
     width: int
@@ -39,10 +45,17 @@ class NetSettings:
 
 
 class ResidualNet(nn.Module, ABC):
-    """x (B, in_features, …), cond → (B, out_features, …), zero at the start.
+    """Residual net (B, in_features, …) → (B, out_features, …) that depends on the condition; 0 at the start.
 
-    The residual blocks stand between a linear map in and a zero-initialised one out. `wide` makes the maps in, out and
-    W₁, `narrow` W₂, `mixer` what follows each block, if anything does.
+    h₀ = W_in x,  h ← block(h; cond),  y = W_out act(h),  W_out = 0 at the start
+
+    Args:
+        in_features: features of the input.
+        out_features: features of the output.
+        settings: width, depth, activation and condition of the net.
+        wide: makes W_in, W_out and the W₁ of each block.
+        narrow: makes the W₂ of each block.
+        mixer: makes a module (B, width, …) → like it that is applied after each block; None for none.
     """
 
     def __init__(
@@ -72,7 +85,10 @@ class ResidualNet(nn.Module, ABC):
 
 
 class ResidualBlock(nn.Module):
-    """h + W₂ act(FiLM(W₁ act(h), e)): h (B, width, …) → like h."""
+    """One residual block of h (B, width, …).
+
+    h ← h + W₂ act(FiLM(W₁ act(h), e))
+    """
 
     def __init__(
         self, settings: NetSettings, wide: LinearMap, narrow: LinearMap, mixer: Callable[[], nn.Module] | None

@@ -1,10 +1,10 @@
-"""Attention by the kernel that the derivatives to come allow: softmax(Q Kᵀ/√d) V.
+"""Attention softmax(Q Kᵀ/√d) V, by the fastest kernel that supports the derivatives that will be taken.
 
-Fused kernels never hold the T×T weights, but they can be differentiated once and backward only. The written-out form
-can be differentiated as often as wanted. Which one is due is known where x enters, not where attention happens:
+Fused kernels never store the T×T weights, but they can be differentiated only once, and only backward. The explicit
+form can be differentiated any number of times. The choice depends on the input x of the model:
 
-    written out   if autograd follows x, because a score is its first derivative and a score loss takes one more
-    fused         if it does not (likelihood training, no_grad), or inside `first_order()`
+    explicit   if autograd records x, because the score is a first derivative in x and a score loss takes another
+    fused      if autograd does not record x (likelihood training, no_grad), or inside `first_order()`
 """
 
 from __future__ import annotations
@@ -21,44 +21,49 @@ from torch.autograd import forward_ad
 
 Output = TypeVar("Output")
 
-_promised = False  # a plain global, which torch.compile can guard on; autograd's own modes are per thread as well
+_only_first_order = False  # a plain global, because torch.compile can guard on it
 
 
 @contextmanager
-def first_order(promised: bool = True) -> Iterator[None]:
-    """Promise that what is computed inside will be differentiated in x once at most, and backward; or do not."""
-    global _promised
-    before, _promised = _promised, promised
+def first_order(enabled: bool = True) -> Iterator[None]:
+    """Declare that everything computed inside is differentiated in x at most once, and backward (enabled=True)."""
+    global _only_first_order
+    before, _only_first_order = _only_first_order, enabled
     try:
         yield
     finally:
-        _promised = before
+        _only_first_order = before
 
 
-def as_promised(function: Callable[..., Output]) -> Callable[..., Output]:
-    """`function`, under what is promised now whenever it is called: what is computed twice takes the same kernel."""
-    promised = _promised
+def keep_kernel_choice(function: Callable[..., Output]) -> Callable[..., Output]:
+    """`function`, with the present `first_order` setting at every later call, so that a recomputation is identical."""
+    enabled = _only_first_order
 
     @wraps(function)
     def call(*inputs: object) -> Output:
-        with first_order(promised):
+        with first_order(enabled):
             return function(*inputs)
 
     return call
 
 
 def may_fuse(x: Tensor) -> bool:
-    """Whether attention in a function of x may be fused: no second and no forward derivative in x can be asked for."""
+    """Whether attention in a function of x may be fused: no second or forward-mode derivative in x will be taken."""
     if forward_ad.unpack_dual(x).tangent is not None:
         return False
-    return _promised or not (x.requires_grad and torch.is_grad_enabled())
+    return _only_first_order or not (x.requires_grad and torch.is_grad_enabled())
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, fused: bool) -> Tensor:
-    """softmax(q kᵀ/√d) v for q (B, heads, T, d), k and v (B, heads, S, d) → (B, heads, T, d).
+    """softmax(q kᵀ/√d) v, (B, heads, T, d).
 
-    mask: True where a query may look, broadcast to (B, heads, T, S), at least one True per row; causal (T = S, without
-    a mask): query i sees the keys 0 … i. fused: see the module.
+    Args:
+        q: queries (B, heads, T, d).
+        k: keys (B, heads, S, d).
+        v: values (B, heads, S, d).
+        mask: bool, broadcast to (B, heads, T, S), True where a query may attend to a key, at least once per row.
+        causal: query i attends to the keys 0 … i; needs T = S and no mask.
+        fused: use the fused kernel, which can be differentiated once, and only backward.
     """
     if fused:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -71,7 +76,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """e^l / Σ e^l over the last axis; torch's own cannot be differentiated forward and then backward."""
+    """e^l / Σ e^l over the last axis; torch.softmax cannot be differentiated in forward mode and then backward."""
     if forward_ad.unpack_dual(logits).tangent is None:
         return torch.softmax(logits, dim=-1)
     weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))

@@ -1,18 +1,21 @@
-"""A transformer over what came before: the output at token i depends on the tokens u_0 … u_{i−1} and no others.
+"""A strictly causal transformer: the output at token i depends on the tokens u_0 … u_{i−1} and no others.
 
-The sequence goes in shifted by one place behind a learned start token, so that token 0 has something to be read from.
+The input is the sequence shifted by one place behind a learned start token, so that output 0 has a token to depend on.
 Each layer, with AdaLN(h) = LN(h)·(1 + γ(e)) + β(e), γ and β linear and zero at the start:
 
     h ← h + Attention(AdaLN(h)),      h ← h + W₂ act(W₁ AdaLN(h))
 
-C^∞ in u where the activation is: LN divides by √(var + ε), so its derivatives are bounded by powers of 1/√ε. Queries
-and keys are normalised too, so that attention logits stay within √d times learned gains (Dehghani et al., "Scaling
-Vision Transformers to 22 Billion Parameters", 2023).
+The output is C^∞ in u if the activation is: LN divides by √(var + ε), so its derivatives are bounded by powers of 1/√ε.
+Queries and keys are normalised too, so that attention logits stay within √d times learned gains.
+
+Source: Dehghani et al., Scaling vision transformers to 22 billion parameters, 2023, for the normalised queries and
+keys.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,35 +26,46 @@ from flowdiff.models.nn.inject import Inject, zero_init
 from flowdiff.models.nn.recompute import call
 from flowdiff.models.nn.sdpa import attention
 
-EPS = 1e-4  # under the root of every normalisation, whose input has a variance of order one: gain at most 100
+Item = TypeVar("Item", bound=nn.Module)
+EPS = 1e-4  # ε in every normalisation; its input has a variance of order 1, and the gain is at most 100
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a sequence is read against: tokens (B, L, width) and mask (B, L), True where a token counts."""
+    """Extra tokens (B, L, width) that every token of a sequence may attend to; mask (B, L), True where one counts."""
 
     tokens: Tensor
     mask: Tensor
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Keys and values (B, heads, S, d) that every new query may see, and a mask (B, S) or None: all of them."""
+class KeyValues:
+    """Keys and values (B, heads, S, d) of S tokens, and a mask (B, S), True where a token counts; None if all count."""
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None
 
-    def with_last(self, keys: Tensor, values: Tensor) -> Memory:
-        """This memory and the keys and values of more tokens."""
+    def append(self, keys: Tensor, values: Tensor) -> KeyValues:
+        """These keys and values followed by those of more tokens, which all count."""
         mask = self.mask
         if mask is not None:
             mask = F.pad(mask, (0, keys.shape[2]), value=True)
-        return Memory(torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2), mask)
+        return KeyValues(torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2), mask)
+
+
+def typed(modules: nn.ModuleList, kind: type[Item]) -> list[Item]:
+    """The modules as a typed list: nn.ModuleList does not keep the type of its elements."""
+    return [module for module in modules if isinstance(module, kind)]
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys; over a memory, over the sequence itself, or both."""
+    """Multi-head attention with normalised queries and keys, over given keys and values, the sequence itself, or both.
+
+    Args:
+        width: width of the tokens.
+        heads: number of heads, a divisor of width.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -62,40 +76,46 @@ class Attention(nn.Module):
         self.query_norm = nn.LayerNorm(width // heads, eps=EPS)
         self.key_norm = nn.LayerNorm(width // heads, eps=EPS)
 
-    def remember(self, u: Tensor, mask: Tensor | None = None) -> Memory:
+    def key_values(self, u: Tensor, mask: Tensor | None = None) -> KeyValues:
         """The keys and values of u (B, S, width)."""
         k, v = (self._heads(part) for part in self.key_value(u).chunk(2, dim=-1))
-        return Memory(self.key_norm(k), v, mask)
+        return KeyValues(self.key_norm(k), v, mask)
 
-    def look(self, u: Tensor, memory: Memory, fused: bool) -> Tensor:
-        """Every token of u (B, T, width) reads the whole memory."""
-        mask = None if memory.mask is None else memory.mask[:, None, None]
-        return self._attend(u, memory, mask, False, fused)
+    def attend(self, u: Tensor, given: KeyValues, fused: bool) -> Tensor:
+        """Every token of u (B, T, width) attends to all given tokens."""
+        mask = None if given.mask is None else given.mask[:, None, None]
+        return self._attend(u, given, mask, False, fused)
 
-    def look_back(self, u: Tensor, memory: Memory | None, fused: bool) -> Tensor:
-        """Token i of u (B, T, width) reads the memory and the tokens 0 … i."""
-        own = self.remember(u)
-        if memory is None:
+    def attend_causally(self, u: Tensor, prefix: KeyValues | None, fused: bool) -> Tensor:
+        """Token i of u (B, T, width) attends to the prefix and to the tokens 0 … i."""
+        own = self.key_values(u)
+        if prefix is None:
             return self._attend(u, own, None, True, fused)
-        T, S = u.shape[1], memory.keys.shape[2]
+        T, S = u.shape[1], prefix.keys.shape[2]
         mask = torch.ones(T, S + T, dtype=torch.bool, device=u.device).tril(S)
-        if memory.mask is not None:
-            mask = mask & F.pad(memory.mask, (0, T), value=True)[:, None, None]
-        return self._attend(u, memory.with_last(own.keys, own.values), mask, False, fused)
+        if prefix.mask is not None:
+            mask = mask & F.pad(prefix.mask, (0, T), value=True)[:, None, None]
+        return self._attend(u, prefix.append(own.keys, own.values), mask, False, fused)
 
-    def _attend(self, u: Tensor, memory: Memory, mask: Tensor | None, causal: bool, fused: bool) -> Tensor:
+    def _attend(self, u: Tensor, given: KeyValues, mask: Tensor | None, causal: bool, fused: bool) -> Tensor:
         q = self.query_norm(self._heads(self.query(u)))
-        read = attention(q, memory.keys, memory.values, mask, causal, fused)
-        return self.out(read.transpose(1, 2).flatten(2))
+        out = attention(q, given.keys, given.values, mask, causal, fused)
+        return self.out(out.transpose(1, 2).flatten(2))
 
     def _heads(self, u: Tensor) -> Tensor:
         return u.unflatten(-1, self.split).transpose(1, 2)  # (B, heads, T, d)
 
 
 class AdaLN(nn.Module):
-    """LN(h)·(1 + γ(e)) + β(e) for h (B, T, width), e (B, embed_dim).
+    """Layer normalisation of h (B, T, width) with scale and shift from an embedding e (B, embed_dim).
 
-    Source: Peebles & Xie, "Scalable Diffusion Models with Transformers", 2023.
+    h ← LN(h)·(1 + γ(e)) + β(e),  γ and β linear and 0 at the start
+
+    Args:
+        embed_dim: width of e.
+        width: width of h.
+
+    Source: Peebles, Xie, Scalable diffusion models with transformers, 2023.
     """
 
     def __init__(self, embed_dim: int, width: int):
@@ -104,7 +124,7 @@ class AdaLN(nn.Module):
         self.scale_shift = zero_init(nn.Linear(embed_dim, 2 * width))
 
     def steer(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """(1 + γ, β), (B, 1, width) each: once per sequence, however often the norm is applied."""
+        """(1 + γ, β), (B, 1, width) each: computed once per sequence, used at every token."""
         scale, shift = self.scale_shift(e)[:, None].chunk(2, dim=-1)
         return 1 + scale, shift
 
@@ -115,17 +135,24 @@ class AdaLN(nn.Module):
 
 @dataclass(frozen=True)
 class Steering:
-    """What a layer makes of the condition, once per sequence: its norms' scales and shifts, its context's memory."""
+    """What a layer computes from the condition, once per sequence."""
 
-    norms: list[tuple[Tensor, Tensor]]
-    context: Memory | None
+    norms: list[tuple[Tensor, Tensor]]  # scale and shift of each norm
+    context: KeyValues | None  # of the context's tokens
 
 
 class Layer(nn.Module):
-    """One layer over h (B, T, width), steered by e and, with a context, reading that as well.
+    """One layer over h (B, T, width), which depends on e and, if there is one, on a context.
 
-    inject="concat": the context's keys and values stand before the sequence's own in one attention;
-    "cross_attention": they have an attention of their own after it; "film": there is no context.
+    h ← h + Attention(AdaLN(h)),  h ← h + W₂ act(W₁ AdaLN(h))
+
+    Args:
+        width: width of the tokens.
+        heads: number of heads, a divisor of width.
+        embed_dim: width of e.
+        activation: nonlinearity act.
+        inject: film: no context; concat: the context precedes the sequence in one attention; cross_attention: the
+            context has an attention of its own, after the attention over the sequence.
     """
 
     def __init__(self, width: int, heads: int, embed_dim: int, activation: Activation, inject: Inject):
@@ -133,32 +160,36 @@ class Layer(nn.Module):
         self.activation = activation
         self.attention = Attention(width, heads)
         self.cross = Attention(width, heads) if inject == "cross_attention" else None
-        self.reads_context = {"film": None, "concat": self.attention, "cross_attention": self.cross}[inject]
+        self.reads_context: Attention | None = None if inject == "film" else self.cross or self.attention
         self.inner = nn.Linear(width, 4 * width)
         self.outer = nn.Linear(4 * width, width)
         self.norms = nn.ModuleList(AdaLN(embed_dim, width) for _ in range(2 if self.cross is None else 3))
 
     def steer(self, e: Tensor, context: Context | None) -> Steering:
-        memory = None if context is None else self.reads_context.remember(context.tokens, context.mask)
-        return Steering([norm.steer(e) for norm in self.norms], memory)
+        given = None
+        if context is not None and self.reads_context is not None:
+            given = self.reads_context.key_values(context.tokens, context.mask)
+        return Steering([norm.steer(e) for norm in typed(self.norms, AdaLN)], given)
 
     def forward(self, h: Tensor, steering: Steering, fused: bool) -> Tensor:
         """All tokens at once."""
         prefix = None if self.cross is not None else steering.context
-        return self._rest(h + self.attention.look_back(self._norm(0, h, steering), prefix, fused), steering, fused)
+        return self._rest(
+            h + self.attention.attend_causally(self._norm(0, h, steering), prefix, fused), steering, fused
+        )
 
-    def step(self, h: Tensor, steering: Steering, past: Memory | None, fused: bool) -> tuple[Tensor, Memory]:
-        """The next token h (B, 1, width) against the tokens before it; returns them with it."""
+    def step(self, h: Tensor, steering: Steering, past: KeyValues | None, fused: bool) -> tuple[Tensor, KeyValues]:
+        """The output for the next token h (B, 1, width), and the keys and values of all tokens so far."""
         u = self._norm(0, h, steering)
-        own = self.attention.remember(u)
+        own = self.attention.key_values(u)
         if past is None and self.cross is None:
             past = steering.context
-        past = own if past is None else past.with_last(own.keys, own.values)
-        return self._rest(h + self.attention.look(u, past, fused), steering, fused), past
+        past = own if past is None else past.append(own.keys, own.values)
+        return self._rest(h + self.attention.attend(u, past, fused), steering, fused), past
 
     def _rest(self, h: Tensor, steering: Steering, fused: bool) -> Tensor:
-        if self.cross is not None:
-            h = h + self.cross.look(self._norm(1, h, steering), steering.context, fused)
+        if self.cross is not None and steering.context is not None:
+            h = h + self.cross.attend(self._norm(1, h, steering), steering.context, fused)
         return h + self.outer(self.activation.plain(self.inner(self._norm(-1, h, steering))))
 
     def _norm(self, i: int, h: Tensor, steering: Steering) -> Tensor:
@@ -166,10 +197,21 @@ class Layer(nn.Module):
 
 
 class PastTransformer(nn.Module):
-    """o_i = g_i(u_0 … u_{i−1}; e, context), u (B, T, in_features) → o (B, T, out_features), zero at the start.
+    """Strictly causal transformer, u (B, T, in_features) → o (B, T, out_features); 0 at the start.
 
-    length: T. width (divisible by heads), depth layers. checkpoint: each layer is computed again in the backward
-    pass (flowdiff/models/nn/recompute.py).
+    o_i = g_i(u_0 … u_{i−1}; e, context)
+
+    Args:
+        length: number of tokens T.
+        in_features: width of a token of u.
+        out_features: width of a token of o.
+        width: width of the layers.
+        heads: number of heads, a divisor of width.
+        depth: number of layers.
+        embed_dim: width of e (B, embed_dim).
+        activation: nonlinearity of the layers.
+        inject: how the context enters the layers, film | concat | cross_attention; with film there is no context.
+        checkpoint: recompute each layer in the backward pass (flowdiff/models/nn/recompute.py).
     """
 
     def __init__(
@@ -197,32 +239,39 @@ class PastTransformer(nn.Module):
     def forward(self, u: Tensor, e: Tensor, context: Context | None, fused: bool) -> Tensor:
         start = self.start.expand(len(u), 1, -1)
         h = torch.cat([start, self.inner(u[:, :-1])], dim=1) + self.positions
-        for layer in self.layers:
+        for layer in typed(self.layers, Layer):
             h = call(layer, h, layer.steer(e, context), fused, checkpoint=self.checkpoint)
         return self._read_out(h, self.norm.steer(e), u.dtype)
 
     def reader(self, e: Tensor, context: Context | None, fused: bool) -> Reader:
-        """Reads the sequence token by token."""
+        """Computes the outputs token by token, to invert an autoregressive map."""
         return Reader(self, e, context, fused)
 
     def _read_out(self, h: Tensor, steering: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-        # In the precision of u also under autocast: log-scales come out here, and they add up to a log-determinant.
+        # In the precision of u even under autocast: the outputs contain log-scales, which add up to a log-determinant.
         with torch.autocast(h.device.type, enabled=False):
             return self.outer(self.norm(h, steering).to(dtype))
 
 
 class Reader:
-    """o_0, o_1, … of a PastTransformer, each after the token before it is known, at the cost of one token each.
+    """The outputs o_0, o_1, … of a PastTransformer one by one, each at the cost of one token.
 
-    Every layer keeps the keys and values of the tokens that it has seen.
+    Every layer stores the keys and values of the tokens so far. Call `first`, then `after` with u_0, u_1, ….
+
+    Args:
+        net: the transformer.
+        e: embedding (B, embed_dim).
+        context: extra tokens to attend to, or None.
+        fused: use the fused attention kernel.
     """
 
     def __init__(self, net: PastTransformer, e: Tensor, context: Context | None, fused: bool):
         self.net = net
         self.fused = fused
-        self.steerings = [layer.steer(e, context) for layer in net.layers]
+        self.layers = typed(net.layers, Layer)
+        self.steerings = [layer.steer(e, context) for layer in self.layers]
         self.last = net.norm.steer(e)
-        self.past: list[Memory | None] = [None] * len(net.layers)
+        self.past: list[KeyValues | None] = [None] * len(self.layers)
         self.place = 0
 
     def first(self, batch: int) -> Tensor:
@@ -230,12 +279,12 @@ class Reader:
         return self._next(self.net.start.expand(batch, -1))
 
     def after(self, token: Tensor) -> Tensor:
-        """o_{i+1} (B, out_features) once token u_i (B, in_features) is known."""
+        """o_{i+1} (B, out_features) for token u_i (B, in_features)."""
         return self._next(self.net.inner(token))
 
     def _next(self, h: Tensor) -> Tensor:
         h = (h + self.net.positions[self.place])[:, None]  # (B, 1, width)
-        for i, layer in enumerate(self.net.layers):
+        for i, layer in enumerate(self.layers):
             h, self.past[i] = layer.step(h, self.steerings[i], self.past[i], self.fused)
         self.place += 1
         return self.net._read_out(h, self.last, self.net.start.dtype)[:, 0]

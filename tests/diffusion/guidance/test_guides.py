@@ -5,26 +5,32 @@ import torch
 from torch import Tensor
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls, generate
+from flowdiff.diffusion.samplers.generate import generate
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.first_stage.identity import IdentityFirstStage
+from flowdiff.models.networks.base import Network, NoisyClassifier
 from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
+
+
+class ExactNetwork(oracles.OracleDensity, NoisyClassifier):
+    """A density and a classifier at once."""
+
+    def class_log_prob(self, x, sigma):
+        return self.oracle.class_log_prob(x, sigma)
 
 
 class Exact(oracles.Mixture):
-    """The mixture as a model of four equally likely classes, and as the classifier of them: both know everything."""
+    """The mixture as a model of four equally likely classes, and as their exact classifier."""
 
     num_classes = 4
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.first_stage = self
-        self.latent_shape = (2,)
+        self.network = ExactNetwork(self)
+        self.first_stage = IdentityFirstStage((2,))
         self.evaluations = 0
-
-    @property
-    def network(self):
-        return self
 
     def cond_of(self, label: Tensor) -> Conditioning:
         return self.classes(label)
@@ -61,7 +67,7 @@ COND = MODEL.classes(torch.tensor([0, 1, 2, 2]))
 def guided(name, denoiser=MODEL, load=RUNS.get, **settings):
     if name in GUIDE_RUN:
         settings = {"run": GUIDE_RUN[name], **settings}
-    runtime = {"null": MODEL.null, "classes": lambda: MODEL.classes(torch.arange(4)), "num_classes": 4, "shape": (2,)}
+    runtime = {"null": MODEL.null, "classes": lambda: MODEL.classes(torch.arange(4)), "num_classes": 4}
     runtime["guided"] = lambda inner: guided(denoiser=denoiser, load=load, **inner)
     return registry.create("guidance", name, denoiser=denoiser, load=load, **{**runtime, **settings})
 
@@ -74,7 +80,7 @@ def reference(name):
 @pytest.mark.parametrize("name", registry.names("guidance"))
 def test_keeps_the_network_and_the_call(name):
     guide = guided(name)
-    assert guide.network is MODEL
+    assert guide.network is MODEL.network
     assert guide(X, SIGMA, COND).shape == X.shape
 
 
@@ -159,7 +165,7 @@ def test_each_guide_keeps_its_own_bounds():
 
 @pytest.mark.parametrize("outer", ["cfg", "flow_classifier"])
 def test_a_guide_that_asks_about_other_classes_stands_inside(outer):
-    with pytest.raises(ConfigurationError, match=r"cannot stand around Autoguidance, .* put it inside"):
+    with pytest.raises(ConfigurationError, match=r"cannot wrap Autoguidance, .* inside"):
         guided(outer, denoiser=guided("autoguidance"))
 
 
@@ -185,19 +191,26 @@ def test_guided_samples_are_clearer_members_of_their_class(name):
     assert log_posterior(3.0) > log_posterior(1.0)
 
 
-class Raw:
-    """A run whose network is neither a density nor a classifier."""
+class Raw(Network):
+    """A model whose network is neither a density nor a classifier."""
 
-    num_classes, latent_shape, network = 4, (2,), None
+    num_classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.first_stage = IdentityFirstStage((2,))
 
     @property
-    def first_stage(self):
+    def network(self):
         return self
+
+    def forward(self, x, c_noise, cond=None):
+        return x
 
 
 def of(shape=(2,), num_classes=4):
     model = exact()
-    model.latent_shape, model.num_classes = shape, num_classes
+    model.first_stage, model.num_classes = IdentityFirstStage(shape), num_classes
     return lambda run: model
 
 
@@ -207,16 +220,16 @@ def of(shape=(2,), num_classes=4):
         ("cfg", {"null": None}, "trained without label dropout"),
         ("flow_classifier", {"classes": None}, "guidance=flow_classifier needs a class-conditional density"),
         ("flow_classifier", {"denoiser": Raw()}, "needs a class-conditional density"),
-        ("classifier", {"classes": None}, "guides towards a class, and this model knows none"),
-        ("classifier", {"run": None}, r"guidance=classifier needs a run to guide by: give guidance\.run="),
-        ("autoguidance", {"run": None}, r"guidance=autoguidance needs a run to guide by: give guidance\.run="),
+        ("classifier", {"classes": None}, "guides towards a class, and this model is unconditional"),
+        ("classifier", {"run": None}, r"guidance=classifier needs a run that guides: give guidance\.run="),
+        ("autoguidance", {"run": None}, r"guidance=autoguidance needs a run that guides: give guidance\.run="),
         (
             "autoguidance",
             {"load": of(shape=(1, 8, 8))},
-            r"run=weak is a model of samples of shape 1×8×8, .* 2:",
+            r"run=weak is a model of samples of shape 1×8×8, .* have shape 2:",
         ),
         ("classifier", {"load": of(num_classes=3)}, r"run=classifier knows 3 classes, and the model to be guided 4"),
-        ("classifier", {"load": lambda run: Raw()}, r"guidance\.run=classifier is no classifier"),
+        ("classifier", {"load": lambda run: Raw()}, r"guidance\.run=classifier is not a classifier"),
         ("cfg", {"scale": -1.0}, r"guidance\.scale=-1"),
         ("cfg", {"interval": [3.0, 0.1]}, r"guidance\.interval=\[3.0, 0.1\] is not allowed: .* low < high"),
         ("cfg", {"interval": [1.0]}, r"guidance\.interval=\[1.0\] is not allowed"),

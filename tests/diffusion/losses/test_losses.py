@@ -7,42 +7,34 @@ from torch import nn
 
 from flowdiff import registry
 from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.losses.base import NEEDS_AUTOENCODER, NEEDS_CLASSIFIER, NEEDS_DENSITY
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
 from flowdiff.errors import NotADensity
 from flowdiff.models.autoencoder.decoder_laws import GaussianLaw
 from flowdiff.models.autoencoder.vae import VAE
 from flowdiff.models.first_stage.base import AutoencoderStage
+from flowdiff.models.networks.base import AutoencoderNetwork, Network
 from flowdiff.testing.oracles import Gaussian
 
-OTHERS = ("needs_classifier", "needs_autoencoder")
-OF_DENOISERS = [n for n in registry.names("loss") if not any(getattr(registry.resolve("loss", n), o) for o in OTHERS)]
+
+def losses_with(*needs):
+    """Names of the losses that have one of these requirements."""
+    found = {name: registry.requirements(registry.resolve("loss", name)) for name in registry.names("loss")}
+    return [name for name, own in found.items() if set(needs) & set(own)]
 
 
-class OracleFlow(nn.Module):
-    """A Gaussian's exact score and density, in the shape of a score flow."""
-
-    def __init__(self):
-        super().__init__()
-        self.oracle = Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
-
-    def forward(self, x, sigma, cond=None):
-        return self.oracle.score(x, sigma)
-
-    def log_prob(self, x, sigma, cond=None):
-        return self.oracle.log_prob(x, sigma)
-
-    def log_prob_and_score(self, x, sigma, cond=None):
-        return self.log_prob(x, sigma), self(x, sigma)
+OTHERS = losses_with(NEEDS_CLASSIFIER, NEEDS_AUTOENCODER)
+OF_DENOISERS = [name for name in registry.names("loss") if name not in OTHERS]
 
 
-class Raw(nn.Module):
+class Raw(Network):
     def forward(self, x, c_noise, cond=None):
         return 0 * x
 
 
 @pytest.fixture
 def denoiser():
-    return Denoiser(OracleFlow(), registry.create("scaling", "score")).double()
+    return Denoiser(Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])).network, registry.create("scaling", "score")).double()
 
 
 @pytest.fixture
@@ -84,7 +76,7 @@ def test_nll_and_hybrid(denoiser, batch):
     assert set(output.parts) == {"denoising", "nll"}
 
 
-@pytest.mark.parametrize("name", [n for n in registry.names("loss") if registry.resolve("loss", n).needs_density])
+@pytest.mark.parametrize("name", losses_with(NEEDS_DENSITY))
 def test_losses_of_a_density_refuse_a_raw_network(name, batch):
     raw = Denoiser(Raw(), registry.create("scaling", "edm")).double()
     with pytest.raises(NotADensity, match="only network=score_flow"):
@@ -123,12 +115,18 @@ def test_all_gradients_reach_the_network(batch):
         assert not without, (name, without)
 
 
-class LinearGaussian(nn.Module):
-    """The VAE of a known evidence as a network."""
+class LinearGaussian(AutoencoderNetwork):
+    """A VAE with a known evidence as a network."""
 
     def __init__(self, **wrong):
         super().__init__()
         self.autoencoder = linear_gaussian.vae(**wrong)
+
+    def forward(self, x, c_noise, cond=None):
+        return self.autoencoder.reconstruct(x) - x
+
+    def from_prior(self, n, generator=None):
+        return self.autoencoder.decode(torch.randn(n, 2, generator=generator))
 
 
 def elbo_terms(**settings):
@@ -196,7 +194,7 @@ def test_with_the_true_prior_and_posterior_the_bound_is_the_evidence(monkeypatch
     # For every sample, whatever its ε; in float32, and σ_min² = 1e-8 beside the prior's variance of 1.
     torch.testing.assert_close(out.parts["elbo"], -evidence.float() / 4, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.parts["kl"] + out.parts["reconstruction"], -evidence.float(), atol=1e-4, rtol=1e-5)
-    z = loss.first_stage.drawn(x0, noise[:, 0]).z
+    z = loss.first_stage.sample_latent(x0, noise[:, 0]).z
     own = build("nll")(denoiser, z, sigma, noise[:, 1]).loss
     torch.testing.assert_close(out.parts["latent_loss"], own)
     torch.testing.assert_close(out.loss, out.parts["elbo"] + own)

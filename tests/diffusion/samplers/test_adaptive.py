@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls
+from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
 
 MIXTURE = oracles.two_by_two()
 SIGMAS = [80.0, 0.002, 0.0]
@@ -25,7 +26,7 @@ def test_error_and_cost_follow_the_tolerance():
         counted = CountCalls(MIXTURE)
         errors.append(float((adaptive(tolerance)(counted, x, SIGMAS) - exact).square().mean().sqrt()))
         rows.append(counted.rows / 64)
-    # tolerances are per step of some ten; samples near a border between bumps magnify what is left
+    # the tolerance holds for each of about ten steps; samples near a border between bumps magnify their error
     assert all(error < 20 * tolerance for error, tolerance in zip(errors, (1e-1, 1e-2, 1e-3), strict=True))
     assert errors[0] > 3 * errors[1] > 9 * errors[2]
     # the local error is of order 2: a tolerance 10 times smaller takes √10 times the steps
@@ -33,8 +34,8 @@ def test_error_and_cost_follow_the_tolerance():
     assert rows[0] < rows[1] < 100
 
 
-def test_a_sample_pays_for_itself_only():
-    """Alone and among others a sample is asked for equally often; they need not be equally often."""
+def test_cost_of_a_sample_does_not_depend_on_its_batch():
+    """A sample takes as many calls alone as in a batch; different samples may take different numbers of calls."""
     x = start(8)
     together = CountCalls(MIXTURE)
     adaptive(1e-2)(together, x, SIGMAS)
@@ -48,20 +49,20 @@ def test_a_sample_pays_for_itself_only():
 
 
 def test_straight_trajectories_take_few_steps():
-    """Of a point the trajectories are straight: only the growth of the steps, fivefold, is to be waited for."""
+    """Trajectories to a point are straight: only the growth of the steps, by a factor of 5 at most, costs calls."""
     counted = CountCalls(oracles.Mixture(torch.tensor([[0.3, -0.2]]), torch.tensor([1e-6])))
     got = adaptive(1e-2)(counted, start(4), SIGMAS)
     torch.testing.assert_close(got, torch.tensor([[0.3, -0.2]], dtype=torch.float64).expand(4, 2), atol=1e-6, rtol=0)
     assert counted.rows / 4 < 12
 
 
-def test_levels_of_the_grid_are_met():
+def test_levels_of_the_grid_are_reached():
     seen = []
     adaptive(1e-2)(MIXTURE, start(2), [80.0, 3.0, 0.5, 0.0], callback=lambda step, sigma, x, _: seen.append(sigma))
     assert seen == [80.0, 3.0, 0.5]
 
 
-def test_a_lost_sample_ends_and_disturbs_no_other():
+def test_a_nan_sample_finishes_and_does_not_change_the_others():
     x = start(3)
     spoilt = x.clone()
     spoilt[1] = float("nan")
@@ -70,8 +71,8 @@ def test_a_lost_sample_ends_and_disturbs_no_other():
     torch.testing.assert_close(got[[0, 2]], adaptive(1e-2)(MIXTURE, x, SIGMAS)[[0, 2]])
 
 
-def test_a_tolerance_that_cannot_be_met_ends_too():
-    """The smallest steps are made whatever their error: 1e-3 in ln σ."""
+def test_sampling_ends_when_the_tolerance_is_unreachable():
+    """The smallest steps, 1e-3 in ln σ, are accepted whatever their error."""
     counted = CountCalls(MIXTURE)
     got = registry.create("sampler", "adaptive", rtol=1e-14, atol=0.0)(counted, start(1), [1.05, 1.0, 0.0])
     assert got.isfinite().all()
@@ -79,7 +80,5 @@ def test_a_tolerance_that_cannot_be_met_ends_too():
 
 
 def test_tolerances_have_to_be_positive():
-    from flowdiff.errors import ConfigurationError
-
     with pytest.raises(ConfigurationError, match=r"sampler\.rtol=0\.0 is not allowed"):
         adaptive(0.0)

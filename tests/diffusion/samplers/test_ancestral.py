@@ -11,8 +11,8 @@ SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 3.0])
-def test_mean_and_variance_on_a_gaussian_are_the_chains(eta):
-    """On N(μ, τ²) a step is x' − μ = a·(x − μ) + σ_up·z with known a: the chain's moments are exact on any grid."""
+def test_mean_and_variance_on_a_gaussian_follow_the_recursion(eta):
+    """On N(μ, τ²) a step is x' − μ = a·(x − μ) + σ_up·z with known a, which gives the exact moments on any grid."""
     mu, tau2, n = 0.3, 0.25, 40_000
     generator = torch.Generator().manual_seed(0)
     x = 10 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
@@ -42,7 +42,7 @@ def test_eta_zero_is_euler_and_draws_nothing():
 
 
 def test_no_noise_is_added_at_the_end():
-    """With as many draws as steps but one, the last result is free of noise."""
+    """There is one draw fewer than steps: the last step adds no noise."""
     source = torch.Generator().manual_seed(0)
     registry.create("sampler", "ancestral", eta=1.0)(oracles.two_by_two(), torch.ones(3, 2), SIGMAS, generator=source)
     expected = torch.Generator().manual_seed(0)

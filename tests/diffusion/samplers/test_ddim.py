@@ -1,4 +1,4 @@
-"""ddim is equal to diffusers' in test_public.py."""
+"""test_public.py compares ddim with diffusers."""
 
 import torch
 

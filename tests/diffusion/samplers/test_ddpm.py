@@ -1,4 +1,4 @@
-"""ddpm is equal to diffusers' in test_public.py."""
+"""test_public.py compares ddpm with diffusers."""
 
 import torch
 

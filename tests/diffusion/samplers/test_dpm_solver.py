@@ -1,12 +1,12 @@
-"""Both orders are equal to k-diffusion and diffusers in test_public.py."""
+"""test_public.py compares both orders with k-diffusion and diffusers."""
 
 import math
 
 import torch
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
 
 MIXTURE = oracles.two_by_two()
 SIGMAS = [5.0, 1.0, 0.1, 0.0]
@@ -18,7 +18,7 @@ def test_first_order_is_ddim():
     assert torch.equal(first, ddim)
 
 
-def test_second_order_takes_the_slope_of_the_middle():
+def test_second_order_uses_the_slope_at_the_midpoint():
     """On N(0, τ²) the slope at x is x·σ/(τ²+σ²)."""
     tau2 = 0.25
     oracle = oracles.Gaussian(torch.zeros(1), torch.tensor([[tau2]]))
@@ -29,7 +29,7 @@ def test_second_order_takes_the_slope_of_the_middle():
     torch.testing.assert_close(got, x + (0.5 - 2.0) * middle / (tau2 + middle**2) * x_middle)
 
 
-def test_two_calls_a_step_and_one_in_the_last():
+def test_two_calls_per_step_and_one_in_the_last():
     counted = CountCalls(MIXTURE)
     registry.create("sampler", "dpm_solver_2")(counted, torch.zeros(3, 2), SIGMAS)
     assert (counted.calls, counted.rows) == (5, 15)

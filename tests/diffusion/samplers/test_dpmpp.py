@@ -1,4 +1,4 @@
-"""Without noise the family is equal to k-diffusion and diffusers in test_public.py."""
+"""test_public.py compares the family with k-diffusion and diffusers."""
 
 import math
 from itertools import pairwise
@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
 
 MIXTURE = oracles.two_by_two()
 SDES = ["dpmpp_2m_sde", "dpmpp_3m_sde"]
@@ -20,7 +20,7 @@ def start(n, sigma):
 
 
 def point(x, sigma, cond=None):
-    """The denoiser of data that are all 0."""
+    """The denoiser of data that are always 0."""
     return torch.zeros_like(x)
 
 
@@ -28,7 +28,7 @@ def levels(high, low, num_steps):
     return [high * (low / high) ** (i / num_steps) for i in range(num_steps + 1)]
 
 
-def test_2s_takes_the_denoised_of_the_middle():
+def test_2s_uses_the_denoised_sample_at_the_midpoint():
     """On N(0, τ²) D = x·τ²/(τ²+σ²)."""
     tau2 = 0.25
     oracle = oracles.Gaussian(torch.zeros(1), torch.tensor([[tau2]]))
@@ -45,7 +45,7 @@ def test_2s_takes_the_denoised_of_the_middle():
 
 @pytest.mark.parametrize("settings", [{"eta": 0.0}, {"s_noise": 0.0}])
 @pytest.mark.parametrize("name", SDES)
-def test_without_noise_none_is_drawn(name, settings):
+def test_no_noise_is_drawn_without_noise(name, settings):
     source = torch.Generator().manual_seed(0)
     state = source.get_state()
     registry.create("sampler", name, **settings)(MIXTURE, start(4, 5.0), levels(5.0, 0.1, 6), generator=source)
@@ -61,7 +61,7 @@ def test_2m_sde_without_noise_is_2m():
 @pytest.mark.parametrize("eta", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("name", SDES)
 def test_noise_keeps_the_marginals_of_a_point_on_any_grid(name, eta):
-    """x ~ N(0, σ²) at every σ where all data are 0, exactly; and noise and grid go their own ways: see below."""
+    """For data that are always 0, x ~ N(0, σ²) holds exactly at every σ."""
     n = 20_000
     x = registry.create("sampler", name, eta=eta)(point, start(n, 5.0), [5.0, 1.0, 0.7], generator=seeded())
     # 4 standard errors of a standard deviation of 2n normal numbers
@@ -75,18 +75,18 @@ def seeded(seed=1):
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 @pytest.mark.parametrize("name", SDES)
 def test_noise_is_the_same_for_every_number_of_steps(name, eta):
-    """Where all data are 0 the noise is all there is to x, and the sum of its parts is the whole."""
+    """For data that are always 0, x consists of the noise alone, and the increments of the noise add up."""
     sampler = registry.create("sampler", name, eta=eta)
     x = start(8, 5.0)
     once, often = (sampler(point, x, levels(5.0, 0.5, n), generator=seeded()) for n in (1, 16))
-    # times are rounded by 8e-6 of themselves, so that the coarse grid's noise is off by the root of that at most
+    # times are rounded by a relative 8e-6, so that the noise of the two grids differs by the root of that at most
     torch.testing.assert_close(once, often, rtol=0, atol=3 * 0.5 * math.sqrt(8e-6))
     assert not torch.allclose(once, sampler(point, x, levels(5.0, 0.5, 1), generator=seeded(2)), atol=0.1)
 
 
 @pytest.mark.parametrize("name", SDES)
 def test_converges_sample_by_sample(name):
-    """Strong convergence, which noise drawn anew for every grid would not have."""
+    """Strong convergence, which independent noise for every grid would not have."""
     sampler = registry.create("sampler", name)
     x = MIXTURE.sample(torch.full((64,), 3.0, dtype=torch.float64), generator=seeded())
     ends = [sampler(MIXTURE, x, levels(3.0, 0.05, n), generator=seeded()) for n in (32, 64, 128, 256)]

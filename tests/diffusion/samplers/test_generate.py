@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls, generate
+from flowdiff.diffusion.samplers.generate import generate
 from flowdiff.errors import ConfigurationError, NotADensity
-from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
 
 MIXTURE = oracles.two_by_two()
 SAMPLERS = registry.names("sampler")
@@ -29,12 +29,12 @@ def test_batch_size_changes_nothing(name, start):
     )
     assert whole.shape == (7, 2)
     assert whole.isfinite().all()
-    # float32: another order of sums may change the last bit
+    # float32: sums in another order may differ in the last bit
     torch.testing.assert_close(thirds, whole, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(single, whole, rtol=1e-5, atol=1e-6)
 
 
-def test_seed_decides():
+def test_seed_determines_the_samples():
     first, again, other = (generate(MIXTURE, EULER, KARRAS, (2,), n=4, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -78,7 +78,7 @@ def test_flow_start_gives_the_distribution(sigma_start):
     assert ((x.T.cov() - MIXTURE.covariance).abs() < 5 * (2 / n) ** 0.5 * torch.outer(spread, spread)).all()
 
 
-def test_another_density_can_start():
+def test_another_density_can_give_the_start():
     other = oracles.Mixture(torch.full((1, 2), 5.0), torch.tensor([0.01]))
     seen = []
     generate(
@@ -88,7 +88,7 @@ def test_another_density_can_start():
     torch.testing.assert_close(seen[0][2], torch.full((50, 2), 5.0), rtol=0, atol=0.06)  # 6 deviations
 
 
-def test_own_grid_replaces_the_schedule():
+def test_given_grid_replaces_the_schedule():
     seen = []
     generate(
         MIXTURE, EULER, None, (2,), n=2, seed=0, sigmas=torch.tensor([3.0, 1.0, 0.0]),
@@ -101,7 +101,7 @@ def test_condition_reaches_the_samples():
     x = generate(MIXTURE, registry.create("sampler", "heun"), KARRAS, (2,), n=8, seed=0, cond_of=classes_in_turn)
     k = torch.arange(8) % 4
     distance = (x.double() - MIXTURE.means[k]).norm(dim=1)
-    assert (distance < 5 * MIXTURE.stds[k]).all()  # the norm of two normal numbers is below 5 but for 4e-6
+    assert (distance < 5 * MIXTURE.stds[k]).all()  # the norm of two normal numbers exceeds 5 with probability 4e-6
 
 
 def test_progress_counts_samples():
@@ -122,8 +122,8 @@ class RawDenoiser:
         return x
 
 
-def test_raw_networks_cannot_start():
-    with pytest.raises(NotADensity, match="RawNetwork is none: take start=noise"):
+def test_a_raw_network_cannot_give_the_start():
+    with pytest.raises(NotADensity, match="RawNetwork is not a density: set start=noise"):
         generate(RawDenoiser(), EULER, KARRAS, (2,), n=2, seed=0, start="flow")
 
 
@@ -137,14 +137,11 @@ def test_raw_networks_cannot_start():
         ({"start": "flow", "sigma_start": 1.0, "sigmas": torch.tensor([1.0, 0.0])}, "both given"),
     ],
 )
-def test_senseless_starts_are_refused(settings, message):
+def test_invalid_starts_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         generate(MIXTURE, EULER, KARRAS, (2,), n=2, seed=0, **settings)
 
 
-def test_count_passes_everything_on():
-    counted = CountCalls(MIXTURE)
-    x, sigma = torch.ones(3, 2), torch.ones(3)
-    cond = Conditioning(torch.eye(4)[:3])
-    assert torch.equal(counted(x, sigma, cond), MIXTURE(x, sigma, cond))
-    assert counted.network is MIXTURE
+def test_a_grid_is_needed():
+    with pytest.raises(ConfigurationError, match="neither schedule nor sigmas was given"):
+        generate(MIXTURE, EULER, None, (2,), n=2, seed=0)

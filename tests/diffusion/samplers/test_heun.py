@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
 
 SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 
@@ -16,7 +16,7 @@ def heun(**settings):
     return registry.create("sampler", "heun", num_steps=5, **settings)
 
 
-def test_two_calls_a_step_and_one_in_the_last():
+def test_two_calls_per_step_and_one_in_the_last():
     counted = CountCalls(oracles.two_by_two())
     heun()(counted, torch.zeros(3, 2), SIGMAS)
     assert (counted.calls, counted.rows) == (9, 27)
@@ -35,11 +35,11 @@ def test_no_noise_is_drawn_without_churn(settings):
     [
         {"s_churn": 0.0, "s_min": 0.0, "s_max": math.inf, "s_noise": 1.0},
         {"s_churn": 1.0, "s_min": 0.0, "s_max": math.inf, "s_noise": 2.0},
-        {"s_churn": 80.0, "s_min": 0.5, "s_max": 5.0, "s_noise": 1.0},  # beyond the cap of √2 − 1
+        {"s_churn": 80.0, "s_min": 0.5, "s_max": 5.0, "s_noise": 1.0},  # above the limit of √2 − 1
     ],
 )
-def test_variance_on_a_gaussian_is_the_algorithms(churn):
-    """On N(0, τ²) algorithm 2 is linear in x, so that its variance follows a recursion on any grid."""
+def test_variance_on_a_gaussian_follows_the_recursion(churn):
+    """On N(0, τ²) algorithm 2 is linear in x, so that the variance obeys a recursion on any grid."""
     tau2, n = 0.25, 40_000
     generator = torch.Generator().manual_seed(0)
     x = 10 * torch.randn(n, 1, generator=generator, dtype=torch.float64)

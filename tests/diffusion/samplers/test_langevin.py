@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
+from flowdiff.testing.count_calls import CountCalls
 
 SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 
@@ -17,8 +17,8 @@ def langevin(**settings):
 
 
 @pytest.mark.parametrize("settings", [{"eta": 0.0, "snr": 0.4}, {"eta": 1.0, "snr": 0.1, "corrector_steps": 3}])
-def test_variance_on_a_gaussian_is_the_algorithms(settings):
-    """On N(0, τ²) every part is linear in x, so that the variance follows a recursion on any grid."""
+def test_variance_on_a_gaussian_follows_the_recursion(settings):
+    """On N(0, τ²) every part is linear in x, so that the variance obeys a recursion on any grid."""
     tau2, n = 0.25, 40_000
     generator = torch.Generator().manual_seed(0)
     x = 10 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
@@ -39,8 +39,8 @@ def test_variance_on_a_gaussian_is_the_algorithms(settings):
     assert got.var().item() == pytest.approx(variance, rel=4 * math.sqrt(2 / n))
 
 
-def test_corrector_mends_what_few_steps_leave():
-    """Many Langevin steps at each of few levels: the mixture's weights come out right, the predictor's alone do not."""
+def test_corrector_removes_the_error_of_few_levels():
+    """Many Langevin steps at few levels give the mixture's weights; the predictor alone does not."""
     mixture = oracles.two_by_two()
     n = 1500
     x = 10 * torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -52,17 +52,17 @@ def test_corrector_mends_what_few_steps_leave():
     alone = error(registry.create("sampler", "euler"))
     corrected = error(langevin(eta=0.0, snr=0.3, corrector_steps=30))
     assert corrected < alone / 2
-    assert corrected < 0.15  # 5 standard errors of the covariance; the rest is one step from σ = 0.2 to 0
+    assert corrected < 0.15  # 5 standard errors of the covariance, and the error of the step from σ = 0.2 to 0
 
 
-def test_calls():
+def test_calls_per_step():
     counted = CountCalls(oracles.two_by_two())
     langevin(corrector_steps=2)(counted, torch.ones(3, 2), SIGMAS, generator=torch.Generator().manual_seed(0))
-    assert counted.calls == 5 + 4 * 2  # none at 0
+    assert counted.calls == 5 + 4 * 2  # no corrector at σ = 0
 
 
 @pytest.mark.parametrize("settings", [{"snr": 0.0}, {"snr": 1.0}, {"corrector_steps": 0}])
-def test_senseless_corrections_are_refused(settings):
+def test_invalid_corrections_are_refused(settings):
     (key,) = settings
     with pytest.raises(ConfigurationError, match=rf"sampler\.{key}=\S+ is not allowed"):
         langevin(**settings)

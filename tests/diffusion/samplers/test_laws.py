@@ -1,4 +1,4 @@
-"""What every registered sampler is held to, on distributions whose denoiser is exact."""
+"""Laws that every registered sampler obeys, on distributions whose denoiser is exact."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_last_step_is_the_denoiser_also_in_float32(sampler):
     assert torch.equal(got, seen[-1][-1])
 
 
-def test_denoiser_is_asked_for_the_batch_and_never_at_zero(sampler):
+def test_denoiser_is_called_for_the_batch_and_never_at_zero(sampler):
     def denoiser(x, sigma, cond):
         assert sigma.shape == (len(x),)
         assert sigma.dtype == x.dtype
@@ -50,7 +50,7 @@ def test_denoiser_is_asked_for_the_batch_and_never_at_zero(sampler):
     k = torch.arange(4).repeat(10)
     given = start(40, 5.0, torch.float32)
     got = sampler(denoiser, given, [5.0, 1.0, 0.2, 0.0], MIXTURE.classes(k), seeded()).double()
-    # at σ = 0.2 the last step leaves each sample within its own class, up to a norm of two normal numbers of 5
+    # the last step, from σ = 0.2, puts each sample into its class: the norm of two normal numbers is below 5
     assert ((got - MIXTURE.means[k]).norm(dim=1) < 5 * MIXTURE.stds[k]).all()
 
 
@@ -61,7 +61,7 @@ def test_steps_of_no_length_change_nothing(sampler):
     assert torch.equal(plain, doubled)
 
 
-def test_noise_free_x_is_left_as_it_is(sampler):
+def test_noise_free_x_is_unchanged(sampler):
     x = start(4, 1.0)
     assert torch.equal(sampler(MIXTURE, x, [0.0], generator=seeded()), x)
     assert torch.equal(sampler(MIXTURE, x, [0.0, 0.0], generator=seeded()), x)
@@ -74,7 +74,7 @@ def test_increasing_grid_is_refused(sampler, sigmas):
 
 
 @pytest.mark.parametrize("sigmas", [[float("inf"), 1.0, 0.0], [1.0, -1.0], [float("nan"), 0.0], []])
-def test_levels_that_are_none_are_refused(sampler, sigmas):
+def test_invalid_levels_are_refused(sampler, sigmas):
     with pytest.raises(ConfigurationError, match="finite and not negative"):
         sampler(MIXTURE, start(2, 1.0), sigmas)
 
@@ -88,19 +88,19 @@ def test_callback_sees_every_step(sampler):
     assert torch.equal(seen[-1][3], got)
 
 
-def test_caller_keeps_x(sampler):
+def test_x_of_the_caller_is_unchanged(sampler):
     x = start(3, 10.0)
     before = x.clone()
     sampler(MIXTURE, x, [10.0, 1.0, 0.0], generator=seeded())
     assert torch.equal(x, before)
 
 
-def test_a_sample_with_its_own_generator_does_not_know_its_batch(sampler):
+def test_a_sample_with_its_own_generator_does_not_depend_on_its_batch(sampler):
     x = start(5, 10.0)
     sigmas = [10.0, 2.0, 0.3, 0.0]
     together = sampler(MIXTURE, x, sigmas, generator=noise.generators(7, range(5)))
     alone = [sampler(MIXTURE, x[i : i + 1], sigmas, generator=noise.generators(7, [i])) for i in range(5)]
-    # 1e-12: sums may be ordered differently for another batch size
+    # 1e-12: another batch size may sum in another order
     torch.testing.assert_close(torch.cat(alone), together, rtol=1e-12, atol=1e-12)
 
 
@@ -111,14 +111,15 @@ def test_fine_grid_gives_the_distribution(sampler):
     sigmas = registry.create("schedule", "karras", sigma_max=20.0)(150)
     x = sampler(oracle, start(n, 20.0), sigmas, generator=seeded())
     spread = oracle.covariance.diagonal().sqrt()
-    # 5 standard errors, and 2 % of a covariance (0.02 of a spread for the mean, whose start is 0 instead of
-    # the data's) for a first-order method at 150 steps
+    # 5 standard errors, and for a first-order method at 150 steps 2 % of the covariance; 0.02 standard deviations of
+    # the mean, because the start has the mean 0 instead of the data's
     assert ((x.mean(0) - oracle.mean).abs() < (5 / n**0.5 + 0.02) * spread).all()
     error = (x.T.cov() - oracle.covariance).abs()
     assert (error < (5 * (2 / n) ** 0.5 + 0.02) * torch.outer(spread, spread)).all()
 
 
-# In dpmpp_3m_sde see the module; lms of order 4 starts with an Euler step, whose error is of order 2.
+# The module of dpmpp_3m_sde explains its order. lms of higher order is left out: its first step, Euler's, has an error
+# of order 2.
 ORDERS = [
     ("euler", {}, 1),
     ("ddim", {}, 1),

@@ -1,4 +1,4 @@
-"""lms is equal to k-diffusion's in test_public.py, which integrates numerically."""
+"""test_public.py compares lms with k-diffusion, which integrates numerically."""
 
 import pytest
 import torch
@@ -17,8 +17,8 @@ def test_polynomials_are_integrated_exactly(order):
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_order_is_the_degree_it_follows(order):
-    """dx/dσ = a polynomial of σ of degree order − 1; D of x and σ is chosen for it. The start is of lower orders."""
+def test_slopes_of_degree_order_minus_one_are_integrated_exactly(order):
+    """D is chosen such that dx/dσ is a polynomial of σ of degree order − 1. The first steps have lower orders."""
     coefficients_ = [0.3, -0.5, 0.2, 0.1][:order]
 
     def denoiser(x, sigma, cond=None):

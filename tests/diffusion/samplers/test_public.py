@@ -1,4 +1,4 @@
-"""Equality with k-diffusion and diffusers; benchmarks/samplers.py prints the same for a trained model."""
+"""Equality with k-diffusion and diffusers; benchmarks/samplers.py measures it for a trained model too."""
 
 import math
 from pathlib import Path
@@ -18,15 +18,15 @@ NOISE = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=tor
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
-# diffusers' DDIM steps by ⌊1000/N⌋, which is the distance of its own levels where N divides 1000; from 15 steps on
-# multistep methods keep their order to the end
+# diffusers' DDIM steps by ⌊1000/N⌋, which is the distance between its levels only where N divides 1000. From 15 steps
+# on, multistep methods keep their order up to the last step.
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 20])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_samples(case, num_steps):
     if case.package == "k-diffusion" and k_diffusion() is None:
-        pytest.skip("k-diffusion is not installed: pip install -e '.[bench]'")
-    # k-diffusion computes in x's float64. diffusers keeps its levels, and often x, in float32, 6e-8, which is worst for
-    # a first step into low noise: 4e-5 was seen there
+        pytest.skip("k-diffusion is not installed: pip install torchsde && pip install --no-deps k-diffusion")
+    # k-diffusion computes in x's float64. diffusers keeps its levels, and often x, in float32, whose rounding of 6e-8
+    # matters most in a first step to low noise: the largest difference seen is 4e-5
     assert difference(case, MIXTURE, NOISE, num_steps) < (1e-10 if case.package == "k-diffusion" else 1e-4)
 
 
@@ -35,9 +35,9 @@ def test_same_samples(case, num_steps):
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_with_noise_same_samples_as_k_diffusion(name, eta, num_steps):
     if k_diffusion() is None:
-        pytest.skip("k-diffusion is not installed: pip install -e '.[bench]'")
+        pytest.skip("k-diffusion is not installed: pip install torchsde && pip install --no-deps k-diffusion")
     if name == "dpmpp_3m_sde" and num_steps < 15:
-        pytest.skip("k-diffusion keeps the order to the end for few steps too")
+        pytest.skip("k-diffusion keeps the order up to the last step for few steps too")
     sigmas = registry.create("schedule", "karras")(num_steps)
     x, settings = 80 * NOISE, {"eta": eta, "s_noise": 0.9}
     path = BrownianPath(x, torch.Generator().manual_seed(1))
@@ -57,6 +57,6 @@ def test_with_noise_same_samples_as_k_diffusion(name, eta, num_steps):
 
 @pytest.mark.parametrize("name", registry.names("sampler"))
 def test_every_sampler_was_measured(name):
-    """If not, run benchmarks/samplers.py."""
+    """If this fails, run benchmarks/samplers.py."""
     page = Path(__file__).parents[3] / "docs" / "samplers.md"
     assert f"| `{name}` |" in page.read_text()

@@ -1,4 +1,4 @@
-"""unipc is equal to diffusers' in test_public.py."""
+"""test_public.py compares unipc with diffusers."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.diffusion.samplers.generate import CountCalls
 from flowdiff.diffusion.samplers.unipc import weights
+from flowdiff.testing.count_calls import CountCalls
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
@@ -19,16 +19,16 @@ def test_polynomials_in_the_logarithm_are_integrated_exactly(places, variant):
     for power in range(1, len(places) + 1):
         exact = torch.trapezoid(s.exp() * s**power, s) / torch.trapezoid(s.exp(), s)
         found = sum(w / r * (r * h) ** power for w, r in zip(weights(places, h, variant), places, strict=True))
-        assert found == pytest.approx(exact.item(), rel=1e-7)  # the trapezoids are off by h³/(12·20000²)
+        assert found == pytest.approx(exact.item(), rel=1e-7)  # the trapezoidal rule has the error h³/(12·20000²)
 
 
-def test_a_single_difference_counts_half():
+def test_a_single_difference_has_weight_one_half():
     assert weights([-0.8], 0.5, "bh2") == [0.5]
     assert weights([1.0], 0.5, "bh1")[0] == pytest.approx(0.5 * 0.5 / (1 - math.exp(-0.5)))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_correcting_costs_nothing(order):
+def test_corrector_needs_no_calls(order):
     counted = CountCalls(lambda x, sigma, cond: 0.3 * x)
     sampler = registry.create("sampler", "unipc", order=order)
     sampler(counted, torch.ones(3, 2), [5.0, 2.0, 1.0, 0.5, 0.1, 0.0])

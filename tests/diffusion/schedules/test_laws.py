@@ -1,4 +1,4 @@
-"""What every registered schedule is held to; `optimal` also after it was measured, in test_optimal.py."""
+"""Laws that every registered schedule obeys; test_optimal.py repeats them for a fitted `optimal`."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_start_at_the_bottom_is_one_step(name, share):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_refuses_what_makes_no_grid(name):
+def test_refuses_invalid_steps_and_starts(name):
     schedule = registry.create("schedule", name)
     with pytest.raises(ConfigurationError, match="num_steps=0 "):
         schedule(0)
@@ -51,8 +51,14 @@ def test_refuses_what_makes_no_grid(name):
             schedule(5, sigma_max=start)
 
 
-@pytest.mark.parametrize("name", sorted({*SCHEDULES} - {"ddpm"}))  # whose range is its table's
+@pytest.mark.parametrize("name", sorted({*SCHEDULES} - {"ddpm"}))  # its table sets the range
 @pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (1.0, 1.0), (1.0, float("inf"))])
 def test_refuses_an_empty_range(name, low, high):
     with pytest.raises(ConfigurationError, match=r"sigma_min=.* sigma_max="):
         registry.create("schedule", name, sigma_min=low, sigma_max=high)
+
+
+@pytest.mark.parametrize("name", sorted({*SCHEDULES} - {"optimal"}))
+def test_a_schedule_without_a_model_is_fitted_already(name):
+    schedule = registry.create("schedule", name)
+    assert schedule.fitted(lambda sigmas, n, callback: pytest.fail("nothing is to be measured")) is schedule

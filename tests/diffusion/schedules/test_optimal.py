@@ -1,4 +1,4 @@
-"""`optimal`, measured on the mixture's exact denoiser."""
+"""`optimal`, fitted to the mixture's exact denoiser."""
 
 import itertools
 import json
@@ -54,22 +54,22 @@ def test_grid_can_start_lower(fitted, start):
 
 @pytest.mark.parametrize("num_steps", [5, 10, 20])
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "dpmpp_2s", "unipc"])
-def test_is_nearer_to_the_solution_than_karras(fitted, name, num_steps):
+def test_is_closer_to_the_solution_than_karras(fitted, name, num_steps):
     sampler = registry.create("sampler", name, num_steps=num_steps)
-    settings = {"n": 64, "seed": 1, "batch_size": 64}  # other samples than those it was measured on
+    settings = {"n": 64, "seed": 1, "batch_size": 64}  # not the samples it was measured on
     exact = generate(MIXTURE, registry.create("sampler", "heun", num_steps=200), KARRAS, (2,), **settings)
     errors = [(generate(MIXTURE, sampler, schedule, (2,), **settings) - exact).norm() for schedule in (fitted, KARRAS)]
     assert errors[0] < 0.9 * errors[1]
 
 
-def test_until_measured_it_is_exponential():
+def test_before_fitting_it_is_exponential():
     even = registry.create("schedule", "exponential")
     assert torch.equal(optimal()(7), even(7))
     assert torch.equal(optimal()(7, sigma_max=2.0), even(7, sigma_max=2.0))
 
 
-def test_straight_trajectories_need_no_levels_between():
-    """Where D is the same everywhere, every Euler step is exact; any path costs nothing, of any length."""
+def test_straight_trajectories_have_no_error():
+    """Where D is the same everywhere, an Euler step of any length is exact."""
     point = oracles.Mixture(torch.tensor([[0.5, -0.5]]), torch.tensor([1e-9]))
 
     def straight(sigmas, n, callback):
@@ -80,7 +80,7 @@ def test_straight_trajectories_need_no_levels_between():
     assert errors[errors.isfinite()].max() < 1e-8
 
 
-def test_measured_error_is_an_euler_steps_and_is_carried_to_the_end():
+def test_measured_error_is_that_of_an_euler_step_at_sigma_zero():
     """On N(0, τ²) everything is known: x_σ = x_0·√(τ²+σ²)/τ, D = τ²/(τ²+σ²)·x."""
     tau, n = 0.5, 64
     oracle = oracles.Gaussian(torch.zeros(1), torch.tensor([[tau**2]]))
@@ -113,7 +113,7 @@ def test_path_is_the_cheapest_of_all():
 def test_is_measured_once(fitted, tmp_path):
     cache = tmp_path / "levels.json"
     first = optimal().fitted(walk, cache)
-    again = optimal().fitted(None, cache)  # which has nothing to measure with
+    again = optimal().fitted(None, cache)  # without a walk it cannot measure
     assert torch.equal(first(10), again(10))
     assert torch.equal(first(10), fitted(10))
     other = optimal(num_levels=16).fitted(walk, cache)
@@ -122,8 +122,8 @@ def test_is_measured_once(fitted, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["levels.json"]
 
 
-def test_levels_of_a_model_that_knows_few(fitted):
-    """A walk may skip levels that are the same to its model."""
+def test_levels_of_a_model_with_few_levels(fitted):
+    """A walk may skip levels that its model rounds to the same one."""
     table = torch.tensor([80.0, 5.0, 1.0, 0.2, 0.0], dtype=torch.float64)
     coarse = optimal().fitted(lambda sigmas, n, callback: walk(table, n, callback))
     assert torch.equal(coarse(4), table)

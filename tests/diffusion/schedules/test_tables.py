@@ -14,7 +14,7 @@ def test_ddpm_takes_every_level_and_no_more():
         schedule(21)
 
 
-def test_ddpm_started_low_runs_out_of_levels():
+def test_a_low_start_leaves_fewer_steps():
     schedule = registry.create("schedule", "ddpm", num_levels=20)
     start = (schedule.table[2] + schedule.table[3]).item() / 2
     expected = [start, *schedule.table[[2, 1, 0]].tolist(), 0]
@@ -28,7 +28,7 @@ def test_table_follows_its_formula(table):
     assert (sigmas.diff() > 0).all()
     alpha_bar = 1 / (1 + sigmas**2)
     if table == "cosine":
-        # before β's cap of 0.999 sets in, ᾱ_t is the cosine itself, up to its value at t = 0
+        # where β is below its limit of 0.999, ᾱ_t is the cosine itself, divided by its value at t = 0
         t = torch.arange(0, 991, dtype=torch.float64) / 1000
         cosine = torch.cos((t + 0.008) / 1.008 * torch.pi / 2) ** 2
         torch.testing.assert_close(alpha_bar[:990], cosine[1:] / cosine[0], rtol=1e-9, atol=0)
@@ -50,7 +50,7 @@ def test_table_equals_diffusers(table, theirs):
 
     ends = {"sqrt_linear": {"beta_start": 0.00085, "beta_end": 0.012}}.get(table, {})
     alpha_bar = DDPMScheduler(1000, beta_schedule=theirs, **ends).alphas_cumprod
-    # their cumulative product of 1000 factors is in float32: 1000 roundings of 6e-8
+    # diffusers computes the cumulative product of 1000 factors in float32: 1000 roundings of 6e-8
     torch.testing.assert_close((1 + ddpm_sigmas(table, 1000) ** 2) ** -1, alpha_bar.double(), rtol=6e-5, atol=0)
 
 
@@ -69,7 +69,7 @@ def test_betas_can_be_given():
         ({"table": "linaer"}, "table=linaer"),
     ],
 )
-def test_senseless_tables_are_refused(settings, message):
+def test_invalid_tables_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         registry.create("schedule", "ddpm", **settings)
     with pytest.raises(ConfigurationError, match=message):
@@ -88,7 +88,7 @@ def test_spacing_equals_diffusers(spacing, num_steps):
 
 
 @pytest.mark.parametrize("spacing", sorted(SPACINGS))
-def test_every_spacing_starts_where_it_is_told_to(spacing):
+def test_every_spacing_starts_at_the_given_level(spacing):
     schedule = registry.create("schedule", "ddpm", num_levels=20, spacing=spacing)
     start = (schedule.table[12] + schedule.table[13]).item() / 2
     for num_steps in (1, 2, 5, 13, 20):

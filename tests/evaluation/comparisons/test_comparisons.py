@@ -1,4 +1,4 @@
-"""What metrics of samples must say of sets whose answer is known, whatever the metric."""
+"""Comparisons of sets of samples whose result is known."""
 
 import copy
 import math
@@ -30,14 +30,14 @@ def measure(blobs, tmp_path):
     train, test = (Real(blobs, which, extractor, 250, tmp_path) for which in ("train", "test"))
 
     def call(name, x=None, **settings):
-        metric = registry.create("comparison", {"name": name, **SETTINGS[name], **settings})
-        return metric(test if x is None else Generated(x, extractor, blobs, 250), train, test)
+        comparison = registry.create("comparison", {"name": name, **SETTINGS[name], **settings})
+        return comparison(test if x is None else Generated(x, extractor, blobs, 250), train, test)
 
     return call
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_a_distance_rises_under_noise_and_dropped_modes_and_is_the_same_again(name, measure, blobs):
+def test_a_distance_rises_under_noise_and_dropped_modes_and_is_deterministic(name, measure, blobs):
     x, generator = blobs.test.x, torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator)
     (key,) = measure(name)
@@ -81,7 +81,7 @@ def test_kernel_distance_and_neighbours_equal_torch_fidelity(blobs):
     assert mmd2(polynomial, x, real) == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-9)
     theirs = prc_features_to_metric(x, real, prc_neighborhood=3, verbose=False)
     ours = [inside(a, radii(a, 3), b)[0].mean().item() for a, b in ((real, x), (x, real))]
-    # which of their arguments is the real one has changed from version to version
+    # which argument holds the real samples differs between versions of torch-fidelity
     assert sorted(ours) == pytest.approx(sorted((theirs["precision"], theirs["recall"])), rel=1e-6)
 
 
@@ -97,13 +97,13 @@ def test_precision_and_recall_tell_bad_samples_from_missing_ones(measure, blobs)
     x = blobs.test.x
     poor, narrow = torch.cat([x[:300], x[300:] + 5]), x[x[:, 0] < 0]
     assert measure("precision_recall", poor)["precision"] == pytest.approx(0.5, abs=0.05)
-    # the largest of its balls is as large as the gap: those of outliers between the halves
+    # outliers between the halves have balls as large as the gap
     assert measure("precision_recall", narrow)["precision"] > 0.85
     assert measure("precision_recall", narrow)["recall"] < 0.45
     assert measure("density_coverage", narrow)["coverage"] < 0.45
 
 
-def test_neighbours_of_one_law_give_what_theory_says_at_any_size(measure, blobs):
+def test_density_and_coverage_of_one_distribution_agree_with_theory_at_any_size(measure, blobs):
     # Naeem et al.: density 1, coverage 1 − ∏ (n − i)/(2n − i) over i = 1 … k, 0.969 for k = 5; n = 500
     for found in (measure("density_coverage"), measure("density_coverage", blobs.test.x[:200])):
         assert found["density"] == pytest.approx(1, abs=0.15)
@@ -127,7 +127,7 @@ def test_one_copy_in_ten_is_flagged(measure, blobs, caplog):
     assert "copies of training samples" in caplog.text
 
 
-def test_a_floor_of_fewer_samples_than_features_is_said(blobs, tmp_path, caplog):
+def test_a_floor_of_fewer_samples_than_features_is_logged(blobs, tmp_path, caplog):
     few = copy.copy(blobs)
     few.test = type(blobs.test)(blobs.test.x[:2], blobs.test.label[:2])
     train, test = (Real(few, which, IdentityFeatures(2), 250, tmp_path) for which in ("train", "test"))
@@ -136,18 +136,18 @@ def test_a_floor_of_fewer_samples_than_features_is_said(blobs, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("classes", [1, 4])
-def test_inception_score_counts_classes_that_are_sure(classes):
-    class Sure(IdentityFeatures):
+def test_inception_score_counts_certain_classes(classes):
+    class Certain(IdentityFeatures):
         def __init__(self):
             super().__init__(4)
             self.head = torch.nn.Linear(4, 4)
             torch.nn.init.eye_(self.head.weight)
 
     class Set:
-        n, extractor = 400, Sure()
+        n, extractor = 400, Certain()
 
         def features(self, most=None):
             return 1000 * torch.eye(4)[torch.arange(400) % classes]
 
-    metric = registry.create("comparison", {"name": "inception_score", "splits": 1})
-    assert metric(Set(), None, None) == {"is_data": pytest.approx(classes, rel=1e-6)}
+    comparison = registry.create("comparison", {"name": "inception_score", "splits": 1})
+    assert comparison(Set(), None, None) == {"is_data": pytest.approx(classes, rel=1e-6)}

@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from flowdiff.data.encoded import as_seen_by
+from flowdiff.data.encoded import in_model_space
 from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.densities.autoencoding import image_bound, latent_statistics
 from flowdiff.models.autoencoder.posterior import standard_normal
 from flowdiff.models.first_stage.base import AutoencoderStage
+from flowdiff.models.first_stage.identity import IdentityFirstStage
+from flowdiff.models.networks.base import AutoencoderNetwork
 
 N = 300
 
@@ -24,10 +26,12 @@ def samples(points):
     return type(points)("linear", split, split, None, None)
 
 
-class Alone(nn.Module):
-    """The VAE as a run's network."""
+class Alone(AutoencoderNetwork):
+    """The VAE as the network of a model, and as the model."""
 
-    is_density = False
+    is_density, is_autoencoder = False, True
+    first_stage = IdentityFirstStage((4,))
+    forward = from_prior = None
 
     def __init__(self):
         super().__init__()
@@ -41,9 +45,9 @@ class Alone(nn.Module):
 
 
 class Behind(nn.Module):
-    """A density of the VAE's latents, the true one, and its first stage."""
+    """The true density of the VAE's latents, and its first stage."""
 
-    is_density = True
+    is_density, is_autoencoder = True, False
 
     def __init__(self):
         super().__init__()
@@ -53,7 +57,7 @@ class Behind(nn.Module):
         self.first_stage.shift.copy_(torch.tensor([0.3, -1.0]))
         self.first_stage.scale.copy_(torch.tensor([2.0, 0.1]))
         self.register_buffer("sigma_data", torch.ones(()))
-        self.network = object()
+        self.autoencoder, self.network = self.first_stage, object()
 
     def log_prob(self, z, sigma, cond=None):
         return standard_normal(self.first_stage.latent(z)) - self.first_stage.log_volume
@@ -112,6 +116,6 @@ class Silent(nn.Module):
 
 def test_data_behind_a_first_stage_are_latents(samples):
     model = Behind()
-    seen = as_seen_by(model, samples)
+    seen = in_model_space(model, samples)
     assert (seen.shape, seen.levels) == ((2,), None)
-    assert as_seen_by(Alone(), samples) is samples
+    assert in_model_space(Alone(), samples) is samples

@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
+from given_data import GivenData
 
-from flowdiff.data.base import Batch
+from flowdiff.data.base import TensorSplit
 from flowdiff.evaluation.densities.classification import calibration_error, classify, evenly, log_joint
 from flowdiff.testing.oracles import Mixture
+
+
+def labelled(x, labels):
+    split = TensorSplit(x, labels)
+    return GivenData("labelled", split, split, None, 2)
 
 
 def test_posterior_of_two_gaussians_is_the_logistic_function():
@@ -29,9 +35,9 @@ def test_accuracy_and_calibration_of_the_true_posterior():
     labels = torch.randint(2, (n,), generator=generator)
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     x = means[labels] + 0.5 * torch.randn(n, 2, generator=generator)
-    data = Labelled(x, labels)
+    data = labelled(x, labels)
     oracle = Mixture(means, torch.tensor([0.5, 0.5]))
-    oracle.sigma_data = torch.ones(())
+    oracle.sigma_data, oracle.is_classifier = torch.ones(()), False
     found = classify(oracle, data, 0.5, oracle.classes, seed=1, batch_size=512)
     bayes = 0.5 * (1 + math.erf(1 / math.sqrt(2 * (0.25 + 0.25))))  # Φ(1/√(s² + σ²))
     assert found.accuracy == pytest.approx(bayes, abs=4 * found.standard_error)
@@ -45,9 +51,9 @@ def test_overconfidence_is_seen():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(2, (2000,), generator=generator)
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    data = Labelled(means[labels] + torch.randn(2000, 2, generator=generator), labels)  # twice as wide as believed
+    data = labelled(means[labels] + torch.randn(2000, 2, generator=generator), labels)  # twice as wide as believed
     oracle = Mixture(means, torch.tensor([0.3, 0.3]))
-    oracle.sigma_data = torch.ones(())
+    oracle.sigma_data, oracle.is_classifier = torch.ones(()), False
     assert classify(oracle, data, 0.1, oracle.classes, seed=1, batch_size=500).calibration_error > 0.1
 
 
@@ -67,26 +73,3 @@ def test_positions_are_evenly_spaced():
     assert evenly(5, None).tolist() == evenly(5, 9).tolist() == [0, 1, 2, 3, 4]
     assert evenly(9, 3).tolist() == [0, 4, 8]
     assert len(evenly(60_000, 1000).unique()) == 1000
-
-
-class Labelled:
-    """Continuous data with classes, as much of a DataModule as classification looks at."""
-
-    levels = None
-    num_classes = 2
-
-    def __init__(self, x, labels):
-        self.all = Batch(x, labels)
-        self.test = self
-
-    def __len__(self):
-        return len(self.all.x)
-
-    def __getitem__(self, indices):
-        return Batch(self.all.x[indices], self.all.label[indices])
-
-    def to_model(self, x, generator=None, train=False):
-        return x
-
-    def quantize(self, x):
-        return x

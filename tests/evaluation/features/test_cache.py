@@ -6,7 +6,7 @@ from flowdiff.errors import ConfigurationError, DataError
 from flowdiff.evaluation.features.cache import cached
 
 
-def test_made_once_and_read_afterwards(tmp_path):
+def test_computed_once_and_read_afterwards(tmp_path):
     path, calls = tmp_path / "deep" / "file.pt", []
 
     def make():
@@ -20,7 +20,7 @@ def test_made_once_and_read_afterwards(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.pt"]
 
 
-def test_what_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_failure_leaves_no_file_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path / "a.pt", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
@@ -34,7 +34,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unreadable_file_and_folder_are_sentences(tmp_path):
+def test_unreadable_files_and_folders_are_errors(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"not a file of tensors")
     with pytest.raises(DataError, match="delete it"):
         cached(tmp_path / "a.pt", dict)

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from flowdiff.digests import fingerprint
+from flowdiff.data.base import Split
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.features import small_cnn as features
 from flowdiff.evaluation.features.choose import build_extractor
@@ -32,7 +32,7 @@ def test_cnn_takes_any_image(shape):
     assert model.logits(torch.randn(2, *shape)).shape == (2, 7)
 
 
-def test_same_weights_whatever_the_global_state_which_stays(tiny, tmp_path, quick):
+def test_weights_do_not_depend_on_the_global_state_nor_change_it(tiny, tmp_path, quick):
     first = build_extractor(tiny, tmp_path / "a")
     torch.manual_seed(1234)
     before = torch.get_rng_state(), torch.get_num_threads()
@@ -73,16 +73,14 @@ def test_another_cache_file_for(change, tiny, tmp_path, quick, monkeypatch):
 
 
 def test_fingerprint_reads_little_of_a_large_split(points):
-    class Large:
-        def __len__(self):
-            return 10**7
-
-        def __getitem__(self, indices):
+    class Large(Split):
+        def read(self, indices):
             assert len(indices) <= 1024
             assert (indices[0], indices[-1]) == (0, 10**7 - 1)
-            return points.train[torch.zeros(3, dtype=torch.long)]
+            return torch.zeros(len(indices), 2)
 
-    assert fingerprint(Large()) != fingerprint(points.train)
+    large = Large(torch.zeros(1, dtype=torch.int64).expand(10**7))
+    assert large.fingerprint() != points.train.fingerprint()
 
 
 def test_vectors_are_their_own_features(points, tmp_path):
@@ -93,7 +91,7 @@ def test_vectors_are_their_own_features(points, tmp_path):
     assert torch.equal(found, points.test.x)
 
 
-def test_images_without_classes_are_a_sentence(tiny, tmp_path):
+def test_images_without_classes_are_refused(tiny, tmp_path):
     unlabelled = copy.copy(tiny)
     unlabelled.num_classes = None
     with pytest.raises(ConfigurationError, match=r"set metrics\.frechet=false"):
@@ -108,5 +106,5 @@ def test_dequantisation_and_overshoot_do_not_show_in_the_features(digits, digits
     overshot = torch.where(black, dequantised - 0.5, dequantised)
     wanted = torch.cat(list(extract(digits_cnn, digits, midpoints, 20)))
     assert torch.equal(torch.cat(list(extract(digits_cnn, digits, overshot.double(), 20))), wanted)
-    # another batch size sums in another order, nothing else
+    # another batch size only sums in another order
     torch.testing.assert_close(torch.cat(list(extract(digits_cnn, digits, overshot, 7))), wanted, rtol=1e-4, atol=1e-5)

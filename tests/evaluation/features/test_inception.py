@@ -1,4 +1,4 @@
-"""Inception features of a file of random weights: the whole path, and torch-fidelity's numbers of the same images."""
+"""Inception features with random weights, from the file to the metrics, against torch-fidelity's numbers."""
 
 import hashlib
 
@@ -22,7 +22,7 @@ def weights(tmp_path_factory):
         context.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         context.setattr(torch, "load", lambda *_, **__: {})
         network = FeatureExtractorInceptionV3("random", ["2048"], "none")
-    # PyTorch's weights halve a signal in each of some twenty layers; these keep it, as a trained network does.
+    # PyTorch's weights halve the signal in each of some twenty layers; these keep its size, as a trained network does.
     state = {name: w * 6**0.5 if w.ndim == 4 else w for name, w in network.state_dict().items()}
     torch.save(state, path)
     return path
@@ -48,18 +48,18 @@ class Pictures(torch.utils.data.Dataset):
         return self.x[i]
 
 
-def test_end_to_end_as_torch_fidelity_has_it(weights, cifar, metrics_of, caplog):
+def test_metrics_equal_those_of_torch_fidelity(weights, cifar, metrics_of, caplog):
     import torch_fidelity
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     generator = torch.Generator().manual_seed(1)
     before = torch.get_rng_state()
-    # one part of all: the score of a single image is 1, whatever the network
+    # a single part: the score of one image is always 1
     compare = {"kernel_distance": {"subsets": 1, "subset_size": N}, "inception_score": {"splits": 1}}
     metrics = metrics_of(cifar, weights, compare=compare)
     assert torch.equal(torch.get_rng_state(), before)
     samples = 2 * torch.rand(N, 3, 1, 1, generator=generator) - 1 + 0.4 * torch.randn(N, 3, 32, 32, generator=generator)
-    assert samples.abs().max() > 1  # out of range, too
+    assert samples.abs().max() > 1  # some pixels are out of range
     found = {name: metrics._measure(name, metrics._samples(samples)) for name in ("kernel_distance", "inception_score")}
     found |= {"frechet": metrics.frechet(samples)}
     assert "covariance of 2048 features is singular below 2049" in caplog.text
@@ -76,22 +76,24 @@ def test_end_to_end_as_torch_fidelity_has_it(weights, cifar, metrics_of, caplog)
     features = [f["2048"] for f in theirs]
     kid = torch_fidelity.metric_kid.kid_features_to_metric(*features, kid_subsets=1, kid_subset_size=N)
     isc = torch_fidelity.metric_isc.isc_features_to_metric(theirs[0]["logits_unbiased"], splits=1)
-    # float32 features, of which batches of another size are summed in another order
+    # float32 features: batches of another size sum in another order
     assert found["kernel_distance"]["kid"] == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-4, abs=0)
     assert found["inception_score"]["is"] - 1 == pytest.approx(isc["inception_score_mean"] - 1, rel=1e-3, abs=0)
-    # Their eigenvalues of a 2048 × 2048 matrix take a while: in the span of the images the distance is the same.
+    # Eigenvalues of a 2048 × 2048 matrix are slow; the distance is the same in the span of the images.
     basis = torch.linalg.qr(torch.cat(features).double().T)[0]
     statistics = [fid_features_to_statistics(f.double() @ basis) for f in features]
     fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     assert found["frechet"]["fid"] == pytest.approx(fid, rel=1e-6, abs=0)
 
 
-def test_without_weights_a_sentence_names_the_file_and_the_setting(cifar, metrics_of, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"metrics\.inception_weights=.*none\.pth is not there: put https://"):
+def test_missing_weights_are_an_error_that_names_file_and_setting(cifar, metrics_of, tmp_path):
+    with pytest.raises(
+        ConfigurationError, match=r"metrics\.inception_weights=.*none\.pth does not exist: save https://"
+    ):
         metrics_of(cifar, tmp_path / "none.pth")
 
 
-def test_a_file_of_something_else_is_a_sentence(cifar, metrics_of, tmp_path):
+def test_a_file_of_something_else_is_refused(cifar, metrics_of, tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(DataError, match=r"text\.pth does not hold the weights of torch-fidelity's Inception network"):
         _ = metrics_of(cifar, tmp_path / "text.pth").extractor

@@ -27,7 +27,7 @@ def by_sqrtm(a, b):
     return ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
 
 
-def test_streaming_equals_at_once_whatever_the_offset():
+def test_streaming_equals_the_statistics_of_all_at_any_offset():
     x = features(101, 1) + 1e4  # a mean far from 0 would cancel in Σ ffᵀ − n·mean·meanᵀ
     parts = FeatureStatistics(D)
     for part in x.split(17):
@@ -71,21 +71,21 @@ def test_does_not_change_under_a_rotation_of_both():
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_too_few_samples_is_a_sentence(n):
+def test_too_few_samples_are_refused(n):
     few, enough = statistics(features(n, 1)), statistics(features(9, 1))
     with pytest.raises(DataError, match=f"at least 2 samples, but {n} were given"):
         frechet_distance(enough, few)
 
 
-def test_features_of_another_width_are_a_sentence():
+def test_features_of_another_width_are_refused():
     with pytest.raises(DataError, match="one extractor"):
         frechet_distance(statistics(torch.randn(9, 3)), statistics(torch.randn(9, 4)))
     with pytest.raises(DataError, match=r"give \(N, 3\)"):
         FeatureStatistics(3).update(torch.randn(9, 4))
 
 
-def test_features_of_deficient_rank_are_as_exact_as_others():
-    # in the span of a few samples, and then turned into 200 dimensions, where most eigenvalues are rounding errors
+def test_features_of_deficient_rank_are_exact_too():
+    # in the span of a few samples, then rotated into 200 dimensions, where most eigenvalues are rounding errors
     a, b = (torch.randn(n, 6, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (40, 50))
     basis = torch.linalg.qr(torch.randn(200, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0].T
     exact = frechet_distance(statistics(a), statistics(b))

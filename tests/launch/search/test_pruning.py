@@ -1,4 +1,4 @@
-"""A run that a search gives up: where it ends, what it leaves, and how it goes on when it is wanted after all."""
+"""A run that a search ends early: where it ends, what it leaves, and how it continues when it is run again."""
 
 import io
 import math
@@ -9,18 +9,22 @@ from rich.console import Console
 from runs import TINY, settings
 
 from flowdiff.launch.board import Board, Row
-from flowdiff.launch.pending import pending
+from flowdiff.launch.pending import pending_jobs
 from flowdiff.launch.search.study import Search, Settings
 from flowdiff.launch.status import statuses
 from flowdiff.runs.identity import run_id
 from flowdiff.runs.job import Job
 from flowdiff.training import run as training
 
-CONFIG = settings(*TINY)  # 8 steps, looked at every 4
+CONFIG = settings(*TINY)  # 8 steps, validated every 4
 SPACE = {"optimizer.lr": FloatDistribution(1e-4, 1e-2)}
 
 
-def sweep_with_a_trial_that_nothing_can_beat(path, metric="val_loss"):
+def job_in(sweep, name):
+    return Job(CONFIG, sweep / name, tuple(TINY), sweep.name)
+
+
+def study_with_an_unbeatable_trial(path, metric="val_loss"):
     study = Search(path, Settings(5, 1, metric, "minimize", "tpe", 0, "median", 1, 0), SPACE, [])
     unbeaten = study.study.ask(study.space)
     for step in (4, 8):
@@ -30,45 +34,40 @@ def sweep_with_a_trial_that_nothing_can_beat(path, metric="val_loss"):
 
 
 @pytest.mark.parametrize("metric", ["val_loss", "fd_data"])
-def test_a_hopeless_run_ends_at_its_first_validation_and_can_go_on(tmp_path, metric):
-    study = sweep_with_a_trial_that_nothing_can_beat(tmp_path, metric)
+def test_a_hopeless_run_ends_at_its_first_validation_and_can_continue(tmp_path, metric):
+    study = study_with_an_unbeatable_trial(tmp_path, metric)
     trial = study.assign(study.ask(), run_id(CONFIG), TINY)
-    job = Job(CONFIG, tmp_path / f"run-{run_id(CONFIG)}", tuple(TINY), tmp_path.name)
-    assert job.execute(training.train) == {}
+    job = job_in(tmp_path, f"run-{run_id(CONFIG)}")
     folder = job.folder
-    told = folder.pruned()
-    assert (told["step"], told["metric"], told["study"]) == (4, metric, study.name)
-    assert math.isfinite(told["value"])
-    assert not folder.is_complete
-    assert folder.failure() is None
-    assert folder.checkpoint.is_file()
+    assert job.execute(training.train) == {}
+    pruned = folder.pruned()
+    assert (pruned["step"], pruned["metric"], pruned["study"]) == (4, metric, study.name)
+    assert math.isfinite(pruned["value"])
+    assert (folder.is_complete, folder.failure(), folder.checkpoint.is_file()) == (False, None, True)
     assert study.settle(trial)
     assert study.trials()[1].state.name == "PRUNED"
-    assert study.trials()[1].intermediate_values == {4: told["value"]}
+    assert study.trials()[1].intermediate_values == {4: pruned["value"]}
 
-    assert job.verdict("none", force=False) == "pruned"
-    assert job.verdict("failed", force=False) == "run"
     job.prepare(force=False)
     assert folder.pruned() is None
-    assert job.execute(training.train)["steps"] == 8  # its trial is closed: nobody ends it any more
+    assert job.execute(training.train)["steps"] == 8  # its trial is closed, so nothing prunes it
     assert folder.is_complete
 
 
-def test_nobody_starts_a_pruned_run_again_unasked(tmp_path):
-    job = Job(CONFIG, tmp_path / "run-12345678", tuple(TINY), tmp_path.name)
+def test_a_pruned_run_is_run_again_only_with_retry(tmp_path):
+    job = job_in(tmp_path, "run-12345678")
     job.folder.write_config(CONFIG)
     job.folder.write_pruned(4, "val_loss", 1.0, "1a2b3c4d")
     row = Row(job.name, job.folder, job.max_steps)
     with Board([row], Console(file=io.StringIO())) as board:
-        assert pending([(job, row)], board, "none", force=False) == []
-        assert (row.state, row.note) == ("pruned", "before, at step 4")
-        assert pending([(job, row)], board, "failed", force=False) == [(job, row)]
+        assert pending_jobs([(job, row)], board, "none", force=False) == []
+        assert (row.state, row.note) == ("pruned", "earlier, at step 4")
+        assert pending_jobs([(job, row)], board, "failed", force=False) == [(job, row)]
     (status,) = statuses(tmp_path)
     assert (status.state, status.note) == ("pruned", "at step 4 by a search")
 
 
-def test_a_run_of_no_search_beside_a_study_is_left_alone(tmp_path):
-    study = sweep_with_a_trial_that_nothing_can_beat(tmp_path)
+def test_a_run_outside_the_search_is_not_pruned(tmp_path):
+    study = study_with_an_unbeatable_trial(tmp_path)
     study.assign(study.ask(), "12345678", [])
-    job = Job(CONFIG, tmp_path / "run", tuple(TINY), tmp_path.name)
-    assert job.execute(training.train)["steps"] == 8
+    assert job_in(tmp_path, "run").execute(training.train)["steps"] == 8

@@ -11,12 +11,12 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from runs import TINY
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.launch.search.sweeper import space
+from flowdiff.launch.search.sweeper import search_space
 from flowdiff.runs.run_folder import RunFolder
 
 
 def parsed(*overrides):
-    return space(OverridesParser.create().parse_overrides(list(overrides)))
+    return search_space(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_trials_that_make_no_sense_are_told_so_and_the_others_run_once(ran):
     (study,) = studies(multirun / "partly")
     states = {(trial.params["scaling"], trial.state.name) for trial in study.trials}
     assert states == {("edm", "FAIL"), ("score", "COMPLETE")}  # of six, by the sampler's seed, some are either
-    assert all("makes no sense" in t.user_attrs["refused"] for t in study.trials if t.state.name == "FAIL")
+    assert all("do not go together" in t.user_attrs["refused"] for t in study.trials if t.state.name == "FAIL")
     assert len(run_folders(multirun / "partly")) == 1  # score again is the same run again
 
 

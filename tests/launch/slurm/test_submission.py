@@ -1,19 +1,21 @@
-"""What was handed to SLURM is remembered whole, in order, by whoever submits at the same time."""
+"""Submissions and cancelled jobs are recorded completely and in order, even by several processes at once."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+from cli_process import ROOT
 
 from flowdiff.errors import RunError
-from flowdiff.launch.slurm.submission import Submission, cancel, cancelled, record, submissions
+from flowdiff.launch.slurm.submission import Submission, cancelled_jobs, record, record_cancelled, submissions
 
 
 def made(job_id, *tasks):
     return Submission(job_id, "2030-01-02T03:04:05", ["train.py", "-m"], None, [list(task) for task in tasks])
 
 
-def test_submissions_are_remembered_in_order(tmp_path):
+def test_submissions_are_recorded_in_order(tmp_path):
     assert submissions(tmp_path / "none") == []
     one, two = made("7", ["a", "b"], ["c"]), made("9", ["c"])
     record(tmp_path / "sweep", one)
@@ -22,12 +24,13 @@ def test_submissions_are_remembered_in_order(tmp_path):
     assert [path.name for path in (tmp_path / "sweep" / "slurm").iterdir()] == ["submissions.json"]
 
 
-def test_none_is_forgotten_when_several_submit_at_once(tmp_path):
+def test_none_is_lost_when_several_submit_at_once(tmp_path):
     code = (
         "import sys; from pathlib import Path; from flowdiff.launch.slurm.submission import *\n"
         "for i in range(20): record(Path(sys.argv[1]), Submission(f'{sys.argv[2]}{i}', '', [], None, [['a']]))"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path, name]) for name in "xyz"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path, name], env=environment) for name in "xyz"]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert sorted(one.job_id for one in submissions(tmp_path)) == sorted(f"{n}{i}" for n in "xyz" for i in range(20))
 
@@ -36,7 +39,7 @@ def test_none_is_forgotten_when_several_submit_at_once(tmp_path):
 def test_a_broken_file_is_a_sentence(tmp_path, text):
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "submissions.json").write_text(text)
-    with pytest.raises(RunError, match=r"submissions.json cannot be read .*: mend or remove it"):
+    with pytest.raises(RunError, match=r"submissions.json cannot be read .*: fix or remove it"):
         submissions(tmp_path)
 
 
@@ -46,8 +49,8 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
         record(tmp_path / "file", made("1", ["a"]))
 
 
-def test_cancelled_jobs_are_remembered(tmp_path):
-    assert cancelled(tmp_path) == set()
-    cancel(tmp_path, ["1_0", "1_1"])
-    cancel(tmp_path, ["2_0", "1_0"])
-    assert cancelled(tmp_path) == {"1_0", "1_1", "2_0"}
+def test_cancelled_jobs_are_recorded(tmp_path):
+    assert cancelled_jobs(tmp_path) == set()
+    record_cancelled(tmp_path, ["1_0", "1_1"])
+    record_cancelled(tmp_path, ["2_0", "1_0"])
+    assert cancelled_jobs(tmp_path) == {"1_0", "1_1", "2_0"}

@@ -1,4 +1,4 @@
-"""A tiny AutoencoderKL of random weights, saved to a folder, in the place of a pretrained one."""
+"""The first stage autoencoder_kl, with a tiny AutoencoderKL of random weights instead of a pretrained one."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SHAPE = (1, 8, 8)
 
 
 def save(folder, **config):
-    """An AutoencoderKL for images (1, 8, 8) with latents (2, 4, 4)."""
+    """Save an AutoencoderKL for images (1, 8, 8) with latents (2, 4, 4), and return it."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -36,7 +36,7 @@ X = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @torch.no_grad()
-def test_it_encodes_and_decodes_as_diffusers_does_with_the_models_own_factors(saved):
+def test_it_encodes_and_decodes_like_diffusers_with_the_factors_of_the_model(saved):
     folder, vae = saved
     first_stage = stage(folder, chunk_size=2)
     assert first_stage.latent_shape == (2, 4, 4)
@@ -49,7 +49,7 @@ def test_it_encodes_and_decodes_as_diffusers_does_with_the_models_own_factors(sa
     torch.testing.assert_close(first_stage.decode(z), vae.decode(expected.mean).sample, atol=1e-5, rtol=1e-4)
 
 
-def test_a_pipelines_folder_holds_one(saved, tmp_path):
+def test_the_folder_of_a_pipeline_can_be_given(saved, tmp_path):
     (tmp_path / "vae").symlink_to(saved[0])
     assert stage(tmp_path).key() == stage(saved[0]).key()
 
@@ -64,7 +64,7 @@ def test_the_scale_of_its_errors_is_measured(saved):
     torch.testing.assert_close(first_stage.log_likelihood(X, latent), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_half_precision_and_tiles_are_at_hand(saved):
+def test_half_precision_and_tiling(saved):
     half = stage(saved[0], precision="bfloat16", tiled=True)
     assert half.autoencoder.vae.use_tiling
     assert not stage(saved[0]).autoencoder.vae.use_tiling
@@ -74,19 +74,19 @@ def test_half_precision_and_tiles_are_at_hand(saved):
 @pytest.mark.parametrize(
     ("shape", "sentence"),
     [
-        ((3, 8, 8), "encodes images of 1 channels, and samples of the dataset are 3×8×8: take a dataset of 1 channels"),
-        ((2,), "encodes images of 1 channels, and samples of the dataset are 2: take"),
-        ((1, 9, 8), "takes images whose sides are multiples of 2, not 9×8: resize them"),
+        ((3, 8, 8), "encodes images of 1 channels, and samples of the dataset have shape 3×8×8: take"),
+        ((2,), "encodes images of 1 channels, and samples of the dataset have shape 2: take"),
+        ((1, 9, 8), "needs images whose sides are multiples of 2, not 9×8: resize them"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(saved, shape, sentence):
+def test_unsuitable_images_are_refused(saved, shape, sentence):
     with pytest.raises(ConfigurationError) as error:
         registry.create("first_stage", "autoencoder_kl", shape=shape, model=str(saved[0]))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_model_that_is_not_there_is_a_sentence(tmp_path):
+def test_a_missing_model_is_reported_in_one_sentence(tmp_path):
     with pytest.raises(ConfigurationError, match=r"needs first_stage\.model: a folder with config\.json"):
         registry.create("first_stage", "autoencoder_kl", shape=SHAPE)
     (tmp_path / "config.json").write_text("{")

@@ -1,4 +1,4 @@
-"""The frozen first stage: chunks, scale, and what of it belongs to the run that uses it."""
+"""The first stage: chunks, scale, and which of its weights are in the checkpoint of the run that uses it."""
 
 import copy
 import math
@@ -11,19 +11,20 @@ from torch import nn
 from flowdiff import registry
 from flowdiff.models.autoencoder.posterior import Posterior
 from flowdiff.models.first_stage.base import AutoencoderStage
+from flowdiff.noise import generators
 
 X = torch.rand(11, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-class Seen(nn.Module):
-    """A net that remembers the largest batch it was given."""
+class RecordingNet(nn.Module):
+    """Wraps a net and records the largest batch size."""
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.most = net, 0
+        self.net, self.largest_batch = net, 0
 
     def forward(self, x):
-        self.most = max(self.most, len(x))
+        self.largest_batch = max(self.largest_batch, len(x))
         return self.net(x)
 
 
@@ -45,17 +46,17 @@ def test_identity_changes_nothing():
     assert torch.equal(identity.decode(identity.encode(X)), X)
 
 
-def test_chunks_change_nothing_but_what_is_computed_at_once():
+def test_chunks_limit_the_batch_size_and_do_not_change_results():
     autoencoder = vae()
     z = torch.randn(11, 5, generator=torch.Generator().manual_seed(1))
     whole = stage(autoencoder, chunk_size=11)
     expected = whole.decode(z), *whole.posterior(X), whole.reconstruct(X)
-    autoencoder.decoder, autoencoder.encoder = Seen(autoencoder.decoder), Seen(autoencoder.encoder)
+    autoencoder.decoder, autoencoder.encoder = RecordingNet(autoencoder.decoder), RecordingNet(autoencoder.encoder)
     parts = stage(autoencoder, chunk_size=4)
-    # Sums are taken in another order for other sizes of a batch.
+    # The order of summation depends on the batch size.
     for found, one in zip((parts.decode(z), *parts.posterior(X), parts.reconstruct(X)), expected, strict=True):
         torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-5)
-    assert (autoencoder.decoder.most, autoencoder.encoder.most) == (4, 4)
+    assert (autoencoder.decoder.largest_batch, autoencoder.encoder.largest_batch) == (4, 4)
     assert parts.decode(z[:0]).shape == (0, 1, 8, 8)
 
 
@@ -69,7 +70,7 @@ def test_measured_latents_have_mean_0_and_deviation_1(how, same):
     z = maps.scaled(posterior.sample(torch.randn(4000, 2, 3, 3)))
     spread = z.transpose(0, 1).flatten(1).std(1) if not same else z.std().expand(2)
     mean = z.mean((0, 2, 3)) if not same else z.mean().expand(2)
-    torch.testing.assert_close(spread, torch.ones(2), atol=2e-2, rtol=0)  # 36,000 numbers a channel
+    torch.testing.assert_close(spread, torch.ones(2), atol=2e-2, rtol=0)  # 36,000 numbers per channel
     torch.testing.assert_close(mean, torch.zeros(2), atol=2e-2, rtol=0)
     assert bool(maps.scale[0] == maps.scale[1]) is same
     torch.testing.assert_close(maps.latent(z), maps.latent(maps.scaled(maps.latent(z))))
@@ -83,7 +84,7 @@ def test_log_volume_is_the_determinant_of_the_scaling():
     assert maps.log_volume == pytest.approx(jacobian.slogdet().logabsdet.item(), rel=1e-5)
 
 
-def test_the_autoencoder_is_in_no_checkpoint_and_no_copy_and_moves_along():
+def test_a_frozen_autoencoder_is_not_saved_or_copied_but_moves_to_devices():
     model = nn.ModuleDict({"first_stage": stage()})
     assert set(model.state_dict()) == {f"first_stage.{name}" for name in ("shift", "scale", "law.log_scale")}
     twin = copy.deepcopy(model)
@@ -93,14 +94,14 @@ def test_the_autoencoder_is_in_no_checkpoint_and_no_copy_and_moves_along():
     assert next(model["first_stage"].autoencoder.parameters()).device.type == "meta"
 
 
-def test_half_precision_is_near_and_comes_out_whole():
+def test_half_precision_gives_nearby_results_in_float32():
     exact = stage().reconstruct(X)
     half = stage(precision="bfloat16").reconstruct(X)
     assert half.dtype == torch.float32
     assert 0 < (half - exact).abs().max() < 0.1  # 8 bits of mantissa through ten layers
 
 
-def test_the_key_is_of_the_weights_and_not_of_what_is_measured():
+def test_the_key_depends_on_the_weights_and_not_on_measured_numbers():
     one = stage()
     key = one.key()
     one.law.log_scale.data.fill_(0.5)
@@ -110,14 +111,12 @@ def test_the_key_is_of_the_weights_and_not_of_what_is_measured():
     assert one.key() != key
 
 
-def test_an_encoded_sample_depends_on_its_own_generator_alone():
-    from flowdiff.noise import generators
-
+def test_an_encoded_sample_depends_only_on_its_generator():
     first = stage().encode(X, generators(3, range(11)))
     torch.testing.assert_close(first[4:7], stage().encode(X[4:7], generators(3, range(4, 7))), atol=1e-5, rtol=1e-5)
 
 
-def test_the_likelihood_is_the_law_around_the_decoded_latent():
+def test_the_likelihood_is_the_law_at_the_decoded_latent():
     autoencoder = linear_gaussian.vae().float()
     frozen = stage(autoencoder, scale="none")
     x, latent = torch.randn(3, 4), torch.randn(3, 2)
@@ -125,12 +124,12 @@ def test_the_likelihood_is_the_law_around_the_decoded_latent():
     torch.testing.assert_close(frozen.log_likelihood(x, latent), expected)
 
 
-def test_what_is_drawn_is_z_and_its_own_density():
+def test_a_sampled_latent_has_the_right_density():
     maps = stage(vae(latent_dim=None, latent_channels=2))
     maps.shift.copy_(torch.tensor([1.0, -2.0]))
     maps.scale.copy_(torch.tensor([0.5, 3.0]))
     noise = torch.randn(11, 2, 4, 4, generator=torch.Generator().manual_seed(2))
-    found = maps.drawn(X, noise)
+    found = maps.sample_latent(X, noise)
     mean, log_variance = maps.posterior(X)
     scale = maps.scale.view(2, 1, 1)
     of_z = torch.distributions.Normal(maps.scaled(mean), scale * (0.5 * log_variance).exp())
@@ -139,21 +138,21 @@ def test_what_is_drawn_is_z_and_its_own_density():
     assert not found.z.requires_grad
 
 
-def test_a_trained_autoencoder_is_a_part_like_any_other():
+def test_a_trained_autoencoder_is_saved_copied_and_differentiated():
     trained = stage(train=True)
     of_autoencoder = {f"held.module.{name}" for name in trained.autoencoder.state_dict()}
     assert set(trained.state_dict()) == of_autoencoder | {"shift", "scale", "law.log_scale"}
-    assert len(list(trained.parameters())) == len(of_autoencoder)  # the law's scale counts once
+    assert len(list(trained.parameters())) == len(of_autoencoder)  # the scale of the law is counted once
     assert all(p.requires_grad for p in trained.parameters())
     twin = copy.deepcopy(trained)
     assert twin.autoencoder is not trained.autoencoder
     assert twin.law is twin.autoencoder.law
-    assert trained.drawn(X, torch.zeros(11, 5)).z.requires_grad
+    assert trained.sample_latent(X, torch.zeros(11, 5)).z.requires_grad
     for made in (trained.encode(X), trained.decode(torch.zeros(1, 5)), trained.reconstruct(X)):
         assert not made.requires_grad
 
 
-def test_a_space_is_its_autoencoder_and_its_scale():
+def test_two_stages_share_a_space_if_autoencoder_and_scale_are_equal():
     one, other = stage(vae()), stage(vae())
     identity = registry.create("first_stage", "identity", shape=(1, 8, 8))
     assert one.shares_space(other)
@@ -164,5 +163,5 @@ def test_a_space_is_its_autoencoder_and_its_scale():
     assert not one.shares_space(other)
     moved = vae()
     with torch.no_grad():
-        next(moved.parameters()).add_(1)
+        next(moved.encoder.parameters()).add_(1)
     assert not one.shares_space(stage(moved))

@@ -1,4 +1,4 @@
-"""The evidence lower bound where the evidence is known."""
+"""The evidence lower bound of a model whose evidence is known."""
 
 import math
 
@@ -16,12 +16,12 @@ def noise():
     return torch.randn(N, linear_gaussian.LATENT, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
-def of_one(vae, x):
+def bounds(vae, x):
     """The bound of one image for N draws of ε: (N,)."""
     return vae.elbo(x.expand(N, -1), noise()).bound
 
 
-def test_at_the_optimum_the_bound_is_the_evidence_for_every_sample():
+def test_with_the_true_posterior_the_bound_is_the_evidence_for_every_sample():
     vae = linear_gaussian.vae()
     q = vae.posterior(X)
     latent = q.sample(noise()[:3])
@@ -30,20 +30,20 @@ def test_at_the_optimum_the_bound_is_the_evidence_for_every_sample():
 
 
 @pytest.mark.parametrize("x", X)
-def test_at_the_optimum_the_bound_with_the_kl_in_closed_form_is_the_evidence_on_average(x):
-    found = of_one(linear_gaussian.vae(), x)
+def test_with_the_true_posterior_and_closed_form_kl_the_mean_bound_is_the_evidence(x):
+    found = bounds(linear_gaussian.vae(), x)
     error = found.std().item() / math.sqrt(N)
     assert found.mean().item() == pytest.approx(linear_gaussian.log_prob(x).item(), abs=4 * error)
 
 
 @pytest.mark.parametrize("wrong", [{"off": 0.3}, {"wider": 1.0}, {"wider": -1.0}, {"off": -0.1, "wider": 0.5}])
-def test_below_the_optimum_it_lies_lower_by_the_divergence_from_the_true_posterior(wrong):
+def test_with_another_posterior_the_bound_is_lower_by_the_divergence_from_the_true_one(wrong):
     vae = linear_gaussian.vae(**wrong)
     off, wider = wrong.get("off", 0.0), wrong.get("wider", 0.0)
     variance = linear_gaussian.S**2 / ((linear_gaussian.W**2).sum(0) + linear_gaussian.S**2)
     gap = 0.5 * (off**2 / variance + math.exp(wider) - 1 - wider).sum().item()
-    found = of_one(vae, X[0])
+    found = bounds(vae, X[0])
     error = found.std().item() / math.sqrt(N)
     exact = linear_gaussian.log_prob(X[0]).item()
     assert found.mean().item() == pytest.approx(exact - gap, abs=4 * error)
-    assert gap > 4 * error  # or "below" would not have been seen
+    assert gap > 4 * error  # otherwise the test could not see the gap

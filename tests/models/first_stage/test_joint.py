@@ -1,4 +1,4 @@
-"""A flow and the autoencoder of its latents trained together: begun as apart, saved, averaged, resumed, loaded."""
+"""A flow trained together with the autoencoder of its latents: start, checkpoint, weight average, resume, load."""
 
 import copy
 import os
@@ -10,14 +10,14 @@ import runs
 import torch
 
 import flowdiff
-from flowdiff import api, config
+from flowdiff import config
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.densities.autoencoding import image_bound
-from flowdiff.registry import create
 from flowdiff.runs import identity
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import assembly
+from flowdiff.training.assembly import load_parts
 from flowdiff.training.engine import Engine
 
 TINY_VAE = ["experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2", "network.latent_dim=3"]
@@ -36,7 +36,7 @@ def untrained():
 
 
 def vae_of(run):
-    """The run that another stands on, as it is loaded: a new one of the same weights every time."""
+    """The loaded model of the VAE's run: a new copy with the same weights at every call."""
     return copy.deepcopy(untrained())
 
 
@@ -49,7 +49,7 @@ def _a_vae():
 
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory):
-    """A run, and what came out."""
+    """The folder and the result of a run that trains flow and autoencoder together."""
     folder = tmp_path_factory.mktemp("joint")
     return RunFolder(folder), runs.train(folder, *JOINT)
 
@@ -62,11 +62,11 @@ def begun(*overrides):
 
 
 def bound(denoiser, data):
-    sigma = create("schedule", denoiser.settings["schedule"]).sigma_min
+    sigma = denoiser.sampling.schedule.sigma_min
     return image_bound(denoiser, data, sigma, denoiser.cond_of, seed=0, batch_size=250).mean
 
 
-def test_it_begins_where_the_frozen_one_is(tmp_path):
+def test_it_starts_from_the_same_values_as_with_a_frozen_autoencoder(tmp_path):
     frozen = begun(*BEHIND, f"first_stage.cache_dir={tmp_path}")
     joint = begun(*JOINT, f"first_stage.cache_dir={tmp_path / 'nothing'}")
     for name, value in frozen.denoiser.state_dict().items():
@@ -75,10 +75,10 @@ def test_it_begins_where_the_frozen_one_is(tmp_path):
     assert bound(joint.denoiser, joint.data) == pytest.approx(expected, rel=1e-6)
     more = sum(p.numel() for p in joint.denoiser.first_stage.autoencoder.parameters())
     assert joint.num_parameters == frozen.num_parameters + more
-    assert not (tmp_path / "nothing").exists()  # what moves is not kept
+    assert not (tmp_path / "nothing").exists()  # latents of a trained autoencoder are not cached
 
 
-def test_what_is_trained_is_saved_averaged_and_counted(joint):
+def test_the_autoencoder_is_trained_saved_averaged_and_counted(joint):
     folder, result = joint
     saved = torch.load(folder.checkpoint, weights_only=True)
     start = vae_of("a_vae").network.autoencoder.state_dict()
@@ -93,9 +93,9 @@ def test_what_is_trained_is_saved_averaged_and_counted(joint):
     assert result["parameters"] > sum(value.numel() for value in start.values())
 
 
-def test_the_loaded_model_is_the_trained_one(joint):
+def test_the_loaded_model_has_the_trained_autoencoder(joint):
     folder, result = joint
-    parts = api.load_parts(folder.path)
+    parts = load_parts(folder.path)
     start = vae_of("a_vae").network.autoencoder.state_dict()
     found = parts.denoiser.first_stage.autoencoder.state_dict()
     assert not any(torch.equal(found[name], value) for name, value in start.items())
@@ -104,7 +104,7 @@ def test_the_loaded_model_is_the_trained_one(joint):
     assert parts.denoiser.sample(3, start="flow").shape == (3, 1, 8, 8)
 
 
-def test_an_interrupted_run_goes_on_exactly(joint, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_exactly(joint, tmp_path, monkeypatch):
     original = Engine.training_step
 
     def stopped(self, batch, batch_idx):
@@ -127,11 +127,11 @@ def test_an_interrupted_run_goes_on_exactly(joint, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["network=unet", "scaling=edm"], "network=unet has none: take network=score_flow or first_stage.train=false"),
-        (["first_stage.precision=bfloat16"], "first_stage.precision=bfloat16 does not go together"),
+        (["network=unet", "scaling=edm"], "first_stage.train=true network=unet do not go together"),
+        (["first_stage.precision=bfloat16"], "does not work with first_stage.precision=bfloat16"),
     ],
 )
-def test_what_cannot_be_trained_together_is_a_sentence(overrides, sentence):
+def test_unsuitable_settings_are_refused_in_one_sentence(overrides, sentence):
     with pytest.raises(ConfigurationError) as error:
         Engine.of(runs.settings("first_stage=vae", "first_stage.run=a_vae", "first_stage.train=true", *overrides))
     assert sentence in str(error.value)
@@ -143,5 +143,5 @@ def test_a_pretrained_autoencoder_is_not_trained():
         config.compose(["first_stage=autoencoder_kl", "first_stage.train=true"])
 
 
-def test_it_is_another_run_than_the_frozen_one():
+def test_its_run_id_differs_from_the_run_with_a_frozen_autoencoder():
     assert identity.run_id(runs.settings(*BEHIND)) != identity.run_id(runs.settings(*JOINT))

@@ -1,4 +1,4 @@
-"""The posterior's closed forms against what sampling says of them."""
+"""The closed forms of the posterior, compared with sampling."""
 
 import math
 
@@ -25,19 +25,20 @@ def test_kl_is_the_mean_of_the_log_ratio():
     assert bool((q.kl() >= 0).all())
 
 
-def test_kl_of_the_prior_is_nothing_and_keeps_its_digits_beside_it():
+def test_kl_is_zero_at_the_prior_and_accurate_near_it():
     assert Posterior(torch.zeros(1, 3), torch.zeros(1, 3)).kl().abs().max() == 0
     near = Posterior(torch.zeros(1, 1), torch.full((1, 1), 1e-3))
-    assert near.kl().item() == pytest.approx(1e-6 / 4, rel=1e-3)  # v²/4, of which e^v − 1 − v has no digit
+    # v²/4; computed as e^v − 1 − v it would have no correct digit
+    assert near.kl().item() == pytest.approx(1e-6 / 4, rel=1e-3)
 
 
-def test_the_gradient_through_a_sample_is_that_of_the_mean():
-    """E[a·ℓ²] = a·(m² + e^v), so ∂/∂m = 2am and ∂/∂v = a·e^v: what reparameterised samples give on average."""
+def test_the_mean_gradient_of_samples_is_the_gradient_of_the_mean():
+    """E[a·ℓ²] = a·(m² + e^v), so reparameterised samples give ∂/∂m = 2am and ∂/∂v = a·e^v on average."""
     mean, log_variance = MEAN.clone().requires_grad_(True), LOG_VARIANCES.clone().requires_grad_(True)
     a = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     value = (a * Posterior(mean, log_variance).sample(noise()) ** 2).sum() / N
     by_mean, by_log_variance = torch.autograd.grad(value, (mean, log_variance))
-    # Standard errors: of 2am + 2a·e^{v/2}·ε, and of a·(m·e^{v/2}·ε + e^v·ε²).
+    # Standard errors of 2am + 2a·e^{v/2}·ε and of a·(m·e^{v/2}·ε + e^v·ε²).
     sd = (0.5 * LOG_VARIANCES).exp()
     error_of_mean = 2 * a.abs() * sd / math.sqrt(N)
     error_of_log_variance = a.abs() * (MEAN**2 * sd**2 + 2 * sd**4).sqrt() / math.sqrt(N)

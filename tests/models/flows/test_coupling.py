@@ -1,4 +1,4 @@
-"""Couplings: what stays stays, the transform is applied to the rest, and a pair of them moves everything."""
+"""Couplings keep one half, transform the other, and a pair of them transforms every entry."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import nn
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Sequential
-from flowdiff.models.flows.coupling import Affine, Coupling, Permutation, alternating, vector_couplings
+from flowdiff.models.flows.coupling import Affine, Coupling, Permutation, alternating_couplings, vector_couplings
 
 NO_CONDITION = Conditioning(torch.zeros(1, 1))
 
 
 class Constant(nn.Module):
-    """A net whose output does not depend on its input: parameter k of moved entry i is 10·k + i."""
+    """A net with a constant output: parameter k of transformed entry i is (10·k + i)/10."""
 
     def __init__(self, kept: int, out: int):
         super().__init__()
@@ -31,7 +31,7 @@ class Constant(nn.Module):
 
 
 class Zero(nn.Module):
-    """A net that is off."""
+    """A net whose output is 0."""
 
     def __init__(self, out: int):
         super().__init__()
@@ -44,8 +44,8 @@ class Zero(nn.Module):
 @pytest.mark.parametrize("grid", [(), (2, 3)], ids=str)
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("size", [2, 5])
-def test_a_coupling_moves_its_half_by_the_net_s_parameters(size, first, grid):
-    """Parameter by parameter: entry i gets log-scale i/10 and shift 1 + i/10; odd sizes leave the larger half last."""
+def test_a_coupling_transforms_one_half_with_the_parameters_of_the_net(size, first, grid):
+    """Entry i gets the log-scale i/10 and the shift 1 + i/10; for an odd size the second half is the larger one."""
     coupling = Coupling(size, first, Affine(100.0), Constant)
     x = torch.randn(4, size, *grid, dtype=torch.float64)
     z, logdet = coupling(x, NO_CONDITION)
@@ -61,8 +61,8 @@ def test_a_coupling_moves_its_half_by_the_net_s_parameters(size, first, grid):
     torch.testing.assert_close(inverse_logdet, -logdet)
 
 
-def test_affine_is_the_identity_at_zero_and_bounded_without_clamping():
-    """However large a is, |s| < bound, with a slope where a clamp would have none."""
+def test_affine_is_the_identity_at_zero_and_bounded_with_a_gradient():
+    """|s| < bound for every a, and the derivative is not 0, as it would be with a clamp."""
     transform, x = Affine(1.5), torch.randn(3, 4, dtype=torch.float64)
     y, log_slope = transform.forward(x, torch.zeros(3, 2, 4, dtype=torch.float64))
     assert torch.equal(y, x)
@@ -75,10 +75,10 @@ def test_affine_is_the_identity_at_zero_and_bounded_without_clamping():
 
 
 @pytest.mark.parametrize("n_flows", [1, 2, 3, 5])
-def test_alternating_couplings_end_in_the_order_they_began_with(n_flows):
-    """With nets that are off they are the identity, whatever the permutations were."""
+def test_alternating_couplings_restore_the_order_of_the_entries(n_flows):
+    """With nets whose output is 0 they are the identity, whatever the permutations are."""
     generator = torch.Generator().manual_seed(0)
-    flows = alternating(
+    flows = alternating_couplings(
         7, n_flows, lambda pair: torch.randperm(7, generator=generator), Affine(1.0), lambda kept, out: Zero(out)
     )
     flow = Sequential(flows)
@@ -87,7 +87,7 @@ def test_alternating_couplings_end_in_the_order_they_began_with(n_flows):
     assert torch.equal(flow.inverse(x, NO_CONDITION)[0], x)
     couplings = [f for f in flows if isinstance(f, Coupling)]
     assert [c.first for c in couplings] == [i % 2 == 1 for i in range(n_flows)]
-    assert len(flows) - n_flows == (n_flows + 1) // 2 + 1  # a permutation for each pair, and the last
+    assert len(flows) - n_flows == (n_flows + 1) // 2 + 1  # one permutation per pair, and the last one
 
 
 def test_permutation_and_its_inverse():
@@ -99,6 +99,6 @@ def test_permutation_and_its_inverse():
     assert torch.equal(permutation.inverse(z, NO_CONDITION)[0], x)
 
 
-def test_one_dimension_is_refused_by_name():
+def test_one_dimension_is_refused_with_the_name_of_the_flow():
     with pytest.raises(ConfigurationError, match=r"flow=mine .*shape \(1,\).*take flow=linear_activation"):
         vector_couplings("mine", (1,), 2, Affine(1.0), lambda kept, out: Zero(out), False)

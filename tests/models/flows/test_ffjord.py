@@ -1,4 +1,4 @@
-"""What is FFJORD's own: equations with known solutions, the two ways back, the trace's estimate, the solvers."""
+"""FFJORD: equations with known solutions, the two ways to differentiate, the estimated trace, the solvers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.autograd import forward_ad
 from flowdiff import api, registry
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.ffjord import Continuous, Deep, Probe, Solver
+from flowdiff.models.flows.ffjord import ContinuousFlow, NetVelocity, Probe, Solver
 from flowdiff.models.nn.embeddings import ConditionEmbedding
 
 EMBED, TOKENS = 6, 3
 INJECT = pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])
-# The three ways to the trace, for 4 dimensions.
+# The three ways to compute the trace, for 4 dimensions.
 ONE_LAYER, EXACT, ESTIMATE = {"depth": 0}, {"depth": 1, "exact_trace": 4}, {"depth": 1, "exact_trace": 3}
 TRACES = pytest.mark.parametrize("trace", [ONE_LAYER, EXACT, ESTIMATE], ids=["one layer", "exact", "estimate"])
 BACKPROPS = pytest.mark.parametrize("backprop", ["direct", "adjoint"])
 
 
 class Linear(nn.Module):
-    """g = rate(time)·(A z + b), the time read off the condition."""
+    """g = rate(time)·(A z + b); the time is part of the condition's vector."""
 
     def __init__(self, dim: int, rate=lambda time: 1.0):
         super().__init__()
@@ -38,7 +38,7 @@ class Linear(nn.Module):
         return self.rate(cond.vector[:, EMBED:]) * (z @ self.A.T + self.b)
 
     def solution(self, x, span: float):
-        """x at the time `span` of dz/dt = A z + b: exp of the matrix that acts on (z, 1)."""
+        """z(span) of dz/dt = A z + b with z(0) = x: exp of the matrix that acts on (z, 1)."""
         dim = len(self.A)
         generator = torch.zeros(dim + 1, dim + 1, dtype=x.dtype)
         generator[:dim, :dim], generator[:dim, dim] = self.A.detach(), self.b.detach()
@@ -46,8 +46,8 @@ class Linear(nn.Module):
         return x @ after[:dim, :dim].T + after[:dim, dim]
 
 
-def solved(net: Linear, solve: Solver) -> Continuous:
-    return Continuous(Deep(net, 4, None), 4, EMBED, solve, False).double()
+def flow_of(net: Linear, solve: Solver) -> ContinuousFlow:
+    return ContinuousFlow(NetVelocity(net, 4, None), 4, EMBED, solve, False).double()
 
 
 def rk4(steps: int, backprop: str = "direct") -> Solver:
@@ -75,8 +75,8 @@ def log_density(flow, x, cond):
 
 
 @BACKPROPS
-def test_a_rate_alone_is_an_exponential(backprop):
-    """Where the net is silent dz/dt = a(e)·z: z = x·e^a, and the volume grows by Σ a."""
+def test_the_rate_alone_gives_an_exponential(backprop):
+    """If the net is 0, dz/dt = a(e)·z: z = x·e^a and the log-determinant is Σ a."""
     x, cond = inputs()
     flow = registry.create(
         "flow",
@@ -98,10 +98,10 @@ def test_a_rate_alone_is_an_exponential(backprop):
 
 
 @BACKPROPS
-def test_a_linear_equation_is_the_matrix_exponential(backprop):
+def test_a_linear_equation_gives_the_matrix_exponential(backprop):
     x, cond = inputs()
     net = Linear(4)
-    flow = solved(net, rk4(64, backprop))
+    flow = flow_of(net, rk4(64, backprop))
     z, logdet = flow(x, cond)
     # 64 steps of fourth order: 64⁻⁴/5! is 5e-10.
     close = {"rtol": 1e-8, "atol": 1e-8}
@@ -112,39 +112,39 @@ def test_a_linear_equation_is_the_matrix_exponential(backprop):
     torch.testing.assert_close(inverse_logdet, -net.A.trace().expand(4), **close)
 
 
-def test_the_equation_knows_the_time():
-    """∫₀¹ (1 + cos πt)² dt = 3/2: the solution is that of A z + b after so long a time."""
+def test_the_right_hand_side_depends_on_the_time():
+    """∫₀¹ (1 + cos πt)² dt = 3/2: the solution is that of dz/dt = A z + b at the time 3/2."""
     x, cond = inputs()
     net = Linear(4, lambda time: (1 + time[:, :1]) ** 2)
-    z, logdet = solved(net, rk4(64))(x, cond)
-    # At t = 0 time runs four times as fast: (4/64)⁴/5! is 1e-7.
+    z, logdet = flow_of(net, rk4(64))(x, cond)
+    # At t = 0 the rate is 4: (4/64)⁴/5! is 1e-7.
     torch.testing.assert_close(z, net.solution(x, 1.5), rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(logdet, 1.5 * net.A.trace().expand(4), rtol=2e-6, atol=2e-6)
 
 
-def test_fixed_steps_are_of_fourth_order():
+def test_fixed_steps_converge_with_fourth_order():
     x, cond = inputs()
     net = Linear(4)
     errors = []
     for steps in (8, 16):
-        z, _ = solved(net, rk4(steps))(x, cond)
+        z, _ = flow_of(net, rk4(steps))(x, cond)
         errors.append(float((z - net.solution(x, 1.0)).detach().abs().max()))
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.35)  # the next order adds some per cent
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.35)  # the next order contributes a few per cent
 
 
-def test_adaptive_steps_keep_their_tolerance():
+def test_adaptive_steps_stay_within_the_tolerance():
     x, cond = inputs()
     net = Linear(4)
     for tolerance in (1e-3, 1e-6, 1e-9):
-        z, _ = solved(net, Solver(None, tolerance, tolerance, False))(x, cond)
+        z, _ = flow_of(net, Solver(None, tolerance, tolerance, False))(x, cond)
         error = float((z - net.solution(x, 1.0)).detach().abs().max())
-        assert error < 10 * tolerance  # the tolerance is one step's
+        assert error < 10 * tolerance  # the tolerance is that of one step
 
 
 @TRACES
 @INJECT
-def test_both_ways_back_give_the_same_gradient(inject, trace):
-    """In x, in the condition (the embedding learns through it), and in every parameter."""
+def test_direct_and_adjoint_give_the_same_gradient(inject, trace):
+    """In x, in the condition (through which the embedding learns), and in every parameter."""
     gradients = []
     for backprop in ("direct", "adjoint"):
         flow = make(backprop=backprop, steps=16, inject=inject, **trace)
@@ -166,13 +166,13 @@ def test_the_adjoint_refuses_a_second_derivative():
     assert score.isfinite().all()
 
 
-def test_the_adjoint_has_nothing_to_compute_again():
-    with pytest.raises(ConfigurationError, match=r"flow\.checkpoint=true does not go with flow\.backprop=adjoint"):
+def test_the_adjoint_refuses_checkpointing():
+    with pytest.raises(ConfigurationError, match=r"flow\.checkpoint=true does not work with flow\.backprop=adjoint"):
         make(backprop="adjoint", checkpoint=True)
 
 
 @TRACES
-def test_direct_has_second_derivatives(trace):
+def test_second_derivatives_with_backprop_direct(trace):
     flow = make(backprop="direct", steps=2, **trace)
     x, cond = inputs(2)
     assert torch.autograd.gradcheck(lambda x: log_density(flow, x, cond), x.requires_grad_())
@@ -182,7 +182,7 @@ def test_direct_has_second_derivatives(trace):
 @pytest.mark.parametrize("loss", ["denoising", "score_matching", "hybrid"])
 def test_losses_that_differentiate_the_score_are_refused_under_the_adjoint(loss):
     flow = ["flow=ffjord", f"loss={loss}", "dataset=two_moons"]
-    with pytest.raises(ConfigurationError, match=r"differentiates the score.*take loss.gradient=directional, loss=nll"):
+    with pytest.raises(ConfigurationError, match=r"differentiates the score.*loss.gradient=directional, loss=nll"):
         api.build(*flow, "flow.backprop=adjoint")
     api.build(*flow, "flow.backprop=direct")
 
@@ -193,13 +193,13 @@ def test_first_order_losses_are_allowed_under_the_adjoint(loss):
 
 
 @pytest.mark.parametrize("settings", [["flow.backprop=adjoint"], ["flow.steps=null", "flow.rtol=0.1", "flow.atol=0.1"]])
-def test_forward_mode_is_refused_where_torch_has_none(settings):
+def test_forward_mode_is_refused_if_torch_does_not_support_it(settings):
     with pytest.raises(ConfigurationError, match=r"forward_mode does not go with flow=ffjord.*directional"):
         api.build("flow=ffjord", "loss=denoising", "loss.gradient=forward_mode", "dataset=two_moons", *settings)
 
 
 def slope(flow, x, cond, v, how: str) -> torch.Tensor:
-    """⟨v, s(x)⟩, by the way named."""
+    """⟨v, s(x)⟩ by forward mode, a difference, or double backward."""
     if how == "forward":
         with forward_ad.dual_level():
             return forward_ad.unpack_dual(log_density(flow, forward_ad.make_dual(x, v), cond)).tangent
@@ -215,14 +215,14 @@ def slope(flow, x, cond, v, how: str) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("how", "backprop"), [("forward", "direct"), ("difference", "direct"), ("difference", "adjoint")]
 )
-def test_first_order_forms_of_the_score_s_gradient(trace, how, backprop):
-    """Also where the trace is estimated: both ends of the difference meet the same probe."""
+def test_first_order_forms_of_the_gradient_of_the_score(trace, how, backprop):
+    """Also with an estimated trace: both ends of the difference use the same probe."""
     x, cond = inputs()
     v = torch.ones_like(x)
     expected_flow, flow = (make(steps=8, backprop=b, **trace) for b in ("direct", backprop))
     expected = slope(expected_flow, x, cond, v, "double_backward")
     found = slope(flow, x, cond, v, how)
-    # The difference is off by h², the adjoint by what its rk4 is.
+    # The difference has an error of h², the adjoint that of rk4.
     close = {"rtol": 1e-3 if backprop == "adjoint" else 1e-6, "atol": 1e-6}
     torch.testing.assert_close(found, expected, **close)
     pairs = [torch.autograd.grad(s.sum(), list(f.parameters())) for s, f in ((found, flow), (expected, expected_flow))]
@@ -232,13 +232,13 @@ def test_first_order_forms_of_the_score_s_gradient(trace, how, backprop):
 
 @INJECT
 @pytest.mark.parametrize("act", registry.names("activation"))
-def test_one_layer_s_trace_is_its_jacobian_s(inject, act):
+def test_the_trace_of_one_layer_is_that_of_its_jacobian(inject, act):
     flow = make(act=act, inject=inject, **ONE_LAYER)
     x, cond = inputs()
-    slope = flow.flow.flow.flows[0].velocity.under(cond).slope
+    derivative = flow.flow.flow.flows[0].velocity.equation(cond).derivative
     t, zero = torch.tensor(0.3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
-    g, trace = slope(t, (x, zero))
-    J = torch.autograd.functional.jacobian(lambda v: slope(t, (v, zero))[0].sum(0), x)  # (4, n, 4)
+    g, trace = derivative(t, (x, zero))
+    J = torch.autograd.functional.jacobian(lambda v: derivative(t, (v, zero))[0].sum(0), x)  # (4, n, 4)
     assert (g.abs().mean(0) > 0.1).all()
     assert trace.abs().mean() > 0.05
     torch.testing.assert_close(trace, J.diagonal(dim1=0, dim2=2).sum(1), rtol=1e-12, atol=1e-12)
@@ -252,7 +252,7 @@ def test_the_trace_integrates_to_the_log_determinant(trace):
     torch.testing.assert_close(logdet, torch.linalg.slogdet(J.transpose(0, 1)).logabsdet, rtol=1e-5, atol=1e-5)
 
 
-def test_the_trace_is_an_estimate_above_the_threshold():
+def test_the_trace_is_estimated_above_exact_trace_dimensions():
     x, cond = inputs()
     z_exact, exact = make(steps=16, **EXACT)(x, cond)
     z, estimate = make(steps=16, **ESTIMATE)(x, cond)
@@ -261,7 +261,7 @@ def test_the_trace_is_an_estimate_above_the_threshold():
 
 
 def probes(sigma: torch.Tensor, dim: int, cond_dim: int = 0) -> torch.Tensor:
-    """ε (n, dim) of the noise levels, for n random conditions if there are any."""
+    """ε (n, dim) for n noise levels and, if cond_dim > 0, n random conditions."""
     torch.manual_seed(0)
     embedding, probe = ConditionEmbedding(64, cond_dim), Probe(64, dim)
     cond = Conditioning(torch.randn(len(sigma), cond_dim)) if cond_dim else None
@@ -269,14 +269,14 @@ def probes(sigma: torch.Tensor, dim: int, cond_dim: int = 0) -> torch.Tensor:
 
 
 def test_the_estimate_is_unbiased_over_conditions():
-    """The mean of εεᵀ is the identity, as if every (σ, c) drew its ε by itself."""
+    """The mean of εεᵀ is the identity, as if ε were drawn independently for every (σ, c)."""
     epsilon = probes(torch.logspace(-2, 2, 4096), 16, cond_dim=8)
     assert epsilon.mean(0).abs().max() < 5 / 4096**0.5
     # Standard errors: 1/√4096 off the diagonal, 0.7/√4096 on it.
     assert (epsilon.T @ epsilon / 4096 - torch.eye(16)).abs().max() < 5 / 4096**0.5
 
 
-def test_near_noise_levels_have_unrelated_probes_and_rounding_does_not_matter():
+def test_neighbouring_noise_levels_have_unrelated_probes_and_rounding_does_not_matter():
     epsilon = probes(0.01 * 1.03 ** torch.arange(300), 1024)
     neighbours = (epsilon[1:] * epsilon[:-1]).mean(1)
     assert neighbours.abs().mean() < 0.05  # 1/√1024 = 0.03 if independent
@@ -284,7 +284,7 @@ def test_near_noise_levels_have_unrelated_probes_and_rounding_does_not_matter():
     assert (probes(sigma * (1 + 1e-6), 1024) - probes(sigma, 1024)).abs().max() < 0.01
 
 
-def test_the_estimate_is_a_function_of_x_and_the_same_in_every_batch():
+def test_the_estimate_is_deterministic_and_the_same_in_every_batch():
     flow, (x, cond) = make(depth=1, exact_trace=0, steps=4).train(), inputs()
     together = flow(x, cond)[1]
     assert torch.equal(flow(x, cond)[1], together)
@@ -295,7 +295,7 @@ def test_the_estimate_is_a_function_of_x_and_the_same_in_every_batch():
 @pytest.mark.parametrize("shape", [(5,), (2, 2, 3)], ids=str)
 @pytest.mark.parametrize("depth", [0, 1])
 @INJECT
-def test_inverse_at_eight_steps(shape, inject, depth):
+def test_inverse_with_eight_steps(shape, inject, depth):
     dim = math.prod(shape)
     flow = make(shape=shape, inject=inject, n_flows=2, steps=8, depth=depth)
     x, cond = inputs(4, dim)
@@ -312,7 +312,7 @@ def test_inverse_at_eight_steps(shape, inject, depth):
 
 @TRACES
 def test_autocast_does_not_reach_the_solver(trace):
-    """A net in bfloat16 would move z by three digits, and the way back by three others."""
+    """A net in bfloat16 would leave only three correct digits in z, and in the inverse."""
     flow, (x, cond) = make(steps=4, **trace).float(), inputs()
     x, cond = x.float(), Conditioning(cond.vector.float(), cond.tokens.float())
     expected = *flow(x, cond), *flow.inverse(x, cond)
@@ -325,14 +325,14 @@ def test_autocast_does_not_reach_the_solver(trace):
 @pytest.mark.parametrize(
     "settings", [{"steps": None}, {"rtol": 1e-3}, {"rtol": 1e-3, "atol": 1e-3}, {"steps": None, "rtol": 1e-3}]
 )
-def test_steps_or_tolerances(settings):
+def test_either_steps_or_tolerances_are_given(settings):
     with pytest.raises(
         ConfigurationError, match=r"flow\.steps=.* flow\.atol=.*either steps or both tolerances.*null\."
     ):
         make(**settings)
 
 
-def test_tolerances_instead_of_steps():
+def test_tolerances_agree_with_steps():
     x, cond = inputs()
     coarse, fine = make(steps=16), make(steps=None, rtol=1e-7, atol=1e-7)
     for ours, its in zip(fine(x, cond), coarse(x, cond), strict=True):

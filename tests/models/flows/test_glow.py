@@ -1,4 +1,4 @@
-"""What is Glow's own: when actnorm is initialised and when never, the 1×1 convolutions, the start on whitened data."""
+"""Glow: when actnorm is initialised, the 1×1 convolutions, the start on whitened data."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def norms(flow: Flow) -> list[ActNorm]:
     return [m for m in flow.modules() if isinstance(m, ActNorm)]
 
 
-def test_the_first_training_batch_standardises_what_is_not_standard():
-    """The first actnorm makes mean 0 and deviation 1, and all behind it are nearly standard; the next batch can't."""
+def test_the_first_training_batch_standardises_channels_that_are_not_standard():
+    """The first actnorm makes mean 0 and deviation 1, later ones nearly so; the next batch changes nothing."""
     flow = make(levels=2).train()
     seen: dict[ActNorm, torch.Tensor] = {}
     for norm in norms(flow):
@@ -54,8 +54,8 @@ def test_the_first_training_batch_standardises_what_is_not_standard():
         assert torch.equal(value, before[key])
 
 
-def test_it_needs_a_batch_that_trains():
-    """Neither evaluation, nor training mode without gradients, nor the inverse initialises; the flag says so."""
+def test_only_a_training_batch_initialises_actnorm():
+    """Evaluation, training mode without gradients and the inverse leave parameters and flag unchanged."""
     flow = make()
     start = copy.deepcopy(flow.state_dict())
     x, cond = inputs(8, scale=30.0)
@@ -69,8 +69,8 @@ def test_it_needs_a_batch_that_trains():
     assert all(norm.initialised for norm in norms(flow))
 
 
-def test_loading_keeps_what_was_learned():
-    """A loaded flow goes on training without another initialisation, and evaluates as the one that was saved."""
+def test_a_loaded_flow_is_not_initialised_again():
+    """A loaded flow continues training without another initialisation, and evaluates like the saved one."""
     trained = make().train()
     trained(*inputs(32, scale=30.0))
     perturb(trained)
@@ -81,14 +81,14 @@ def test_loading_keeps_what_was_learned():
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in loaded.state_dict().items())
 
 
-def test_processes_agree_on_the_statistics_of_all_their_batches(monkeypatch):
-    """One of two processes, its half of the batch in hand, initialises as a single one with the whole batch does."""
+def test_initialisation_uses_the_batches_of_all_processes(monkeypatch):
+    """One of two processes, with half of the batch, initialises like a single process with the whole batch."""
     x, cond = inputs(8, (2, 2, 2), scale=50.0, shift=9.0)
     alone, one_of_two = ActNorm(2, EMBED, 2.0).train(), ActNorm(2, EMBED, 2.0).train()
     alone(x, cond)
     mean = x.mean((0, 2, 3), keepdim=True)
     others = x[4:]
-    sums = iter([others, (others - mean) ** 2])  # what the other process would send, pass by pass
+    sums = iter([others, (others - mean) ** 2])  # what the other process would contribute, in order
 
     def all_reduce(total):
         total += torch.cat([next(sums).sum((0, 2, 3)), torch.tensor([16.0])])
@@ -100,16 +100,16 @@ def test_processes_agree_on_the_statistics_of_all_their_batches(monkeypatch):
         torch.testing.assert_close(p, q)
 
 
-def test_a_whitened_batch_leaves_the_start_the_identity():
+def test_a_whitened_first_batch_leaves_the_flow_the_identity():
     flow = make(levels=2).train()
-    x, cond = inputs(64, scale=0.9, shift=-0.4)  # what isotropic whitening makes of digits at usual σ
+    x, cond = inputs(64, scale=0.9, shift=-0.4)  # as the digits after isotropic whitening at a usual σ
     z, logdet = flow(x, cond)
     assert all(norm.initialised for norm in norms(flow))
     torch.testing.assert_close(z, x, rtol=0, atol=1e-6)
     assert logdet.abs().max() < 1e-6
 
 
-def test_a_constant_channel_is_left_alone():
+def test_a_constant_channel_is_not_initialised():
     norm = ActNorm(2, EMBED, 2.0).train()
     x, cond = inputs(8, (2, 2, 2), scale=50.0)
     x[:, 1] = 5.0
@@ -119,9 +119,9 @@ def test_a_constant_channel_is_left_alone():
     assert logdet.isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own, on loading forward mode
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # raised by torch when forward mode is loaded
 def test_initialisation_is_not_differentiated():
-    """The first training batch may carry a graph, a tangent, and ask for second derivatives."""
+    """The first training batch may have a graph and a tangent, and need second derivatives."""
     norm = ActNorm(2, EMBED, 2.0).train()
     x, cond = inputs(8, (2, 2, 2), scale=50.0)
     with torch.autograd.forward_ad.dual_level():
@@ -132,7 +132,7 @@ def test_initialisation_is_not_differentiated():
     torch.testing.assert_close(tangent, scale.expand_as(tangent))
 
 
-def test_actnorm_follows_the_noise_level():
+def test_actnorm_depends_on_the_noise_level():
     norm = perturb(ActNorm(2, EMBED, 2.0)).eval()
     x, cond = inputs(2, (2, 2, 2))
     z, logdet = norm(x, cond)
@@ -152,9 +152,9 @@ def test_a_1x1_convolution_is_the_matrix_at_every_pixel():
 
 
 @pytest.mark.parametrize("n_flows", [1, 2])
-def test_two_steps_move_every_channel(n_flows):
+def test_two_steps_transform_every_channel(n_flows):
     flow = perturb(make((1, 4, 4), levels=1, n_flows=n_flows)).eval()
-    for module in flow.modules():  # couplings alone
+    for module in flow.modules():  # leave only the couplings
         if isinstance(module, ActNorm | PLU):
             for p in module.parameters():
                 torch.nn.init.zeros_(p)
@@ -163,7 +163,7 @@ def test_two_steps_move_every_channel(n_flows):
     assert int(moved.sum()) == 8 * n_flows
 
 
-def test_the_settings_are_what_they_say():
+def test_every_setting_changes_the_size():
     sizes = {
         key: sum(p.numel() for p in make((1, 8, 8), **{"levels": 1, key: value}).parameters())
         for key, value in [("hidden", 8), ("hidden", 8), ("n_flows", 4), ("depth", 2), ("levels", 2)]

@@ -1,4 +1,4 @@
-"""What is the hybrid's own: the orthogonal split, who is coded before whom, what the CNN says, which sizes it takes."""
+"""The hybrid flow: the orthogonal split, the order of coding, what the CNN affects, the sizes it accepts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowdiff import registry
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.coupling import Affine, Coupling
-from flowdiff.models.flows.hybrid import Marginals, Scale, join, split
+from flowdiff.models.flows.hybrid import CoarseToFine, ElementwiseFlow, haar_join, haar_split
 
 EMBED = 4
 
@@ -27,42 +27,42 @@ def inputs(n: int, shape=(1, 4, 4)) -> tuple[torch.Tensor, Conditioning]:
     return x, Conditioning(torch.randn(n, EMBED, generator=generator, dtype=torch.float64))
 
 
-def test_the_split_is_orthogonal_and_of_blocks():
-    """Lengths stay, the coarse image is twice the blocks' means, and the details of even blocks are nothing."""
+def test_the_split_is_orthogonal_and_acts_on_blocks():
+    """It keeps lengths, the coarse image is twice the mean of each block, and constant blocks have no details."""
     x, _ = inputs(3, (2, 4, 6))
-    c, d = split(x)
+    c, d = haar_split(x)
     assert c.shape == (3, 2, 2, 3)
     assert d.shape == (3, 6, 2, 3)
     torch.testing.assert_close(c, 2 * torch.nn.functional.avg_pool2d(x, 2))
     torch.testing.assert_close(c.square().sum() + d.square().sum(), x.square().sum())
-    torch.testing.assert_close(join(c, d), x)
+    torch.testing.assert_close(haar_join(c, d), x)
     even = torch.nn.functional.interpolate(c / 2, scale_factor=2)
-    torch.testing.assert_close(split(even)[1], torch.zeros_like(d), rtol=0, atol=1e-15)
+    torch.testing.assert_close(haar_split(even)[1], torch.zeros_like(d), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_the_coarse_image_is_coded_before_its_details(direction):
-    """It does not see the details; they see it, at every pixel of a grid that the nets reach across."""
+    """It does not depend on the details; they depend on it, at every pixel within the reach of the nets."""
     flow = getattr(perturb(make(levels=1).double()), direction)
     x, cond = inputs(2)
-    c, d = split(x)
-    coarse, details = split(flow(x, cond)[0])
-    torch.testing.assert_close(split(flow(join(c, d + 1), cond)[0])[0], coarse, rtol=1e-12, atol=1e-12)
+    c, d = haar_split(x)
+    coarse, details = haar_split(flow(x, cond)[0])
+    torch.testing.assert_close(haar_split(flow(haar_join(c, d + 1), cond)[0])[0], coarse, rtol=1e-12, atol=1e-12)
     c[:, :, 0, 0] += 1.0
-    assert (split(flow(join(c, d), cond)[0])[1] - details).abs().min() > 1e-6
+    assert (haar_split(flow(haar_join(c, d), cond)[0])[1] - details).abs().min() > 1e-6
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_the_cnn_is_felt_by_the_details_of_its_scale_and_no_others(level):
+def test_the_cnn_affects_the_details_of_its_own_scale_only(level):
     flow = perturb(make((1, 8, 8), levels=2).double())
     x, cond = inputs(2, (1, 8, 8))
 
     def codes() -> list[torch.Tensor]:
-        coarse, details = split(flow(x, cond)[0])
-        return [details, split(coarse)[1]]
+        coarse, details = haar_split(flow(x, cond)[0])
+        return [details, haar_split(coarse)[1]]
 
     before = codes()
-    scales = [m for m in flow.modules() if isinstance(m, Scale)]  # the finest first
+    scales = [m for m in flow.modules() if isinstance(m, CoarseToFine)]  # the finest first
     torch.nn.init.zeros_(scales[level].cnn.outer.weight)
     change = [(after - then).abs() for after, then in zip(codes(), before, strict=True)]
     assert change[level].min() > 1e-6
@@ -73,38 +73,38 @@ def test_the_cnn_is_felt_by_the_details_of_its_scale_and_no_others(level):
     ("shape", "scales", "coarsest"),
     [((1, 4, 4), 1, (1, 2, 2)), ((1, 8, 8), 2, (1, 2, 2)), ((1, 28, 28), 2, (1, 7, 7)), ((3, 32, 32), 3, (3, 4, 4))],
 )
-def test_it_goes_down_as_far_as_the_sides_allow(shape, scales, coarsest):
+def test_the_number_of_scales_follows_from_the_sides(shape, scales, coarsest):
     flow = make(shape)
-    assert sum(isinstance(m, Scale) for m in flow.modules()) == scales
-    (marginals,) = (m for m in flow.modules() if isinstance(m, Marginals))
-    assert marginals.shape[:3] == coarsest
+    assert sum(isinstance(m, CoarseToFine) for m in flow.modules()) == scales
+    (coarsest_flow,) = (m for m in flow.modules() if isinstance(m, ElementwiseFlow))
+    assert coarsest_flow.shape[:3] == coarsest
 
 
-def test_a_single_coarse_pixel_is_moved_by_the_condition_alone():
+def test_a_single_coarse_pixel_is_transformed_by_the_condition_alone():
     flow = perturb(make((1, 2, 2)).double())
     assert sum(isinstance(m, Coupling) for m in flow.modules()) == 2  # of the details
     x, cond = inputs(2, (1, 2, 2))
     z, _ = flow(x, cond)
     torch.testing.assert_close(flow.inverse(z, cond)[0], x)
     other, _ = flow(x, cond.with_vector(cond.vector.flip(0)))
-    assert (split(other)[0] - split(z)[0]).abs().min() > 1e-3
+    assert (haar_split(other)[0] - haar_split(z)[0]).abs().min() > 1e-3
 
 
-def test_marginals_scale_and_shift_each_number_by_the_condition():
+def test_the_elementwise_flow_scales_and_shifts_each_number_by_the_condition():
     x, cond = inputs(3, (2, 1, 2))
-    marginals = perturb(Marginals((2, 1, 2), EMBED, Affine(1.5)).double())
-    a, t = marginals.steer(cond.vector).view(3, 2, 1, 2, 2).unbind(-1)
+    flow = perturb(ElementwiseFlow((2, 1, 2), EMBED, Affine(1.5)).double())
+    a, t = flow.steer(cond.vector).view(3, 2, 1, 2, 2).unbind(-1)
     s = 1.5 * torch.tanh(a / 1.5)
-    z, logdet = marginals(x, cond)
+    z, logdet = flow(x, cond)
     torch.testing.assert_close(z, x * s.exp() + t)
     torch.testing.assert_close(logdet, s.flatten(1).sum(1))
-    back, inverse_logdet = marginals.inverse(z, cond)
+    back, inverse_logdet = flow.inverse(z, cond)
     torch.testing.assert_close(back, x)
     torch.testing.assert_close(inverse_logdet, -logdet)
 
 
 @pytest.mark.parametrize("setting", ["hidden", "n_flows", "depth", "levels", "features", "cnn_depth"])
-def test_the_settings_are_what_they_say(setting):
+def test_every_setting_changes_the_size(setting):
     def size(**settings) -> int:
         start = {"hidden": 8, "n_flows": 2, "depth": 1, "levels": 1, "features": 4, "cnn_depth": 1}
         return sum(p.numel() for p in make((1, 8, 8), **{**start, **settings}).parameters())

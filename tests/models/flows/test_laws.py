@@ -1,4 +1,4 @@
-"""The laws every registered flow obeys, at the start and far from it, on the kinds of samples that it takes."""
+"""The laws that every registered flow obeys, at the start and far from it, on the kinds of samples that it accepts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from functools import partial
 
 import pytest
 import torch
-from flow_cases import SMOOTH, TOKEN_DIM, each, each_with, label, make_flow, takes, variants
+from flow_cases import (
+    SMOOTH,
+    TOKEN_DIM,
+    every_flow,
+    every_flow_and_activation,
+    label,
+    make_flow,
+    takes,
+    variants,
+)
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
@@ -15,19 +24,19 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.embeddings import ConditionEmbedding
 
 EMBED = 8
-# An odd vector, an image of odd width; for the flows that halve images, two levels of one channel, one level of two.
+# A vector and an image of odd size; for flows that halve images, one channel with two levels, two channels with one.
 SHAPES = [(5,), (2, 2, 3), (1, 4, 4), (2, 2, 4)]
-EVERY_SHAPE = each(*SHAPES, most=2)
-A_SHAPE = each(*SHAPES)
-EVERY_ACTIVATION = each_with(registry.names("activation"), *SHAPES)
-TINY = [(3,), (1, 2, 2), (1, 4, 4)]  # for derivatives by differences
+EVERY_SHAPE = every_flow(*SHAPES, max_shapes=2)
+A_SHAPE = every_flow(*SHAPES)
+EVERY_ACTIVATION = every_flow_and_activation(registry.names("activation"), *SHAPES)
+TINY = [(3,), (1, 2, 2), (1, 4, 4)]  # for numerical derivatives
 STATES = pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
 CLASSES = pytest.mark.parametrize("cond_dim", [0, TOKEN_DIM], ids=["unconditional", "class"])
 pytestmark = pytest.mark.filterwarnings("ignore:activation=leakyrelu as a flow layer:UserWarning")
 
 
 def condition(n: int, cond_dim: int = TOKEN_DIM, seed: int = 2) -> Conditioning:
-    """The embedding of n noise levels from 0.01 to 50 and, for cond_dim > 0, of n conditions of 1 to 3 tokens."""
+    """The embedding of n noise levels from 0.01 to 50 and, if cond_dim > 0, of n conditions with 1 to 3 tokens."""
     torch.manual_seed(seed)
     embedding = ConditionEmbedding(EMBED, cond_dim).double()
     c = Conditioning(torch.randn(n, cond_dim, dtype=torch.float64)) if cond_dim else None
@@ -42,7 +51,7 @@ def condition(n: int, cond_dim: int = TOKEN_DIM, seed: int = 2) -> Conditioning:
 
 
 def part(cond: Conditioning, i: int, n: int = 1) -> Conditioning:
-    """n times the condition of sample i."""
+    """The condition of sample i, n times."""
     return Conditioning(*(None if t is None else t[i].expand(n, *t[i].shape) for t in vars(cond).values()))
 
 
@@ -63,10 +72,9 @@ def jacobians(function, x) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("case", variants(), ids=label)
-def test_takes_vectors_or_images_and_says_so_of_the_rest(case):
-    """The laws below meet every flow, and whoever brings what a flow cannot take hears what to take instead."""
-    taken = [shape for shape in SHAPES if takes(case, shape)]
-    assert taken
+def test_a_shape_is_accepted_or_refused_with_an_alternative(case):
+    """The laws below test every flow; for any other shape the error says what to take instead."""
+    assert any(takes(case, shape) for shape in SHAPES)
     for shape in [(1,), (1, 3, 5), *SHAPES]:
         if not takes(case, shape):
             with pytest.raises(ConfigurationError, match=r"shape|side|size"):
@@ -75,7 +83,7 @@ def test_takes_vectors_or_images_and_says_so_of_the_rest(case):
                 make_flow(case, shape, EMBED)
 
 
-@each(*SHAPES, most=2, having="identity_at_start")
+@every_flow(*SHAPES, max_shapes=2, having=lambda flow: flow.identity_at_start)
 def test_starts_as_the_identity(case, shape):
     x, cond = samples(4, shape), condition(4)
     z, logdet = make_flow(case, shape, EMBED)(x, cond)
@@ -84,8 +92,8 @@ def test_starts_as_the_identity(case, shape):
 
 
 @EVERY_SHAPE
-def test_far_is_far(case, shape):
-    """What the other laws call far is far: in every dimension, in volume, and by what the condition does."""
+def test_far_flows_are_far_from_the_identity(case, shape):
+    """`far` changes every dimension, the volume and the dependence on the condition."""
     flow, x = make_flow(case, shape, EMBED, far=True), samples(16, shape)
     z, logdet = flow(x, condition(16))
     moved = (z - x).abs().flatten(1).mean(0)  # x has mean modulus 1.2
@@ -118,11 +126,11 @@ def check_inverse_and_log_determinants(flow, shape, cond):
     back, inverse_logdet = flow.inverse(z, cond)
     assert z.shape == back.shape == x.shape
     assert logdet.shape == inverse_logdet.shape == (n,)
-    # Exact but for rounding, 1e-16, times the condition of the map and of its Jacobian, below 1e6 here.
+    # Exact up to rounding, 1e-16, times the condition number of the map and of its Jacobian, below 1e6 here.
     close = {"rtol": 1e-8, "atol": 1e-8 + flow.inverse_error}
     torch.testing.assert_close(back, x, **close)
     torch.testing.assert_close(inverse_logdet, -logdet, **close)
-    there, _ = flow.inverse(x, cond)  # any point is a z as well
+    there, _ = flow.inverse(x, cond)  # any point is a valid z
     torch.testing.assert_close(flow(there, cond)[0], x, **close)
     J = jacobians(lambda v: flow(v, cond)[0], x)
     torch.testing.assert_close(logdet, torch.linalg.slogdet(J).logabsdet, **close)
@@ -133,7 +141,7 @@ def check_inverse_and_log_determinants(flow, shape, cond):
 @A_SHAPE
 @STATES
 def test_round_trip_in_float32(case, shape, far):
-    """What training and sampling run in: x comes back, and the log-determinants are those of float64."""
+    """The precision of training and sampling: x is recovered, and the log-determinants are those of float64."""
     flow, x, cond = make_flow(case, shape, EMBED, far=far), samples(8, shape), condition(8)
     singular = torch.linalg.svdvals(jacobians(lambda v: flow(v, cond)[0], x))
     with torch.no_grad():
@@ -141,21 +149,21 @@ def test_round_trip_in_float32(case, shape, far):
         cond = Conditioning(cond.vector.float(), cond.tokens.float(), cond.mask)
         z, logdet = flow.float()(x.float(), cond)
         back, inverse_logdet = flow.inverse(z, cond)
-    # Rounding, 1.2e-7, a few dozen times, and as the Jacobian's condition, 1 to 1e5 here, carries it.
+    # Rounding, 1.2e-7, a few dozen times, multiplied by the condition number of the Jacobian, 1 to 1e5 here.
     tolerance = flow.inverse_error + 4e-6 * singular[:, 0] / singular[:, -1]  # (B,)
     assert ((back - x).abs().flatten(1).amax(1) <= tolerance).all()
     assert ((logdet - exact).abs() <= tolerance).all()
     assert ((inverse_logdet + logdet).abs() <= tolerance).all()
 
 
-@each((6,), (1, 4, 4))
+@every_flow((6,), (1, 4, 4))
 def test_autocast_reaches_the_nets_only(case, shape):
-    """Where all that a net says is exact in bfloat16, the flow says under autocast what it says in float32."""
+    """If the outputs of the nets are exact in bfloat16, the flow gives the same under autocast as in float32."""
     flow, x, cond = make_flow(case, shape, EMBED).float(), samples(4, shape).float(), condition(4)
     cond = Conditioning(cond.vector.float(), cond.tokens.float(), cond.mask)
     generator = torch.Generator().manual_seed(6)
     for p in flow.parameters():
-        if p.ndim == 1 and not p.any():  # the offset of a last layer, whose weights are 0, or one that nobody hears
+        if p.ndim == 1 and not p.any():  # bias of a last layer, whose weights are 0, or an unused one
             p.data = torch.randint(-8, 9, p.shape, generator=generator) / 16
     with torch.no_grad():
         expected = *flow(x, cond), *flow.inverse(x, cond)
@@ -163,10 +171,10 @@ def test_autocast_reaches_the_nets_only(case, shape):
             found = *flow(x, cond), *flow.inverse(x, cond)
     assert expected[1].abs().max() > 0.03
     for low, full in zip(found, expected, strict=True):
-        torch.testing.assert_close(low, full, rtol=1e-5, atol=1e-5)  # rounding; that of bfloat16 is 4e-3
+        torch.testing.assert_close(low, full, rtol=1e-5, atol=1e-5)  # rounding of float32; that of bfloat16 is 4e-3
 
 
-@each((2,))
+@every_flow((2,))
 @STATES
 def test_density_integrates_to_one(case, shape, far):
     flow = make_flow(case, shape, EMBED, far=far)
@@ -180,15 +188,15 @@ def test_density_integrates_to_one(case, shape, far):
         grid = torch.cartesian_prod(*axes)
         p = log_density(flow, grid, part(one, 1, len(grid))).exp()
         cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
-    # Left out beyond the box: of the order of one sample in 8,000. The rule itself is off by less, but where p has
-    # kinks: 0.017 for a spline far from the start, which a finer grid takes away.
+    # The mass outside the box is about one sample in 8,000. The error of the quadrature is smaller, except if p has
+    # kinks: 0.017 for a spline far from the start, and it vanishes with a finer grid.
     assert float(p.sum()) * cell == pytest.approx(1.0, abs=1e-3 if flow.smooth else 0.03)
 
 
 @EVERY_ACTIVATION
 @STATES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_finite_far_out(case, shape, activation, far, dtype):
+def test_log_density_and_score_are_finite_far_out(case, shape, activation, far, dtype):
     """log p and the score are finite for ‖x‖ from 0 to 1e3."""
     flow = make_flow(case, shape, EMBED, activation, far).to(dtype)
     radius = torch.cat([torch.zeros(2), torch.logspace(0, 3, 10)]).double()
@@ -201,10 +209,10 @@ def test_finite_far_out(case, shape, activation, far, dtype):
     assert score.isfinite().all()
 
 
-@each_with(SMOOTH, *TINY, having="twice_differentiable")
+@every_flow_and_activation(SMOOTH, *TINY, having=lambda flow: flow.twice_differentiable)
 @STATES
 def test_first_and_second_derivatives(case, shape, activation, far):
-    """Autograd's first and second derivatives of log p in x and in the condition are those of differences."""
+    """Autograd's first and second derivatives of log p in x and in the condition agree with finite differences."""
     flow, x, cond = make_flow(case, shape, EMBED, activation, far), samples(2, shape), condition(2)
     inputs = (x.requires_grad_(), cond.vector.requires_grad_())
 
@@ -215,9 +223,9 @@ def test_first_and_second_derivatives(case, shape, activation, far):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-@each(*TINY, having="twice_differentiable")
+@every_flow(*TINY, having=lambda flow: flow.twice_differentiable)
 def test_the_score_is_a_gradient(case, shape):
-    """∂s/∂x is symmetric: s is the gradient of something."""
+    """∂s/∂x is symmetric, so s is a gradient."""
     flow, x, cond = make_flow(case, shape, EMBED, far=True), samples(2, shape).requires_grad_(), condition(2)
 
     def score(x):
@@ -230,20 +238,20 @@ def test_the_score_is_a_gradient(case, shape):
 
 @EVERY_SHAPE
 @STATES
-def test_samples_do_not_see_each_other(case, shape, far):
+def test_samples_of_a_batch_are_independent(case, shape, far):
     flow, x, cond = make_flow(case, shape, EMBED, far=far), samples(2, shape), condition(2)
     for direction in (flow.forward, flow.inverse):
         together = direction(x, cond)
         for i in range(2):
             alone = direction(x[i : i + 1], part(cond, i))
             for whole, single in zip(together, alone, strict=True):
-                # Not bitwise: matrix products of other sizes round differently.
+                # Not bitwise: matrix products of different sizes round differently.
                 torch.testing.assert_close(whole[i : i + 1], single, rtol=1e-10, atol=1e-10)
 
 
-@each((6,), (1, 4, 4))
-def test_state_dict_holds_all_of_it(case, shape):
-    """A flow built from another seed becomes the same flow by loading, its random splits included."""
+@every_flow((6,), (1, 4, 4))
+def test_the_state_dict_is_complete(case, shape):
+    """Loading makes a flow built with another seed the same flow, including its random splits."""
     flow, x, cond = make_flow(case, shape, EMBED, far=True), samples(4, shape), condition(4)
     other = make_flow(case, shape, EMBED, seed=99)
     other.load_state_dict(flow.state_dict())
@@ -251,19 +259,19 @@ def test_state_dict_holds_all_of_it(case, shape):
         assert torch.equal(mine, its)
 
 
-@each((4,), (1, 4, 4))
+@every_flow((4,), (1, 4, 4))
 def test_every_parameter_learns(case, shape):
-    """Near the start a likelihood step reaches every parameter: nothing hangs loose."""
+    """Near the start the likelihood has a gradient in every parameter."""
     flow, x, cond = make_flow(case, shape, EMBED), samples(8, shape), condition(8)
-    # A small step away: behind a zero-initialised layer the gradient is zero at the start itself.
+    # A small step away from the start, where the gradient behind a zero-initialised layer is 0.
     for p in flow.parameters():
         p.data += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4)).double()
     log_density(flow, x, cond).sum().backward()
-    still = [n for n, p in flow.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert still == []
+    without_gradient = [n for n, p in flow.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert without_gradient == []
 
 
-@each((1,))
+@every_flow((1,))
 def test_one_dimension_works(case, shape):
     flow, x, cond = make_flow(case, shape, EMBED, far=True), samples(4, shape), condition(4)
     z, logdet = flow(x, cond)
@@ -272,23 +280,23 @@ def test_one_dimension_works(case, shape):
     assert logdet.isfinite().all()
 
 
-def with_checkpoint() -> list[tuple[str, dict, tuple[int, ...]]]:
-    """Each flow that has the key, in every form, on the last of SHAPES that it takes."""
+def checkpoint_cases() -> list[tuple[str, dict, tuple[int, ...]]]:
+    """Each flow with a setting `checkpoint`, in every form, on the last of SHAPES that it accepts."""
     flows = {name: registry.resolve("flow", name) for name in registry.names("flow")}
     having = {name for name, flow in flows.items() if "checkpoint" in registry.hyperparameters(flow)}
     cases = [case for case in variants() if case[0] in having and case[1].keys() <= {"form", "context"}]
     return [(*case, next(shape for shape in SHAPES[::-1] if takes(case, shape))) for case in cases]
 
 
-@pytest.mark.parametrize(("name", "choices", "shape"), with_checkpoint(), ids=str)
-def test_checkpointing_changes_nothing_but_the_memory(name, choices, shape):
-    """log p, its gradient in the parameters, and the gradient of a loss of the score; and what is kept for them."""
+@pytest.mark.parametrize(("name", "choices", "shape"), checkpoint_cases(), ids=str)
+def test_checkpointing_changes_only_the_memory(name, choices, shape):
+    """log p, its gradient in the parameters and the gradient of a loss of the score agree; fewer numbers are stored."""
     found = []
     for checkpoint in (False, True):
         flow = make_flow((name, {**choices, "checkpoint": checkpoint}), shape, EMBED, far=True).train()
         x, cond = samples(3, shape).requires_grad_(), condition(3)
         kept: list[torch.Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(partial(noted, kept), lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(partial(record, kept), lambda t: t):
             log_p = log_density(flow, x, cond)
         first = torch.autograd.grad(log_p.sum(), list(flow.parameters()), retain_graph=True)
         (score,) = torch.autograd.grad(log_p.sum(), x, create_graph=True)
@@ -296,12 +304,12 @@ def test_checkpointing_changes_nothing_but_the_memory(name, choices, shape):
         second = torch.autograd.grad(loss, list(flow.parameters()), allow_unused=True)
         numbers = sum(t.numel() for t in kept if not isinstance(t, torch.nn.Parameter))
         found.append((numbers, [log_p.detach(), score.detach(), *first, *(g for g in second if g is not None)]))
-    (all_of_it, plain), (less, again) = found
-    assert less < 0.7 * all_of_it
-    for one, other in zip(plain, again, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)  # the same operations; sums in another order
+    (stored, plain), (stored_with_checkpoint, checkpointed) = found
+    assert stored_with_checkpoint < 0.7 * stored
+    for one, other in zip(plain, checkpointed, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)  # the same operations, sums in another order
 
 
-def noted(kept: list[torch.Tensor], t: torch.Tensor) -> torch.Tensor:
+def record(kept: list[torch.Tensor], t: torch.Tensor) -> torch.Tensor:
     kept.append(t)
     return t

@@ -1,4 +1,4 @@
-"""The default flow: it starts as the identity with every map, and refuses what would not fit in memory."""
+"""The default flow starts as the identity with every map, and refuses maps that would not fit in memory."""
 
 import re
 import warnings
@@ -10,10 +10,10 @@ from flowdiff import registry
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 
-LATENT = (4, 64, 64)  # of Stable Diffusion's autoencoders, at 512×512 pixels
+LATENT = (4, 64, 64)  # shape of a Stable Diffusion latent of 512×512 pixels
 
 
-def built(shape=(1, 3, 3), activation="softplus", **settings):
+def make(shape=(1, 3, 3), activation="softplus", **settings):
     activation = registry.create("activation", activation)
     runtime = {"shape": shape, "embed_dim": 4, "activation": activation}
     return registry.create("flow", "linear_activation", **runtime, **settings)
@@ -21,9 +21,9 @@ def built(shape=(1, 3, 3), activation="softplus", **settings):
 
 @pytest.mark.parametrize("activation", registry.names("activation"))
 @pytest.mark.parametrize("linear", ["rotation", "plu", "householder", "kronecker"])
-def test_starts_as_the_identity_whatever_the_condition(activation, linear):
+def test_starts_as_the_identity_for_every_condition(activation, linear):
     torch.manual_seed(0)
-    flow = built(activation=activation, linear=linear, n_flows=2)
+    flow = make(activation=activation, linear=linear, n_flows=2)
     if activation == "leakyrelu":
         warnings.filterwarnings("ignore", "activation=leakyrelu")
     x = torch.randn(5, 1, 3, 3)
@@ -33,14 +33,14 @@ def test_starts_as_the_identity_whatever_the_condition(activation, linear):
 
 
 def test_n_flows_is_the_number_of_layers():
-    sizes = [sum(p.numel() for p in built((4,), n_flows=n).parameters()) for n in (1, 2)]
+    sizes = [sum(p.numel() for p in make((4,), n_flows=n).parameters()) for n in (1, 2)]
     assert sizes[1] - sizes[0] == 4 * 4 + (4 + 1) * 16  # one rotation and one steering layer more
 
 
 @pytest.mark.parametrize("settings", [{"linear": "kronecker"}, {"linear": "householder", "reflections": 4}], ids=str)
-def test_a_large_latent_there_and_back(settings):
+def test_a_large_latent_is_recovered_by_the_inverse(settings):
     torch.manual_seed(0)
-    flow = built(LATENT, n_flows=2, **settings)
+    flow = make(LATENT, n_flows=2, **settings)
     with torch.no_grad():
         for p in flow.parameters():
             p += 0.3 * torch.randn_like(p) / p.shape[-1] ** 0.5
@@ -48,50 +48,53 @@ def test_a_large_latent_there_and_back(settings):
         z, logdet = flow(x, cond)
         back, inverse_logdet = flow.inverse(z, cond)
     assert (z - x).abs().mean() > 0.1
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-3)  # rounding, 1.2e-7, through slopes from 0.05 to 1.95
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-3)  # rounding, 1.2e-7, with slopes from 0.05 to 1.95
     torch.testing.assert_close(inverse_logdet, -logdet, rtol=1e-4, atol=0.1)  # sums of 16,384 numbers of order one
 
 
 @pytest.mark.parametrize(("linear", "held"), [("rotation", 8), ("plu", 13), ("householder", 6)])
-def test_dense_maps_of_a_large_latent_are_refused_before_they_are_made(linear, held):
-    """held: GiB, 16,384² numbers of four bytes being one."""
+def test_dense_maps_of_a_large_latent_are_refused_before_they_are_built(linear, held):
+    """held: in GiB; 16,384² numbers of four bytes are 1 GiB."""
     with pytest.raises(ConfigurationError) as error:
-        built(LATENT, linear=linear)
+        make(LATENT, linear=linear)
     text = str(error.value)
-    assert f"flow.linear={linear} of samples of shape (4, 64, 64), 16,384 dimensions, holds {held} GiB" in text
-    assert "allowed is 1 GiB" in text
+    assert f"flow.linear={linear} for samples of shape (4, 64, 64), 16,384 dimensions, holds {held} GiB" in text
+    assert "1 GiB is allowed" in text
     others = re.findall(r"flow\.linear=.*?(?= or |\.$)", text.partition("take ")[2])
     assert len(others) == 2
-    for given in others:  # what it says to take is taken
-        settings = dict(word.removeprefix("flow.").split("=") for word in given.split())
+    for words in others:  # the recommended settings are accepted
+        settings = dict(word.removeprefix("flow.").split("=") for word in words.split())
         own = {"reflections": int(settings["reflections"])} if "reflections" in settings else {}
         with torch.device("meta"):
-            built(LATENT, linear=settings["linear"], **own)
+            make(LATENT, linear=settings["linear"], **own)
 
 
-def test_a_map_that_cannot_be_a_product_is_not_advised():
+def test_kronecker_is_not_recommended_for_a_prime_number_of_dimensions():
     with pytest.raises(ConfigurationError, match=r"take flow.linear=householder flow.reflections=64\.$"):
-        built((16_381,), linear="kronecker")  # a prime
+        make((16_381,), linear="kronecker")  # a prime
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"linear": "rotation", "reflections": 4}, "flow.linear=rotation has no reflections, and flow.reflections=4"),
-        ({"linear": "householder", "reflections": 12}, "more than the 10 that make every rotation of 9 dimensions"),
+        (
+            {"linear": "rotation", "reflections": 4},
+            "flow.linear=rotation does not use reflections, but flow.reflections=4",
+        ),
+        ({"linear": "householder", "reflections": 12}, "more than the 10 that give every rotation of 9 dimensions"),
         ({"linear": "householder", "reflections": 3}, "flow.reflections=3 is not allowed: input should be a multiple"),
         ({"linear": "householder", "reflections": 0}, "flow.reflections=0 is not allowed"),
         ({"linear": "dense"}, "flow.linear=dense is not allowed"),
     ],
 )
-def test_settings_that_make_no_sense(settings, sentence):
+def test_invalid_settings_are_refused(settings, sentence):
     with pytest.raises(ConfigurationError) as error:
-        built(**settings)
+        make(**settings)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("linear", ["rotation", "plu", "householder"])
 def test_dense_maps_of_32x32_colour_images_are_allowed(linear):
-    with torch.device("meta"):  # without their memory
-        assert built((3, 32, 32), linear=linear).flow is not None
+    with torch.device("meta"):  # allocates no memory
+        assert make((3, 32, 32), linear=linear).flow is not None

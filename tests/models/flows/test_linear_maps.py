@@ -1,4 +1,4 @@
-"""The linear maps: what their formulas say, invertible, and of the log-determinant they claim, at the start and far."""
+"""The linear maps equal their formulas, and inverse and log-determinant are right, at the start and far from it."""
 
 import math
 
@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.linear_maps import COPIES, PLU, Householder, Kronecker, LinearMap, Rotation, axes
+from flowdiff.models.flows.linear_maps import (
+    PLU,
+    TRAINING_COPIES,
+    Householder,
+    Kronecker,
+    LinearMap,
+    Rotation,
+    rotation_axes,
+)
 
 MAPS = [(Rotation, {}), (PLU, {}), (Householder, {}), (Householder, {"reflections": 2}), (Kronecker, {})]
 EVERY_MAP = pytest.mark.parametrize(("kind", "settings"), MAPS, ids=["rotation", "plu", "full", "few", "kronecker"])
@@ -48,7 +56,7 @@ def test_log_determinant_and_inverse_far_from_the_start(kind, settings, shape):
         z, logdet = map_(x, NO_CONDITION)
         W = matrix(map_, dim).double()
         if dim > 1:
-            assert (W - torch.eye(dim)).abs().max() > 0.1  # really far
+            assert (W - torch.eye(dim)).abs().max() > 0.1  # far from the identity
         torch.testing.assert_close(z, x @ W.T, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(logdet, torch.linalg.slogdet(W).logabsdet.expand(4), rtol=1e-10, atol=1e-10)
         back, logdet_back = map_.inverse(z, NO_CONDITION)
@@ -57,8 +65,8 @@ def test_log_determinant_and_inverse_far_from_the_start(kind, settings, shape):
 
 
 @EVERY_MAP
-def test_the_formula_of_the_matrix(kind, settings):
-    """W as it is written down, from the parameters alone."""
+def test_the_matrix_equals_its_formula(kind, settings):
+    """W computed from the parameters by its formula."""
     torch.manual_seed(0)
     shape, dim, eye = (2, 1, 3), 6, torch.eye(6, dtype=torch.float64)
     (map_, *_) = perturbed([m.double() for m in kind.chain(shape, 1, **settings)])
@@ -97,10 +105,10 @@ def kronecker(map_: Kronecker) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("shape", "turned"), [((4, 64, 64), (4, 64, 64)), ((1, 8, 8), (8, 8)), ((60,), (6, 10)), ((7,), (7,)), ((1,), ())]
+    ("shape", "expected"), [((4, 64, 64), (4, 64, 64)), ((1, 8, 8), (8, 8)), ((60,), (6, 10)), ((7,), (7,)), ((1,), ())]
 )
-def test_axes_to_turn_along(shape, turned):
-    assert axes(shape) == turned
+def test_rotation_axes(shape, expected):
+    assert rotation_axes(shape) == expected
 
 
 @pytest.mark.parametrize(("kind", "settings"), [case for case in MAPS if case[0] is not PLU], ids=str)
@@ -112,8 +120,8 @@ def test_orthogonal_maps_are_orthogonal_in_float32(kind, settings):
 
 
 @EVERY_MAP
-def test_what_is_held_in_training(kind, settings):
-    """The copies of the parameters, and what autograd keeps where there are no samples: all of that is the map's."""
+def test_numbers_in_training(kind, settings):
+    """The copies of the parameters, and what autograd stores for 0 samples, which does not grow with the batch."""
     torch.manual_seed(0)
     shape = (4, 8, 8)
     (map_, *_) = kind.chain(shape, 1, **settings)
@@ -122,12 +130,12 @@ def test_what_is_held_in_training(kind, settings):
         map_(torch.randn(0, 256, requires_grad=True), NO_CONDITION)
     sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4 for t in kept if t.is_floating_point()}
     parameters = {p.untyped_storage().data_ptr(): p.numel() for p in map_.parameters()}
-    exact = COPIES * sum(parameters.values()) + sum(size for at, size in sizes.items() if at not in parameters)
-    assert kind.held(shape, **settings) == pytest.approx(exact, rel=0.02)  # diagonals are not counted
+    exact = TRAINING_COPIES * sum(parameters.values()) + sum(size for at, size in sizes.items() if at not in parameters)
+    assert kind.numbers_in_training(shape, **settings) == pytest.approx(exact, rel=0.02)  # diagonals are left out
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(Kronecker, {}), (Householder, {"reflections": 16})], ids=str)
-def test_no_matrix_is_made_for_many_dimensions(kind, settings):
+def test_no_matrix_is_formed_for_many_dimensions(kind, settings):
     torch.manual_seed(0)
     shape, dim = (4, 64, 64), 16_384
     (map_,) = kind.chain(shape, 1, **settings)
@@ -135,12 +143,12 @@ def test_no_matrix_is_made_for_many_dimensions(kind, settings):
     x = torch.randn(2, dim)
     largest = 0
 
-    def noted(t: torch.Tensor) -> torch.Tensor:
+    def record(t: torch.Tensor) -> torch.Tensor:
         nonlocal largest
         largest = max(largest, t.numel())
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(noted, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda t: t):
         z, _ = map_(x, NO_CONDITION)
     back, _ = map_.inverse(z, NO_CONDITION)
     assert largest <= 16 * dim

@@ -1,4 +1,4 @@
-"""The walk through a masked map finds what running the whole net once per dimension finds, and runs it once."""
+"""The inverse that computes each unit once equals the inverse that runs the whole net once per dimension."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flow_cases import perturb
 
 from flowdiff import registry
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.masked_walk import steps_of
+from flowdiff.models.flows.masked_walk import units_per_step
 
 DIM, EMBED, HIDDEN = 7, 3, 16
 
@@ -25,23 +25,23 @@ def make(name: str, **settings) -> torch.nn.Module:
     [{}, {"passes": 1}, {"passes": 2}, {"passes": 3}, {"random_order": True}, {"depth": 1}, {"hidden": 3}],
     ids=str,
 )
-def test_it_finds_what_the_whole_net_finds(name, settings):
+def test_it_equals_the_inverse_by_the_whole_net(name, settings):
     flow = make(name, **settings)
     generator = torch.Generator().manual_seed(1)
     z, e = (torch.randn((5, d), generator=generator, dtype=torch.float64) for d in (DIM, EMBED))
-    x, logdet = flow.inverse(z, Conditioning(e))  # with a graph: zuko's way
+    x, logdet = flow.inverse(z, Conditioning(e))  # with a graph: by zuko
     with torch.no_grad():
-        found, its_logdet = flow.inverse(z, Conditioning(e))
+        found, found_logdet = flow.inverse(z, Conditioning(e))
     assert (x - z).abs().max() > 0.1
     torch.testing.assert_close(found, x.detach(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(its_logdet, logdet.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found_logdet, logdet.detach(), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("settings", [{}, {"passes": 3}, {"random_order": True}], ids=str)
-def test_every_unit_is_computed_once(settings):
+def test_every_unit_is_computed_exactly_once(settings):
     for transform in make("maf", **settings).transform.transforms:
         linears = list(transform.hyper)[::2]
-        for linear, steps in zip(linears, steps_of(transform, linears), strict=True):
+        for linear, steps in zip(linears, units_per_step(transform, linears), strict=True):
             assert len(steps) == transform.passes
             units = torch.cat([units for units, _, _ in steps])
             assert torch.equal(units.sort().values, torch.arange(linear.out_features))

@@ -1,4 +1,4 @@
-"""The multi-scale form: which sizes it takes, where its halves go, and that its split prior knows σ, c and the rest."""
+"""The multi-scale form: accepted sizes, what happens to the halves, what its split prior depends on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EMBED = 3
 
 
 def make(levels: int) -> MultiScale:
-    """Without steps: squeezes and split priors alone."""
+    """A flow without steps: squeezes and split priors alone."""
     torch.manual_seed(0)
     act = registry.create("activation", "swish")
     nets = conv_nets(NetSettings(8, 1, EMBED, act, "film"))
@@ -29,7 +29,7 @@ def inputs(n: int = 2) -> tuple[torch.Tensor, Conditioning]:
     return x, Conditioning(torch.randn(n, EMBED, generator=generator, dtype=torch.float64))
 
 
-def test_one_level_without_steps_is_nothing():
+def test_one_level_without_steps_is_the_identity():
     x, cond = inputs()
     z, logdet = make(1)(x, cond)
     assert torch.equal(z, x)
@@ -37,8 +37,8 @@ def test_one_level_without_steps_is_nothing():
 
 
 @pytest.mark.parametrize(("levels", "untouched"), [(2, 32), (3, 16)])
-def test_each_level_lets_go_of_half(levels, untouched):
-    """Priors move the halves that leave; what stays to the end, a half of a half …, is the input's own."""
+def test_each_level_finishes_half_of_the_channels(levels, untouched):
+    """The priors transform the halves that leave; what remains at the last level equals the input."""
     x, cond = inputs()
     flow = make(levels)
     z, logdet = flow(x, cond)
@@ -48,7 +48,7 @@ def test_each_level_lets_go_of_half(levels, untouched):
     torch.testing.assert_close(inverse_logdet, -logdet, rtol=1e-10, atol=1e-10)
 
 
-def test_the_split_prior_depends_on_what_stays_and_on_the_condition():
+def test_the_split_prior_depends_on_the_remaining_half_and_on_the_condition():
     flow, (x, cond) = make(2), inputs()
     z, _ = flow(x, cond)
     other, _ = flow(x, Conditioning(cond.vector.flip(0)))
@@ -61,14 +61,14 @@ def test_the_split_prior_depends_on_what_stays_and_on_the_condition():
 
 
 def test_checkerboard_squares():
-    """Squeezed and ordered, the first half of the channels are the black squares of each image channel."""
+    """After squeezing and ordering, the first half of the channels are the black squares of each image channel."""
     board = (torch.arange(4)[:, None] + torch.arange(6)) % 2
-    image = torch.stack([board, 2 + board]).double()[None]  # black squares 0 and 2, white ones 1 and 3
+    image = torch.stack([board, 2 + board]).double()[None]  # black squares 0 and 2, white squares 1 and 3
     channels = squeeze(image)[0, checkerboard(8)]
     assert channels.flatten(1).unique(dim=1).flatten().tolist() == [0, 0, 2, 2, 1, 1, 3, 3]
 
 
-def test_squeeze_is_torch_s_pixel_unshuffle():
+def test_squeeze_equals_pixel_unshuffle_of_torch():
     image = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
     assert torch.equal(squeeze(image), torch.nn.functional.pixel_unshuffle(image, 2))
     assert torch.equal(unsqueeze(squeeze(image)), image)
@@ -86,7 +86,7 @@ def test_squeeze_is_torch_s_pixel_unshuffle():
         ((1, 28, 28), 1, 1),
     ],
 )
-def test_levels_follow_the_size(shape, levels, expected):
+def test_the_number_of_levels_follows_from_the_size(shape, levels, expected):
     assert image_levels("glow", shape, levels) == expected
 
 
@@ -103,6 +103,6 @@ def test_levels_follow_the_size(shape, levels, expected):
         ((1, 7, 8), 2, r"2 levels .*multiples of 2\^2 = 4 .*not 7×8: resize or pad"),
     ],
 )
-def test_sizes_that_do_not_work_are_refused_with_those_that_do(shape, levels, message):
+def test_refused_sizes_come_with_the_allowed_ones(shape, levels, message):
     with pytest.raises(ConfigurationError, match=message):
         image_levels("glow", shape, levels)

@@ -1,4 +1,4 @@
-"""What is the patchwise flow's own: its patches, which of them see which, and what it cannot take."""
+"""The patchwise flow: its patches, which patch depends on which, and what it refuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONTEXTS = pytest.mark.parametrize("context", ["causal", "none"])
 
 
 def make(shape=SHAPE, **settings):
-    """Far from the identity, narrow, in float64."""
+    """A narrow flow far from the identity, in float64."""
     torch.manual_seed(0)
     runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.create("activation", "swish")}
     settings = {"shape": shape, "n_flows": 2, "hidden": 16, **settings}
@@ -32,14 +32,14 @@ def inputs(shape=SHAPE, n: int = 3):
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, 4, 6) → (B, 6, C·4): its squares of side 2 row by row, cut by hand."""
+    """(B, C, 4, 6) → (B, 6, C·4): squares of side 2, row by row, by explicit slicing."""
     rows = [x[:, :, i : i + 2, j : j + 2].flatten(1) for i in (0, 2) for j in (0, 2, 4)]
     return torch.stack(rows, 1)
 
 
 @CONTEXTS
-def test_which_patch_sees_which(context):
-    """∂z_i/∂x_j is nothing but blocks: below and on the diagonal for the chain rule, on it for independence."""
+def test_which_patch_depends_on_which(context):
+    """∂z_i/∂x_j is block triangular with context=causal and block diagonal with context=none."""
     flow, (x, cond) = make(context=context), inputs(n=1)
     J = torch.autograd.functional.jacobian(lambda v: patches(flow(v, cond)[0])[0], x)[..., 0, :, :, :]
     by_patch = patches(J.flatten(0, 1)).abs().amax(2).view(6, -1, 6).amax(1)  # (T of z, T of x)
@@ -51,7 +51,7 @@ def test_which_patch_sees_which(context):
 
 @CONTEXTS
 def test_the_log_determinant_is_the_sum_over_patches(context):
-    """A patch's own density: its block's determinant, which is what the chain rule multiplies."""
+    """It is the sum of the log-determinants of the diagonal blocks, as the chain rule says."""
     flow, (x, cond) = make(context=context), inputs(n=1)
     _, logdet = flow(x, cond)
     J = torch.autograd.functional.jacobian(lambda v: patches(flow(v, cond)[0])[0], x)[..., 0, :, :, :]
@@ -62,8 +62,8 @@ def test_the_log_determinant_is_the_sum_over_patches(context):
 
 
 @CONTEXTS
-def test_patches_share_their_weights_and_know_their_place(context):
-    """Six equal patches become six different ones; without the places, and unseen by each other, equal ones."""
+def test_patches_share_their_weights_and_depend_on_their_place(context):
+    """Six equal patches become six different ones; without positions and context they stay equal."""
     flow, (x, cond) = make(context=context), inputs(n=1)
     x = x[:, :, :2, :2].repeat(1, 1, 2, 3)
     z = patches(flow(x, cond)[0])[0]
@@ -84,13 +84,13 @@ def test_tokens_reach_every_patch_of_their_own_sample(inject, context):
     moved = patches(other - z).abs().amax(2)  # (B, T)
     if inject == "cross_attention":
         assert (moved[:2] > 1e-4).all()
-        assert (moved[2] == 0).all()  # its mask hides all of its tokens
+        assert (moved[2] == 0).all()  # the mask hides all of its tokens
     else:
         assert (moved == 0).all()
 
 
-def test_a_walk_makes_each_patch_once():
-    """Base → data costs one patch's inverse per patch and the transformer one token at a time."""
+def test_the_causal_inverse_computes_each_patch_once():
+    """Base → data costs one inverse per patch, and the transformer reads one token at a time."""
     flow, (z, cond) = make(), inputs()
     sizes, inner = [], flow.flow.inverse
     flow.flow.inverse = lambda z, cond: sizes.append(tuple(z.shape)) or inner(z, cond)
@@ -100,7 +100,7 @@ def test_a_walk_makes_each_patch_once():
     torch.testing.assert_close(flow(x, cond)[0], z, rtol=1e-10, atol=1e-10)
 
 
-def test_one_patch_is_a_flow_of_all_numbers():
+def test_a_single_patch_is_a_flow_of_the_whole_image():
     shape = (1, 4, 4)
     flow, (x, cond) = make(shape, patch=4), inputs(shape)
     assert flow.context is None
@@ -111,12 +111,12 @@ def test_one_patch_is_a_flow_of_all_numbers():
 @pytest.mark.parametrize(
     ("sides", "expected"), [((8, 8), 4), ((28, 28), 4), ((4, 4), 2), ((6, 9), 3), ((5, 7), 1), ((3, 3), 1), ((1, 1), 1)]
 )
-def test_the_patch_that_is_taken_when_none_is_named(sides, expected):
+def test_the_default_patch(sides, expected):
     assert patch_side((1, *sides), None) == expected
 
 
 @pytest.mark.parametrize("patch", [3, 5, 8])
-def test_a_patch_that_does_not_divide_is_refused_with_those_that_do(patch):
+def test_a_patch_that_does_not_divide_the_sides_is_refused_with_those_that_do(patch):
     with pytest.raises(ConfigurationError, match=rf"flow\.patch={patch} .* sides .* 4×6: take one of 1, 2,"):
         make(patch=patch)
 
@@ -127,7 +127,7 @@ def test_vectors_are_refused(shape):
         make(shape)
 
 
-def test_heads_share_the_width():
+def test_heads_must_divide_the_width():
     with pytest.raises(ConfigurationError, match=r"flow\.hidden=16 .* flow\.heads=3: take a multiple of 3"):
         make(heads=3)
-    make(heads=3, context="none")  # which has no transformer
+    make(heads=3, context="none")  # has no transformer

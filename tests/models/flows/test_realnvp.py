@@ -1,4 +1,4 @@
-"""What is RealNVP's own: which dimensions its couplings move, where its splits come from, and which form it takes."""
+"""RealNVP: which dimensions its couplings transform, where its splits come from, and which form it chooses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def inputs(n: int, dim: int) -> tuple[torch.Tensor, Conditioning]:
 
 @pytest.mark.parametrize("dim", [2, 7, 64])
 @pytest.mark.parametrize("seed", range(3))
-def test_one_coupling_moves_half_and_two_move_all(dim, seed):
+def test_one_coupling_transforms_half_of_the_dimensions_and_two_transform_all(dim, seed):
     x, cond = inputs(8, dim)
     moved = (perturb(make(dim, seed, n_flows=1))(x, cond)[0] - x).abs().amax(0) > 1e-6
     assert int(moved.sum()) == dim - dim // 2
@@ -37,13 +37,13 @@ def test_one_coupling_moves_half_and_two_move_all(dim, seed):
     assert moved.all()
 
 
-def test_log_scales_are_bounded_without_clamping():
-    """However large a net's output a, |s| < bound, with a slope where a clamp would have none: s = b·tanh(a/b)."""
+def test_log_scales_are_bounded_and_keep_a_gradient():
+    """|s| < bound for every output a of a net, and the derivative is not 0, as with a clamp: s = b·tanh(a/b)."""
     bound, moved = 1.5, 3
     flow = make(6, n_flows=1, scale_bound=bound)
     (bias,) = (p for name, p in flow.named_parameters() if name.endswith("net.outer.bias"))
     with torch.no_grad():
-        bias[:moved] = 3 * bound  # the net is zero at the start, so that its bias is its output
+        bias[:moved] = 3 * bound  # the weights are 0 at the start, so the bias is the output
     _, logdet = flow(*inputs(1, 6))
     tanh = math.tanh(3)
     assert float(logdet.detach()) == pytest.approx(moved * bound * tanh, rel=1e-12)
@@ -52,7 +52,7 @@ def test_log_scales_are_bounded_without_clamping():
     torch.testing.assert_close(bias.grad[:moved], expected, rtol=1e-10, atol=0)
 
 
-def test_splits_follow_the_seed():
+def test_splits_depend_on_the_seed_alone():
     order = [make(16, seed, n_flows=1).state_dict() for seed in (0, 0, 1)]
     splits = [torch.cat([v for k, v in state.items() if k.endswith(".order")]) for state in order]
     assert torch.equal(splits[0], splits[1])
@@ -74,14 +74,14 @@ def test_one_dimension_is_refused():
         ((3, 17, 16), "vector"),
     ],
 )
-def test_large_images_of_even_sides_are_taken_as_images(shape, form):
-    """form=auto: up to 256 dimensions a vector, and what cannot be halved remains one."""
+def test_large_images_with_even_sides_use_the_image_form(shape, form):
+    """form=auto: a sample with at most 256 dimensions, or whose sides cannot be halved, is treated as a vector."""
     state = make(0, shape=shape, n_flows=1).state_dict()
     assert any("prior" in key for key in state) == (form == "image")
 
 
-def test_the_image_form_moves_the_white_squares_first():
-    """One coupling a level: the white squares move by the black ones; with four, and two levels, every pixel moves."""
+def test_the_image_form_transforms_the_white_squares_first():
+    """With one coupling the white squares change; with four couplings and two levels every pixel changes."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4, 1, 4, 4, generator=generator, dtype=torch.float64)
     cond = Conditioning(torch.randn(4, EMBED, generator=generator, dtype=torch.float64))
@@ -97,8 +97,8 @@ def test_an_image_form_of_odd_sides_is_refused():
         make(0, shape=(1, 7, 8), form="image")
 
 
-def test_the_vector_form_draws_what_it_always_drew():
-    """The published figures rest on these numbers: parameters and splits of a seed, their order, their names."""
+def test_the_vector_form_keeps_its_initial_parameters_and_names():
+    """Published results depend on the parameters and splits of a seed, their order and their names."""
     state = make(6, n_flows=2).state_dict()
     torch.manual_seed(0)
     order = torch.randperm(6)

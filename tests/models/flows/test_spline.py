@@ -1,4 +1,4 @@
-"""What is the spline's own: the curve itself, its knots and tails, where it is only C¹, what rounding may not do."""
+"""The spline: the curve, its knots and tails, where it is only C¹, and rounding."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def draw(*size: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
 
 
 def knots(spline: RationalQuadratic, params: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x_k, y_k and slopes, each (B, N, K + 1), of params (B, P, N)."""
-    of_axes, slopes = spline.knots(params), spline.slopes(params)
-    return of_axes[:, 0].movedim(1, -1), of_axes[:, 1].movedim(1, -1), slopes.movedim(1, -1)
+    """x_k, y_k and slopes, each (B, N, K + 1), from params (B, P, N)."""
+    along_axes, slopes = spline.knots(params), spline.slopes(params)
+    return along_axes[:, 0].movedim(1, -1), along_axes[:, 1].movedim(1, -1), slopes.movedim(1, -1)
 
 
 @pytest.mark.parametrize("bins", [1, 2, 8])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
-def test_it_is_the_curve_of_another_implementation(bins, scale):
+def test_it_equals_another_implementation(bins, scale):
     zuko = pytest.importorskip("zuko")
     spline, x = make(bins), draw(50, 7, scale=2.0)
     params = draw(50, spline.num_params, 7, scale=scale, seed=1)
@@ -38,25 +38,25 @@ def test_it_is_the_curve_of_another_implementation(bins, scale):
     other = zuko.transforms.MonotonicRQSTransform(*raw, bound=BOUND)
     other.horizontal, other.vertical, other.derivatives = knots(spline, params)
     y, log_slope = spline.forward(x, params)
-    its_y, its_log_slope = other.call_and_ladj(x)
-    # Rounding, 1e-16, times at most 1e6, the ratio of the steepest to the flattest a bin can be.
+    other_y, other_log_slope = other.call_and_ladj(x)
+    # Rounding, 1e-16, times at most 1e6, the largest possible ratio of the slopes in a bin.
     close = {"rtol": 1e-9, "atol": 1e-9}
-    torch.testing.assert_close(y, its_y, **close)
-    torch.testing.assert_close(log_slope, its_log_slope, **close)
+    torch.testing.assert_close(y, other_y, **close)
+    torch.testing.assert_close(log_slope, other_log_slope, **close)
     back, inverse_log_slope = spline.inverse(x, params)
-    its_back, its_inverse_log_slope = other.inv.call_and_ladj(x)
-    torch.testing.assert_close(back, its_back, **close)
-    torch.testing.assert_close(inverse_log_slope, its_inverse_log_slope, **close)
+    other_back, other_inverse_log_slope = other.inv.call_and_ladj(x)
+    torch.testing.assert_close(back, other_back, **close)
+    torch.testing.assert_close(inverse_log_slope, other_inverse_log_slope, **close)
     assert (x.abs() > BOUND).any()
     assert (x.abs() < BOUND).any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_bins_and_slopes_keep_their_least_size(scale, dtype):
+def test_bins_and_slopes_are_not_smaller_than_allowed(scale, dtype):
     spline = make()
     xs, ys, slopes = knots(spline, draw(50, spline.num_params, 4, scale=scale).to(dtype))
-    slack = 1e-5  # float32's rounding of numbers up to 3
+    slack = 1e-5  # rounding in float32 of numbers up to 3
     for along in (xs, ys):
         assert (along[..., 0] == -BOUND).all()
         assert (along[..., -1] == BOUND).all()
@@ -89,15 +89,15 @@ def test_it_is_once_but_not_twice_differentiable_at_the_knots():
         y, log_slope = spline.forward(x, params)
         (score,) = torch.autograd.grad(log_slope.sum(), x)
         sides.append((y.detach(), log_slope.detach(), score))
-    (y, log_slope, score), (its_y, its_log_slope, its_score) = sides
-    torch.testing.assert_close(y, its_y, rtol=0, atol=1e-7)  # the step times slopes up to 20
-    torch.testing.assert_close(log_slope, its_log_slope, rtol=0, atol=1e-6)
-    assert ((score - its_score).abs() > 1e-2).all()
+    (y, log_slope, score), (other_y, other_log_slope, other_score) = sides
+    torch.testing.assert_close(y, other_y, rtol=0, atol=1e-7)  # the step times slopes up to 20
+    torch.testing.assert_close(log_slope, other_log_slope, rtol=0, atol=1e-6)
+    assert ((score - other_score).abs() > 1e-2).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_knots_and_their_neighbours_are_no_trouble(dtype):
-    """At each knot and next to it, with bins as uneven as they get, all is finite, and there and back is here."""
+def test_values_at_and_next_to_the_knots_are_finite_and_inverted(dtype):
+    """At each knot and next to it, with very uneven bins, derivatives are finite and the inverse recovers x."""
     spline = make()
     params = draw(200, spline.num_params, 1, scale=20.0).to(dtype)
     for direction, back, along in (
@@ -111,14 +111,14 @@ def test_knots_and_their_neighbours_are_no_trouble(dtype):
         first = torch.autograd.grad(y.sum() + log_slope.sum(), (x, p), create_graph=True)
         second = torch.autograd.grad(sum(g.sum() for g in first), (x, p))
         assert all(t.isfinite().all() for t in (y, log_slope, *first, *second))
-        its_x, its_log_slope = back(y, p)
+        other_x, other_log_slope = back(y, p)
         # Near a knot a slope is at least 0.05 in one direction and at most 20 in the other.
-        torch.testing.assert_close(its_x, x, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
-        # Where a flat bin ends steeply the log-slope changes by some 1e4 per unit of x, which is known to 10 eps.
-        torch.testing.assert_close(its_log_slope, -log_slope, rtol=0, atol=1e6 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(other_x, x, rtol=0, atol=1e3 * torch.finfo(dtype).eps)
+        # At the steep end of a flat bin the log-slope changes by about 1e4 per unit of x, which is known to 10 eps.
+        torch.testing.assert_close(other_log_slope, -log_slope, rtol=0, atol=1e6 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # by torch's forward mode
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # raised by torch's forward mode
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_derivatives_between_the_knots(direction):
     """First, second and forward-mode derivatives in x and in the parameters."""
@@ -138,7 +138,7 @@ def build(shape=(6,), **settings):
     ("shape", "form", "convolves"),
     [((1, 8, 8), "auto", False), ((1, 18, 18), "auto", True), ((1, 17, 17), "auto", False), ((1, 4, 4), "image", True)],
 )
-def test_large_even_images_are_taken_as_images(shape, form, convolves):
+def test_large_even_images_use_the_image_form(shape, form, convolves):
     assert any(isinstance(module, ResidualConv) for module in build(shape, form=form).modules()) == convolves
 
 

@@ -1,4 +1,4 @@
-"""What is TarFlow's own: its tokens and their order, three ways to invert it, which attention runs when."""
+"""TarFlow: its tokens and their order, the three ways to compute its inverse, which attention kernel runs when."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def inputs(n: int = 3, shape=SHAPE, tokens: bool = False, seed: int = 1) -> tupl
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((3, 4, 6), 2), ((1, 4, 6), 1), ((6,), 2), ((5,), 1)])
-def test_tokens_hold_the_sample(shape, patch):
+def test_tokens_contain_the_whole_sample(shape, patch):
     patches = Patches(shape, patch)
     x = torch.arange(2 * math.prod(shape)).view(2, *shape)
     u = patches.split(x)
@@ -78,7 +78,7 @@ def test_sizes_that_do_not_fit_are_refused(shape, patch, sentence):
         make(shape, patch=patch)
 
 
-def test_heads_divide_the_width():
+def test_heads_must_divide_the_width():
     with pytest.raises(ConfigurationError, match=r"flow\.hidden=8.*flow\.heads=3.*multiple of 3"):
         make(heads=3)
 
@@ -86,7 +86,7 @@ def test_heads_divide_the_width():
 # The map
 
 
-def test_blocks_and_layers():
+def test_layers_and_direction_of_the_blocks():
     flow = make(n_flows=3, n_layers=2, deep_layers=5)
     assert [len(block.net.layers) for block in flow.blocks] == [2, 2, 5]
     assert [block.reverse for block in flow.blocks] == [False, True, False]
@@ -99,13 +99,13 @@ def test_jacobian_is_triangular_in_the_order_of_the_tokens(reverse):
     x, cond = inputs(1)
     u = flow.patches.split(x)
     J = torch.autograd.functional.jacobian(lambda u: block(u, cond.vector, None, False)[0], u)[0, :, :, 0]
-    reach = J.abs().amax((1, 3))  # (T, T): how token i of z depends on token j of x
+    reach = J.abs().amax((1, 3))  # (T, T): how much token i of z depends on token j of x
     before = torch.ones_like(reach, dtype=torch.bool).tril(-1)
     before = before.T if reverse else before
     own = torch.eye(len(reach), dtype=torch.bool)
     assert not reach[~before & ~own].any()
     assert (reach[before] > 1e-6).all()
-    within = J.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (T, d, d): a token's numbers do not see each other
+    within = J.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (T, d, d): numbers of a token are independent
     assert torch.equal(within, torch.diag_embed(within.diagonal(dim1=1, dim2=2)))
 
 
@@ -121,7 +121,7 @@ def test_the_first_token_is_transformed_by_the_learned_start():
 
 @pytest.mark.parametrize("n_flows", [1, 3])
 def test_log_scales_are_bounded_over_all_blocks(n_flows):
-    """However large the nets' outputs, nothing is scaled by more than e^scale_bound, with any number of blocks."""
+    """Nothing is scaled by more than e^scale_bound, for all outputs of the nets and any number of blocks."""
     bound = 1.5
     flow = make(n_flows=n_flows, scale_bound=bound)
     x, cond = inputs()
@@ -137,9 +137,9 @@ def test_log_scales_are_bounded_over_all_blocks(n_flows):
 
 @pytest.mark.parametrize("sigma", [0.002, 0.1, 10.0, 80.0])
 def test_gradients_of_a_score_loss_stay_in_the_range_of_float32(sigma):
-    """At the default bound, with every log-scale at it: what clipping needs is the root of a finite sum of squares.
+    """With every log-scale at the default bound, the sum of squares that gradient clipping computes is finite.
 
-    The loss and its gradients grow like e^{4·scale_bound}; at twice the bound that sum overflows at every σ.
+    The loss and its gradients grow like e^{4·scale_bound}; at twice the bound the sum overflows at every σ.
     """
 
     def gradient_norm(**settings) -> torch.Tensor:
@@ -174,7 +174,7 @@ def test_laws_with_condition_tokens(inject):
 
 
 @READS_TOKENS
-def test_condition_tokens_count_where_their_mask_says_so(inject):
+def test_the_mask_selects_the_condition_tokens(inject):
     flow = make(inject=inject, token_dim=TOKENS)
     x, cond = inputs(tokens=True)
     z, _ = flow(x, cond)
@@ -197,7 +197,7 @@ def test_condition_tokens_that_do_not_fit_are_refused(token_dim):
 
 @READS_TOKENS
 def test_condition_tokens_may_be_left_out(inject):
-    """No tokens are the same as tokens that none of count."""
+    """Without tokens the result is that of tokens that are all masked."""
     flow = make(inject=inject, token_dim=TOKENS)
     x, cond = inputs(tokens=True)
     without, _ = flow(x, Conditioning(cond.vector))
@@ -209,7 +209,7 @@ def test_condition_tokens_may_be_left_out(inject):
 
 
 def naive(block: Block, z: torch.Tensor, e: torch.Tensor, context) -> torch.Tensor:
-    """The definition: all of the transformer for every token, with what is known so far."""
+    """The definition: the whole transformer for every token, given the tokens so far."""
     z = z.flip(1) if block.reverse else z
     x = torch.zeros_like(z)
     for i in range(z.shape[1]):
@@ -220,7 +220,7 @@ def naive(block: Block, z: torch.Tensor, e: torch.Tensor, context) -> torch.Tens
 
 @INJECT
 @torch.no_grad()
-def test_cache_and_jacobi_are_the_naive_loop(inject):
+def test_cache_and_jacobi_equal_the_naive_loop(inject):
     tolerance = 1e-9
     flow = make(inject=inject, token_dim=TOKENS, patch=1)
     z, cond = inputs(tokens=True)
@@ -228,30 +228,30 @@ def test_cache_and_jacobi_are_the_naive_loop(inject):
     u = flow.patches.split(z)
     for block in flow.blocks:
         expected = naive(block, u, e, context)
-        walked, logdet = block.walk(u, e, context, True)
-        torch.testing.assert_close(walked, expected, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(logdet, -block(walked, e, context, True)[1], rtol=1e-10, atol=1e-10)
-        swept, logdet = block.sweep(u, e, context, tolerance)
-        torch.testing.assert_close(swept, expected, rtol=100 * tolerance, atol=100 * tolerance)
-        torch.testing.assert_close(logdet, -block(swept, e, context, True)[1], rtol=1e-7, atol=1e-7)
+        found, logdet = block.inverse_sequential(u, e, context, True)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(logdet, -block(found, e, context, True)[1], rtol=1e-10, atol=1e-10)
+        found, logdet = block.inverse_jacobi(u, e, context, tolerance)
+        torch.testing.assert_close(found, expected, rtol=100 * tolerance, atol=100 * tolerance)
+        torch.testing.assert_close(logdet, -block(found, e, context, True)[1], rtol=1e-7, atol=1e-7)
 
 
 @torch.no_grad()
-def test_jacobi_is_exact_after_as_many_sweeps_as_tokens():
-    """With a tolerance that rounding never meets it stops there."""
+def test_jacobi_is_exact_after_one_sweep_per_token():
+    """With a tolerance below rounding it stops after T sweeps."""
     flow = make(patch=1)
     z, cond = inputs()
     u = flow.patches.split(z)
     block, T = flow.blocks[0], u.shape[1]
     sweeps = []
     block.net.register_forward_hook(lambda *_: sweeps.append(1))
-    x, _ = block.sweep(u, cond.vector, None, 1e-300)
+    x, _ = block.inverse_jacobi(u, cond.vector, None, 1e-300)
     assert len(sweeps) <= T
     torch.testing.assert_close(x, naive(block, u, cond.vector, None), rtol=1e-11, atol=1e-11)
 
 
 @torch.no_grad()
-def test_jacobi_stops_early_and_each_sample_by_itself():
+def test_jacobi_stops_early_and_separately_for_each_sample():
     """A flow near the identity needs few sweeps, and samples do not depend on their batch."""
     flow = make(far=False, inverse="jacobi", tolerance=1e-6, patch=1)
     for p in flow.parameters():
@@ -262,26 +262,26 @@ def test_jacobi_stops_early_and_each_sample_by_itself():
     together, logdet = flow.inverse(z, cond)
     assert len(sizes) < flow.patches.length / 2
     for i in range(len(z)):
-        alone, its_logdet = flow.inverse(z[i : i + 1], Conditioning(cond.vector[i : i + 1]))
+        alone, alone_logdet = flow.inverse(z[i : i + 1], Conditioning(cond.vector[i : i + 1]))
         torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(its_logdet, logdet[i : i + 1], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone_logdet, logdet[i : i + 1], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("inverse", "calls"), [("cache", 0), ("jacobi", 1), ("auto", 0)])
-def test_the_inverse_that_is_asked_for_runs(inverse, calls, monkeypatch):
-    flow, swept, sweep = make(inverse=inverse, n_flows=1), [], Block.sweep
-    monkeypatch.setattr(Block, "sweep", lambda *args: swept.append(1) or sweep(*args))
+def test_the_setting_inverse_chooses_the_method(inverse, calls, monkeypatch):
+    flow, sweeps, jacobi = make(inverse=inverse, n_flows=1), [], Block.inverse_jacobi
+    monkeypatch.setattr(Block, "inverse_jacobi", lambda *args: sweeps.append(1) or jacobi(*args))
     z, cond = inputs()
     with torch.no_grad():
         x, _ = flow.inverse(z, cond)
-    assert len(swept) == calls
+    assert len(sweeps) == calls
     graphed, _ = flow.inverse(z, cond)
-    assert len(swept) == calls  # where autograd is on the tokens are walked
+    assert len(sweeps) == calls  # with autograd on the inverse is sequential
     assert graphed.requires_grad
     torch.testing.assert_close(graphed, x, rtol=1e-4, atol=1e-4)  # jacobi's tolerance
 
 
-# Which attention
+# The attention kernel
 
 
 def score_flow(flow, shape=SHAPE):
@@ -315,5 +315,5 @@ def test_attention_is_fused_unless_a_second_derivative_may_follow(what, training
 def test_scores_of_both_kernels_agree():
     model = score_flow(make())
     x, sigma = inputs()[0], torch.tensor([0.01, 0.5, 10.0], dtype=torch.float64)
-    written_out, fused = model.train()(x, sigma), model.eval()(x, sigma)
-    torch.testing.assert_close(fused, written_out.detach(), rtol=1e-10, atol=1e-10)
+    explicit, fused = model.train()(x, sigma), model.eval()(x, sigma)
+    torch.testing.assert_close(fused, explicit.detach(), rtol=1e-10, atol=1e-10)

@@ -1,4 +1,4 @@
-"""zuko's flows behind the adapter: they are zuko's own, conditioned, and what the adapter changes is for the better."""
+"""zuko's flows behind the adapter: they equal zuko's own, except where the adapter corrects them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowdiff import registry
 from flowdiff.models.conditioning import Conditioning
 
 DIM, EMBED = 5, 6
-FAMILIES = {  # our settings, and zuko's class with the same
+FAMILIES = {  # our settings, and zuko's class with the same settings
     "maf": (
         {"min_slope": 0.1},
         partial(zuko.flows.MAF, univariate=partial(zuko.transforms.MonotonicAffineTransform, slope=0.1)),
@@ -56,19 +56,19 @@ def test_every_family_is_covered():
 
 
 @ALL
-def test_log_prob_is_zukos(name):
-    """zuko's flow with our parameters has our log p; NAF's of one map, as zuko bounds what lies between two."""
+def test_log_prob_equals_that_of_zuko(name):
+    """zuko's flow with our parameters has our log p; NAF with one map, because zuko bounds the values between two."""
     n_flows = 1 if name == "naf" else 3
     ours = make(name, n_flows=n_flows)
-    own = FAMILIES[name][1](DIM, EMBED, transforms=n_flows, hidden_features=[16, 16], activation=nn.SiLU).double()
+    reference = FAMILIES[name][1](DIM, EMBED, transforms=n_flows, hidden_features=[16, 16], activation=nn.SiLU).double()
     state = {key.replace(".univariate.make.", ".univariate."): v for key, v in ours.transform.state_dict().items()}
-    own.transform.load_state_dict(state)
+    reference.transform.load_state_dict(state)
     if name == "naf":
-        own.transform.transforms[0].order = ours.transform.transforms[0].order
+        reference.transform.transforms[0].order = ours.transform.transforms[0].order
     x, cond = inputs()
     z, logdet = ours(x, cond)
     log_p = logdet - 0.5 * z.square().sum(1) - 0.5 * DIM * math.log(2 * math.pi)
-    torch.testing.assert_close(log_p, own(cond.vector).log_prob(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_p, reference(cond.vector).log_prob(x), rtol=1e-12, atol=1e-12)
 
 
 @ALL
@@ -83,7 +83,7 @@ def test_inverse_and_log_determinants(name, far, shape):
         back, inverse_logdet = flow.inverse(z, cond)
         there, _ = flow.inverse(x, cond)
         again, _ = flow(there, cond)
-    assert not z.requires_grad  # zuko's monotone maps would
+    assert not z.requires_grad  # zuko's monotone maps record a graph
     assert not back.requires_grad
     close = {"rtol": 1e-8, "atol": 1e-8}
     torch.testing.assert_close(back, x, **close)
@@ -104,7 +104,7 @@ def test_the_inverse_is_differentiable(name):
     torch.testing.assert_close(flow.inverse(x, cond)[1], torch.linalg.slogdet(J).logabsdet, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own, on loading forward mode
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # raised by torch when forward mode is loaded
 @pytest.mark.parametrize("name", [n for n in FAMILIES if registry.resolve("flow", n).forward_differentiable])
 def test_forward_mode(name):
     flow, (x, cond) = make(name), inputs()
@@ -127,7 +127,7 @@ def test_forward_mode(name):
 
 
 @ALL
-def test_the_condition_steers_and_is_no_dimension(name):
+def test_z_depends_on_the_condition_and_has_the_shape_of_x(name):
     flow, (x, cond) = make(name), inputs()
     z, _ = flow(x, cond)
     other, _ = flow(x, Conditioning(cond.vector.flip(0)))
@@ -136,8 +136,8 @@ def test_the_condition_steers_and_is_no_dimension(name):
 
 
 @ALL
-def test_what_sees_what(name):
-    """One map is triangular in the order of the dimensions; two passes are a coupling; the next map turns round."""
+def test_which_dimension_depends_on_which(name):
+    """One map is triangular in the order of the dimensions; two passes are a coupling; two maps reverse the order."""
     x, cond = inputs(2)
     above = torch.ones(DIM, DIM).triu(1).bool()
     J = jacobian(lambda v: make(name, n_flows=1)(v, cond)[0], x)
@@ -154,7 +154,7 @@ def test_what_sees_what(name):
 
 
 @ALL
-def test_random_orders_follow_the_seed_and_the_state_dict(name):
+def test_random_orders_depend_on_the_seed_and_are_in_the_state_dict(name):
     flows = [make(name, seed=seed, shape=(16,), random_order=True) for seed in (0, 0, 1)]
     orders = [torch.stack([t.order for t in flow.transform.transforms]) for flow in flows]
     assert torch.equal(orders[0], orders[1])
@@ -164,8 +164,8 @@ def test_random_orders_follow_the_seed_and_the_state_dict(name):
     assert torch.equal(flows[2](x, cond)[0], flows[0](x, cond)[0])
 
 
-def test_naf_is_onto_and_its_inverse_reaches_far():
-    """zuko bounds z by what lies between two maps, and its inverse by |x| = 10."""
+def test_naf_is_onto_and_has_an_inverse_far_out():
+    """zuko bounds z between two maps, and searches the inverse within |x| = 10."""
     flow, (_, cond) = make("naf", n_flows=3, shape=(1,)), inputs(2)
     x = torch.tensor([[100.0], [-100.0]], dtype=torch.float64)
     with torch.no_grad():
@@ -182,4 +182,4 @@ def test_naf_starts_near_the_identity(monotone_hidden):
     x = torch.linspace(-5, 5, 11, dtype=torch.float64)[:, None].expand(11, DIM)
     z, _ = flow(x, cond)
     assert ((z - x).abs() < 0.2 * x.abs() + 0.05).all()
-    torch.testing.assert_close(z[[4, 6]], x[[4, 6]], rtol=0, atol=1e-5)  # ±1; made in float32
+    torch.testing.assert_close(z[[4, 6]], x[[4, 6]], rtol=0, atol=1e-5)  # x = ±1; initialised in float32

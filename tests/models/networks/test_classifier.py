@@ -1,4 +1,4 @@
-"""The classifier: a Wiener filter until it has learned something, then led by what it has learned."""
+"""The classifier: a Wiener filter at the start, then guided by the class probabilities that it has learned."""
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ def network(**runtime):
     )
 
 
-def test_at_the_start_every_class_is_equally_likely_and_D_is_the_wiener_filter():
+def test_at_the_start_classes_are_equally_likely_and_D_is_the_wiener_filter():
     classifier = network()
     classifier.whitening.fit([torch.randn(50, 2) @ torch.tensor([[1.0, 0.4], [0.0, 0.3]])])
     torch.testing.assert_close(classifier.class_log_prob(X, SIGMA).exp(), torch.full((6, 4), 0.25))
     covariance = classifier.whitening.basis @ classifier.whitening.eigenvalues.diag() @ classifier.whitening.basis.T
     wiener = oracles.Gaussian(classifier.whitening.mean, covariance)
     D = Denoiser(classifier.eval(), registry.create("scaling", "score"))(X, SIGMA, ONE_HOT)
-    torch.testing.assert_close(D, wiener(X, SIGMA), atol=1e-5, rtol=1e-4)  # σ² = 2,500 times float32's rounding
+    torch.testing.assert_close(D, wiener(X, SIGMA), atol=1e-5, rtol=1e-4)  # float32 rounding times σ² = 2,500
 
 
 def test_its_score_is_the_gradient_of_both_terms():
@@ -52,7 +52,7 @@ def test_its_score_is_the_gradient_of_both_terms():
 
 
 def test_cross_entropy_finds_the_true_posterior():
-    """Trained on the mixture's own samples, it says of new ones what Bayes' rule says."""
+    """Trained on samples of a mixture, it predicts the posterior of new samples that Bayes' rule gives."""
     classifier = network(cond_dim=4)
     denoiser = Denoiser(classifier, registry.create("scaling", "score")).train()
     loss = registry.create("loss", "cross_entropy")
@@ -65,7 +65,7 @@ def test_cross_entropy_finds_the_true_posterior():
         optimizer.zero_grad()
         out.loss.mean().backward()
         optimizer.step()
-    assert out.parts["accuracy"].float().mean() > 0.5  # of a batch of all noise levels; chance is 0.25
+    assert out.parts["accuracy"].float().mean() > 0.5  # over a batch of all noise levels; chance is 0.25
     labels = torch.randint(4, (500,))
     sigma = torch.full((500,), 0.3)
     x = MIXTURE.sample(sigma, MIXTURE.classes(labels)).float()
@@ -75,8 +75,8 @@ def test_cross_entropy_finds_the_true_posterior():
     assert distance < 0.1  # total variation; untrained it is about 0.6
 
 
-def test_it_has_to_be_told_the_class_itself():
-    with pytest.raises(ConfigurationError, match="take conditioner=one_hot"):
+def test_conditions_other_than_one_hot_are_refused():
+    with pytest.raises(ConfigurationError, match="set conditioner=one_hot"):
         network(cond_dim=64)
-    with pytest.raises(ConfigurationError, match="take conditioner=one_hot"):
+    with pytest.raises(ConfigurationError, match="set conditioner=one_hot"):
         network(num_classes=None)

@@ -1,4 +1,4 @@
-"""The first-order parameter gradient of a score loss equals the one by double backward."""
+"""The first-order parameter gradient of a score loss equals the gradient by double backward."""
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ def denoiser(flow, gradient, dtype):
         gradient=gradient,
         embed_dim=EMBED,
     )
-    # Farther out tarflow's density bends so much that the O(h²) of the difference shows (5 % at gain 0.3 in float32).
+    # With a larger gain tarflow's density has such high derivatives that the O(h²) error is 5 % (gain 0.3, float32).
     far = perturb(network, gain=0.1 if flow == "tarflow" else 0.3)
     return Denoiser(far, registry.create("scaling", "score")).to(dtype).train()
 
 
 def gradients(flow, loss, gradient, dtype):
-    """Of all parameters and of the condition, in one vector."""
+    """The loss, and its gradient in all parameters and in the condition as one vector."""
     model = denoiser(flow, gradient, dtype)
     generator = torch.Generator().manual_seed(1)
     x0, noise = torch.randn(2, 32, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
@@ -50,7 +50,7 @@ def gradients(flow, loss, gradient, dtype):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("flow", FLOWS)
-# float32: rounding over the step, 1e-7/0.02, and the O(h²) of it; float64: the same with h = 1e-4·σ.
+# The error is rounding over the step plus O(h²): 1e-7/0.02 in float32; in float64 the same with h = 1e-4·σ.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-6)])
 def test_central_difference(flow, loss, dtype, tolerance):
     value, exact = gradients(flow, loss, "double_backward", dtype)
@@ -66,8 +66,8 @@ def test_forward_mode_is_exact(flow):
     assert (found - exact).norm() < 1e-12 * exact.norm()
 
 
-def test_a_loss_that_does_not_reach_the_score_has_no_gradient():
-    """v = 0 for some samples: the direction v/‖v‖ must not become nan."""
+def test_samples_that_the_loss_ignores_add_no_gradient():
+    """v = 0 for some samples: the direction v/‖v‖ must not become NaN."""
     model = denoiser("realnvp", "directional", torch.float32)
     x, sigma = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(2)), torch.full((3,), 0.5)
     score = model.score(x, sigma, Conditioning(torch.zeros(3, COND)))

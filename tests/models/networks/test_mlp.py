@@ -1,4 +1,4 @@
-"""The MLP network: zero at the start, any shape, steered by noise level and condition."""
+"""The MLP network: zero at the start, for any shape, and dependent on noise level and condition."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cond(n: int, cond_dim: int) -> Conditioning | None:
 
 @SHAPES
 @COND_DIMS
-def test_zero_at_the_start_then_steered(shape, cond_dim):
+def test_zero_at_the_start_then_depends_on_noise_level_and_condition(shape, cond_dim):
     net = make(shape, cond_dim, width=32)
     torch.manual_seed(1)
     x, c = torch.randn(3, *shape), cond(3, cond_dim)
@@ -42,7 +42,7 @@ def test_zero_at_the_start_then_steered(shape, cond_dim):
 
 @SHAPES
 def test_learns_a_function_of_x_sigma_and_class(shape):
-    """A few steps of Adam fit F = x·c_noise·(class sign), which no additive model can."""
+    """A few steps of Adam fit F = x·c_noise·(sign of the class), which no additive model can fit."""
     net = make(shape, 2, width=64, depth=2)
     torch.manual_seed(2)
     x, c_noise = torch.randn(64, *shape), torch.empty(64).uniform_(-1.5, 1.1)
@@ -59,6 +59,6 @@ def test_learns_a_function_of_x_sigma_and_class(shape):
 
 
 def test_default_size():
-    """On 8×8 digits with ten classes: about the 1.2 M parameters of the measured prototype."""
+    """On 8×8 digits with ten classes the default has about 1.2 M parameters."""
     parameters = sum(p.numel() for p in make((1, 8, 8), 64).parameters())
     assert 1.0e6 < parameters < 1.3e6

@@ -1,4 +1,4 @@
-"""The laws of the score flow for every flow and behind every whitening, at the start and far from it."""
+"""The laws of the score flow for every flow and every whitening, at the start and with perturbed parameters."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.networks.score_flow import ScoreFlow
 
 EMBED, CLASSES = 8, 3
-# Every flow of vectors as its YAML has it; its variants and images are the flows' own laws' (tests/flows/test_laws.py).
+# Every flow of vectors with its default settings; tests/models/flows/test_laws.py covers its variants and images.
 DEFAULT = "linear_activation"
 VECTOR_FLOWS = [case for case in variants() if not case[1] and takes(case, (3,))]
 ALL_CASES = pytest.mark.parametrize("case", VECTOR_FLOWS, ids=label)
 
 
 def pairs(attribute: str | None = None) -> pytest.MarkDecorator:
-    """Every flow behind the isotropic whitening, and the default flow behind every whitening."""
+    """Every flow with the isotropic whitening, and the default flow with every whitening."""
     kept = [c for c in VECTOR_FLOWS if attribute is None or getattr(make_flow(c, (3,), 2), attribute)]
     found = [(c, w) for c in kept for w in registry.names("whitening") if w == "isotropic" or c[0] == DEFAULT]
     return pytest.mark.parametrize(("case", "whitening"), found, ids=label)
 
 
 def having(attribute: str) -> pytest.MarkDecorator:
-    """Only the flows of which it is true."""
+    """Only the flows for which the attribute is true."""
     kept = [case for case in VECTOR_FLOWS if getattr(make_flow(case, (3,), 2), attribute)]
     return pytest.mark.parametrize("case", kept, ids=label)
 
 
-# A spline does nothing beyond its ends, which large σ reaches; its score jumps at the knots, which a grid and a mean of
-# scores see coarsely. The flows' own laws hold its density to 1 on the grid that it needs.
+# A spline is the identity beyond its ends, which large σ reaches, and its score jumps at the knots, which makes sums
+# over a grid and means of scores inaccurate. tests/models/flows/test_laws.py integrates its density on a finer grid.
 SMOOTH_PAIRS = pairs("smooth")
 PAIRS = pairs()
 STATES = pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
@@ -42,7 +42,7 @@ SIGMA = torch.tensor([0.01, 0.3, 2.0, 30.0], dtype=torch.float64)
 
 
 def data(shape) -> torch.Tensor:
-    """Correlated, off-centre training data: a whitening has something to measure."""
+    """Training data with a mean and correlations, so that every statistic of a whitening matters."""
     generator = torch.Generator().manual_seed(0)
     D = math.prod(shape)
     mixing = torch.randn((D, D), generator=generator, dtype=torch.float64) / D**0.5
@@ -70,7 +70,7 @@ def noised(shape=(3,), cond_dim: int = 0) -> tuple[torch.Tensor, torch.Tensor, C
 @PAIRS
 @STATES
 @COND_DIMS
-def test_score_is_the_slope_of_log_prob(case, whitening, far, cond_dim):
+def test_score_is_the_gradient_of_log_prob(case, whitening, far, cond_dim):
     model = make(case, whitening, cond_dim=cond_dim, far=far)
     x, sigma, cond = noised(cond_dim=cond_dim)
     score = model(x, sigma, cond)
@@ -85,8 +85,8 @@ def test_score_is_the_slope_of_log_prob(case, whitening, far, cond_dim):
 
 
 @SMOOTH_PAIRS
-def test_far_is_far(case, whitening):
-    """The score that the other tests call far is no longer the Gaussian's, and c changes it."""
+def test_perturbed_parameters_change_the_score(case, whitening):
+    """With perturbed parameters the score differs from the Gaussian's, and the condition changes it."""
     x, sigma, cond = noised(cond_dim=CLASSES)
     score = make(case, whitening, cond_dim=CLASSES)(x, sigma, cond)
     start = make(case, whitening, cond_dim=CLASSES, far=False)(x, sigma, cond)
@@ -96,8 +96,8 @@ def test_far_is_far(case, whitening):
 
 
 @ALL_CASES
-def test_the_flow_itself_knows_the_noise_level(case):
-    """Behind the identity, which does not look at σ, the density still depends on it."""
+def test_the_flow_itself_depends_on_the_noise_level(case):
+    """With the identity whitening, which ignores σ, the density still depends on σ."""
     model = make(case, "identity")
     x, sigma, _ = noised()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_the_flow_itself_knows_the_noise_level(case):
 @PAIRS
 @STATES
 def test_score_is_a_gradient_field(case, whitening, far):
-    """∂s/∂x is symmetric, as the second derivatives of log p are."""
+    """∂s/∂x is symmetric, because it is the Hessian of log p."""
     model = make(case, whitening, far=far)
     x, sigma, _ = noised()
 
@@ -122,7 +122,7 @@ def test_score_is_a_gradient_field(case, whitening, far):
 
 @PAIRS
 def test_score_works_without_gradients(case, whitening):
-    """Under no_grad and in eval mode there is the same score, without a graph; in train mode with one."""
+    """The score is the same under no_grad and in eval mode, without a graph, and in train mode, with a graph."""
     model = make(case, whitening)
     x, sigma, _ = noised()
     expected = model(x, sigma)
@@ -139,18 +139,18 @@ def test_score_works_without_gradients(case, whitening):
     assert not log_prob.requires_grad
     torch.testing.assert_close(score, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(log_prob, model.log_prob(x, sigma).detach(), rtol=1e-12, atol=1e-12)
-    assert all(p.grad is None for p in model.parameters())  # the score leaves nothing behind
+    assert all(p.grad is None for p in model.parameters())  # computing the score accumulates no gradients
 
 
 @PAIRS
 @COND_DIMS
-def test_a_score_loss_has_the_gradient_of_its_differences(case, whitening, cond_dim):
-    """Double backward: d/dθ of a score loss along a random direction in parameter space."""
+def test_the_gradient_of_a_score_loss_equals_central_differences(case, whitening, cond_dim):
+    """Double backward gives the derivative of a score loss along a random direction in parameter space."""
     model = make(case, whitening, cond_dim=cond_dim).train()
     x, sigma, cond = noised(cond_dim=cond_dim)
 
     def loss() -> torch.Tensor:
-        # Scaled by σ, as every score loss: unscaled, the smallest σ would drown the others.
+        # Scaled by σ, like every score loss; otherwise the smallest σ would dominate the sum.
         return (sigma[:, None] * model(x, sigma, cond)).square().sum()
 
     loss().backward()
@@ -173,7 +173,7 @@ def test_a_score_loss_has_the_gradient_of_its_differences(case, whitening, cond_
 @PAIRS
 @STATES
 def test_autocast_leaves_density_and_score_in_float32(case, whitening, far):
-    """They differ from those of float32 by what bfloat16 does to the nets, which say nothing at the start."""
+    """They differ from float32 only by the rounding of the nets in bfloat16, whose output is 0 at the start."""
     model = make(case, whitening, far=far).float()
     x, sigma, _ = noised()
     x, sigma = x.float(), sigma.float()
@@ -186,8 +186,8 @@ def test_autocast_leaves_density_and_score_in_float32(case, whitening, far):
     for low, full in zip((*found, back), (*expected, x), strict=True):
         assert low.dtype == torch.float32
         error, size = (v.reshape(len(x), -1).norm(dim=1) for v in (low - full, full))
-        # Rounding, as the large derivatives at σ = 0.01 carry it; bfloat16's is 4e-3, a few times over. A score that
-        # jumps may be on the other side.
+        # Rounding errors, 4e-3 in bfloat16, are amplified by the large derivatives at σ = 0.01. A score that jumps may
+        # be on the other side of its jump.
         if at_start or model.flow.smooth or low is not found[1]:
             assert (error <= (1e-4 if at_start else 0.1) * (1 + size)).all()
 
@@ -206,7 +206,7 @@ def test_density_integrates_to_one(case, whitening, far):
     with torch.no_grad():
         p = model.log_prob(grid, sigma[:1].expand(len(grid))).exp()
     cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
-    # Left out beyond the box: of the order of one sample in 20,000.
+    # The box omits about one sample in 20,000.
     assert float(p.sum()) * cell == pytest.approx(1.0, abs=5e-4)
 
 
@@ -226,7 +226,7 @@ def test_samples_follow_the_density(case, whitening):
 
 
 @PAIRS
-def test_samples_belong_to_their_generators(case, whitening):
+def test_a_sample_depends_only_on_its_generator(case, whitening):
     """With one generator per sample, sample i is the same in every batch; images keep their shape."""
     shape = (1, 2, 2)
     model = make(case, whitening, shape=shape)
@@ -241,7 +241,7 @@ def test_samples_belong_to_their_generators(case, whitening):
 
 @having("identity_at_start")
 def test_starts_as_the_gaussian_fit(case):
-    """Behind zca the start is N(μ, Σ + σ²I) of the data, behind isotropic N(0, (E[x0²] + σ²)·I)."""
+    """At the start the density is N(μ, Σ + σ²I) of the data with zca, and N(0, (E[x0²] + σ²)·I) with isotropic."""
     x0 = data((3,))
     x, sigma, _ = noised()
     eye = torch.eye(3, dtype=x.dtype)
@@ -253,5 +253,5 @@ def test_starts_as_the_gaussian_fit(case):
         noisy = covariance + sigma[:, None, None] ** 2 * eye
         gaussian = torch.distributions.MultivariateNormal(mean.expand(4, 3), noisy)
         log_prob = make(case, whitening, far=False).log_prob(x, sigma).detach()
-        # The statistics may be kept in float32: relative 1e-7, divided by small eigenvalues.
+        # Statistics in float32 have relative errors of 1e-7, divided by small eigenvalues.
         torch.testing.assert_close(log_prob, gaussian.log_prob(x), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The UNet: zero at the start, steered by noise level and condition, clear about which images it takes."""
+"""The UNet: zero at the start, dependent on noise level and condition; unsuitable images and settings are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make(shape, cond_dim=0, **settings):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 12), (1, 28, 28)], ids=str)
 @pytest.mark.parametrize("cond_dim", [0, 5])
-def test_zero_at_the_start_then_steered(shape, cond_dim):
+def test_zero_at_the_start_then_depends_on_noise_level_and_condition(shape, cond_dim):
     net = make(shape, cond_dim, **SMALL).eval()
     torch.manual_seed(1)
     x, c_noise = torch.randn(2, *shape), torch.tensor([-1.0, 0.5])
@@ -36,13 +36,13 @@ def test_zero_at_the_start_then_steered(shape, cond_dim):
         if cond_dim:
             assert (net(x, c_noise, other) - F).abs().max() > 0.01
         alone = net(x[1:], c_noise[1:], None if c is None else Conditioning(c.vector[1:]))
-    # float32 through convolutions of another batch size
+    # float32 convolutions round differently in another batch size
     torch.testing.assert_close(alone, F[1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["log", "sigma"])
-def test_noise_levels_are_told_apart(kind):
-    """Neighbours on a grid of σ, five to a decade, get different time embeddings in either c_noise."""
+def test_noise_levels_are_distinguished(kind):
+    """Neighbours on a grid of σ, five per decade, give different outputs for either kind of c_noise."""
     sigma = torch.logspace(-2.7, 1.9, 24)
     c_noise = 0.25 * sigma.log() if kind == "log" else sigma
     net = perturb(make((1, 8, 8), **SMALL)).eval()
@@ -64,7 +64,7 @@ def test_every_parameter_learns(token_dim):
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((1, 8, 8), 4), ((1, 28, 28), 3), ((1, 7, 7), 1)], ids=str)
-def test_deepest_that_works_and_one_more_that_does_not(shape, levels):
+def test_the_largest_number_of_levels_works_and_one_more_is_refused(shape, levels):
     settings = {"norm_groups": 4}
     net = make(shape, channels=[8] * levels, attention=[False] * levels, **settings)
     assert net(torch.zeros(1, *shape), torch.zeros(1)).shape == (1, *shape)
@@ -82,10 +82,10 @@ def test_deepest_that_works_and_one_more_that_does_not(shape, levels):
         ((1, 8, 8), {"channels": []}, "network.channels"),
         ((1, 8, 8), {"dropout": 1.0}, "network.dropout"),
         ((1, 8, 8), {"norm_groups": 0}, "network.norm_groups"),
-        ((1, 8, 8), {"token_dim": 3, "attention": [False, False]}, "leaves no level to read the condition's tokens"),
+        ((1, 8, 8), {"token_dim": 3, "attention": [False, False]}, "has no level that reads the condition's tokens"),
     ],
 )
-def test_what_does_not_fit_is_refused(shape, settings, message):
+def test_unsuitable_shapes_and_settings_are_refused(shape, settings, message):
     with pytest.raises(ConfigurationError, match=message):
         make(shape, **settings)
 
@@ -100,13 +100,13 @@ def test_dropout_is_off_outside_training():
 
 
 def test_default_size():
-    """On 8×8 digits with ten classes: about the 0.3 M parameters of the measured prototype."""
+    """On 8×8 digits with ten classes the default has about 0.3 M parameters."""
     parameters = sum(p.numel() for p in make((1, 8, 8), 64).parameters())
     assert 0.25e6 < parameters < 0.35e6
 
 
 def words(cond_dim: int, n: int = 3) -> Conditioning:
-    """n sequences of four tokens, of which the first 0, 1, 2 … count."""
+    """n sequences of four tokens; the first i tokens of sample i count."""
     generator = torch.Generator().manual_seed(3)
     vector = torch.randn(n, cond_dim, generator=generator) if cond_dim else None
     tokens = torch.randn(n, 4, TOKENS, generator=generator)
@@ -116,7 +116,7 @@ def words(cond_dim: int, n: int = 3) -> Conditioning:
 @pytest.mark.parametrize("settings", [SMALL, {**SMALL, "attention": [True, False]}], ids=["deep", "shallow"])
 @pytest.mark.parametrize("cond_dim", [0, 5])
 @torch.no_grad()
-def test_tokens_that_count_steer_and_the_others_do_not(settings, cond_dim):
+def test_only_tokens_that_count_change_the_output(settings, cond_dim):
     net = make((1, 8, 8), cond_dim, token_dim=TOKENS, **settings).eval()
     x, c_noise, cond = torch.randn(3, 1, 8, 8), torch.linspace(-1, 1, 3), words(cond_dim)
     assert torch.equal(net(x, c_noise, cond), torch.zeros_like(x))
@@ -124,7 +124,7 @@ def test_tokens_that_count_steer_and_the_others_do_not(settings, cond_dim):
     F = net(x, c_noise, cond)
     seen = net(x, c_noise, Conditioning(cond.vector, -cond.tokens, cond.mask))
     assert ((seen - F).flatten(1).abs().amax(1) > 0.01).tolist() == [False, True, True]
-    close = {"rtol": 1e-4, "atol": 1e-4}  # float32 through convolutions of another batch, softmaxes of another order
+    close = {"rtol": 1e-4, "atol": 1e-4}  # float32 rounds differently in another batch or order
     for junk in (1e6, torch.nan):
         hidden = torch.where(cond.mask[..., None], cond.tokens, junk)
         torch.testing.assert_close(net(x, c_noise, Conditioning(cond.vector, hidden, cond.mask)), F, rtol=0, atol=0)

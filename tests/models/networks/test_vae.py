@@ -1,4 +1,4 @@
-"""The convolutional VAE as a network: shapes, samples of its prior, and what it refuses."""
+"""The convolutional VAE as a network: shapes, samples of its prior, and the settings it refuses."""
 
 import pytest
 import torch
@@ -58,23 +58,24 @@ def test_a_few_steps_of_elbo_lower_it(reconstruction):
         optimizer.step()
         values.append(out.loss.mean().item())
     assert values[-1] < values[0]
-    assert all(p.grad is not None for p in network.parameters())  # DDP waits for those that have none
+    assert all(p.grad is not None for p in network.parameters())  # DDP hangs on parameters without a gradient
 
 
 def test_its_denoiser_is_the_reconstruction_at_any_sigma():
     network = vae()
     denoiser = Denoiser(network, registry.create("scaling", "score"))
     D = denoiser(images(), torch.tensor([0.01, 1.0, 50.0]))
-    torch.testing.assert_close(D, network.autoencoder.reconstruct(images()), atol=1e-4, rtol=1e-4)  # through σ² and 1/σ²
+    # float32 rounds in the products with 1/σ² and σ²
+    torch.testing.assert_close(D, network.autoencoder.reconstruct(images()), atol=1e-4, rtol=1e-4)
 
 
-def test_prior_samples_belong_to_their_generators():
+def test_a_prior_sample_depends_only_on_its_generator():
     network = vae()
     one, other = network.from_prior(4, generators(0, range(4))), network.from_prior(2, generators(0, range(2, 4)))
     torch.testing.assert_close(one[2:], other, atol=1e-5, rtol=1e-5)
 
 
-def test_latent_noise_is_the_first_numbers():
+def test_latent_noise_is_the_first_numbers_of_the_noise():
     noise = torch.arange(24.0).view(2, 3, 2, 2)
     assert latent_noise(noise, (5,)).tolist() == [list(range(5)), list(range(12, 17))]
     assert latent_noise(noise, (1, 2, 2)).shape == (2, 1, 2, 2)
@@ -84,15 +85,15 @@ def test_latent_noise_is_the_first_numbers():
     ("settings", "sentence"),
     [
         ({"shape": (2,)}, "which are not images (C, H, W)"),
-        ({"shape": (1, 6, 9)}, "takes images whose sides are multiples of 2, not 6×9"),
-        ({"patch": 3}, "network.patch=3 and 2 levels takes images whose sides are multiples of 6, not 8×12"),
+        ({"shape": (1, 6, 9)}, "needs images whose sides are multiples of 2, not 6×9"),
+        ({"patch": 3}, "network.patch=3 and 2 levels needs images whose sides are multiples of 6, not 8×12"),
         ({"norm_groups": 3}, "network.channels=[4, 8] cannot be split into network.norm_groups=3 groups"),
-        ({"latent_channels": 2}, "is not one latent: give latent_dim for a vector or latent_channels for a map"),
-        ({"latent_dim": None}, "is not one latent"),
-        ({"latent_dim": 97}, "a latent of 97 numbers is larger than an image of 96"),
+        ({"latent_channels": 2}, "does not describe one latent: set latent_dim for a vector or latent_channels"),
+        ({"latent_dim": None}, "does not describe one latent"),
+        ({"latent_dim": 97}, "a latent of 97 dimensions is larger than an image of 96"),
     ],
 )
-def test_what_does_not_fit_is_a_sentence(settings, sentence):
+def test_unsuitable_settings_are_refused_in_one_sentence(settings, sentence):
     with pytest.raises(ConfigurationError) as error:
         vae(**settings)
     assert sentence in str(error.value)

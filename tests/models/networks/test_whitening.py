@@ -1,4 +1,4 @@
-"""Whitening: exact inverse and log-determinant, statistics equal to the data's, and the Wiener filter behind it."""
+"""Whitening: exact inverse and log-determinant, statistics of the data, and the Wiener filter with an identity flow."""
 
 import pytest
 import scipy.fft
@@ -54,11 +54,11 @@ def test_statistics_do_not_depend_on_the_batches(name):
     one, many = fitted(name, x), registry.create("whitening", name, shape=(6,)).double()
     many.fit(x.split(7))
     for a, b in zip(one.state_dict().values(), many.state_dict().values(), strict=True):
-        assert torch.allclose(a.abs(), b.abs())  # an eigenvector may come with either sign
+        assert torch.allclose(a.abs(), b.abs())  # the sign of an eigenvector is arbitrary
 
 
 def images(n=4000, shape=(3, 5, 4)):
-    """Gaussian images whose covariance is diagonal in the cosine basis, with correlated channels and a mean."""
+    """Gaussian images with a mean and correlated channels; their covariance is diagonal in the cosine basis."""
     generator = torch.Generator().manual_seed(2)
     spectrum = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.05
     turn, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
@@ -86,7 +86,7 @@ def test_dct_round_trip_and_log_determinant_of_images():
     assert torch.allclose(torch.linalg.slogdet(J).logabsdet, logdet[0], atol=1e-8)
 
 
-def test_dct_equals_zca_where_the_covariance_is_diagonal_in_its_basis():
+def test_dct_equals_zca_if_the_covariance_is_diagonal_in_the_cosine_basis():
     x = images(200_000)
     sigma = torch.full((6,), 0.5, dtype=torch.float64)
     y, logdet = fitted("dct", x)(x[:6], sigma)
@@ -111,11 +111,11 @@ def test_constant_dimensions_do_not_break_zca():
 
 
 def test_zca_of_a_large_image_is_refused():
-    with pytest.raises(ConfigurationError, match=r"16,384×16,384 matrix \(1.0 GiB\).*take whitening=dct"):
+    with pytest.raises(ConfigurationError, match=r"16,384×16,384 matrix \(1.0 GiB\).*set whitening=dct"):
         registry.create("whitening", "zca", shape=(4, 64, 64))
 
 
-def test_identity_flow_behind_zca_is_the_wiener_filter():
+def test_identity_flow_after_zca_is_the_wiener_filter():
     x = data()
     network = score_flow("zca", x)
     wiener = Gaussian(x.mean(0), torch.cov(x.T, correction=0))
@@ -125,7 +125,7 @@ def test_identity_flow_behind_zca_is_the_wiener_filter():
     assert torch.allclose(network.log_prob(noised, sigma), wiener.log_prob(noised, sigma), atol=1e-9)
 
 
-def test_identity_flow_behind_isotropic_is_c_skip():
+def test_identity_flow_after_isotropic_is_c_skip():
     x = data()
     network = score_flow("isotropic", x)
     sigma = torch.full((5,), 0.8, dtype=torch.float64)

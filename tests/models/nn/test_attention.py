@@ -1,4 +1,4 @@
-"""Self-attention among pixels: the sum written out, knowing places, twice differentiable."""
+"""Self-attention between pixels: equal to the explicit sum, dependent on positions, twice differentiable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def make() -> tuple[SelfAttention, torch.Tensor]:
     return block, torch.randn(2, 4, 2, 3, dtype=torch.float64)
 
 
-def test_against_the_sum_written_out():
+def test_it_equals_the_explicit_sum():
     block, h = make()
     expected = []
     for sample in h:
@@ -28,8 +28,8 @@ def test_against_the_sum_written_out():
         torch.testing.assert_close(block(h), torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-def test_places_matter():
-    """Without its positions attention would turn turned images into turned outputs."""
+def test_positions_matter():
+    """Without positions, attention would map flipped images to flipped outputs."""
     block, h = make()
     assert (block(h.flip(3)) - block(h).flip(3)).abs().max() > 0.01
 

@@ -1,4 +1,4 @@
-"""The convolutional residual net: off at the start, it sees as far as it says, and with attention everywhere."""
+"""The convolutional residual net: zero at the start; it depends on the documented range of pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inputs() -> tuple[torch.Tensor, Conditioning]:
 
 
 @pytest.mark.parametrize("heads", [0, 2])
-def test_zero_at_the_start_and_able_to_leave_it(heads):
+def test_zero_at_the_start_with_nonzero_gradients(heads):
     net = make(1, far=False, heads=heads)
     y = net(*inputs())
     assert y.shape == (2, 3, 9, 9)
@@ -37,8 +37,8 @@ def test_zero_at_the_start_and_able_to_leave_it(heads):
 
 
 @pytest.mark.parametrize(("depth", "heads", "reach"), [(1, 0, 3), (2, 0, 4), (1, 2, 9)])
-def test_how_far_a_pixel_sees(depth, heads, reach):
-    """The middle output pixel depends on the input as far away as documented, and no further."""
+def test_the_range_of_input_pixels(depth, heads, reach):
+    """The middle output pixel depends on exactly the input pixels within the documented distance."""
     net, (x, cond) = make(depth, heads=heads), inputs()
     x.requires_grad_()
     (slope,) = torch.autograd.grad(net(x, cond)[0, :, 4, 4].sum(), x)

@@ -1,4 +1,4 @@
-"""Embeddings: resolved over the whole noise range in every scaling, smooth, strict about their input."""
+"""Embeddings: they resolve the whole noise range in every scaling, are smooth, and refuse unsuitable input."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import torch
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.embeddings import ConditionEmbedding, NoiseEmbedding
 
-SIGMA = torch.logspace(-2.7, 1.9, 24)  # 0.002 … 80, five to a decade
+SIGMA = torch.logspace(-2.7, 1.9, 24)  # 0.002 … 80, five per decade
 SCALES = pytest.mark.parametrize("c_noise", [0.25 * SIGMA.log(), SIGMA], ids=["log", "sigma"])
 
 
 @SCALES
-def test_noise_levels_are_told_apart(c_noise):
-    """A linear map of the embedding can follow ln σ: it varies along σ, and without collisions."""
+def test_noise_levels_are_distinguished(c_noise):
+    """A linear map of the embedding can fit ln σ, so different noise levels have different embeddings."""
     torch.manual_seed(0)
     e = NoiseEmbedding(64)(c_noise).detach().double()
     target = SIGMA.log().double()
     design = torch.cat([e, torch.ones(len(e), 1)], dim=1)
-    # Ridge, so that rounding errors cannot serve as features.
+    # Ridge regression, so that rounding errors are not used as features.
     gram = design.T @ design + 1e-6 * torch.eye(design.shape[1], dtype=torch.float64)
     fit = design @ torch.linalg.solve(gram, design.T @ target)
-    # Neighbours lie 0.46 apart in ln σ. The error is largest where c_noise = σ is nearly 0.
+    # Neighbours are 0.46 apart in ln σ. The error is largest if c_noise = σ is nearly 0.
     assert (fit - target).abs().max() < 0.46
     assert (fit - target).abs()[SIGMA > 0.1].max() < 0.1
 
 
 @pytest.mark.parametrize("c_noise", [-1e4, -2.0, 0.0, 80.0, 1e4])
-def test_values_stay_digestible(c_noise):
+def test_values_stay_moderate(c_noise):
     torch.manual_seed(0)
     e = NoiseEmbedding(32)(torch.tensor([c_noise]))
-    assert e.abs().max() < 20  # u = asinh(1e4) = 9.9; raw it would be 1e4
+    assert e.abs().max() < 20  # u = asinh(1e4) = 9.9 instead of 1e4
 
 
 def test_smooth_in_the_noise_level():
@@ -43,7 +43,7 @@ def test_smooth_in_the_noise_level():
 
 
 def test_noise_and_condition_interact():
-    """The embedding is no sum of a function of σ and one of c: their mixed difference does not vanish."""
+    """The embedding is not a sum of a function of σ and one of c: the mixed difference is not zero."""
     torch.manual_seed(0)
     embedding = ConditionEmbedding(16, 4)
     c_noise = torch.tensor([-1.0, -1.0, 1.0, 1.0])
@@ -53,7 +53,7 @@ def test_noise_and_condition_interact():
     assert (e[0] - e[1] - e[2] + e[3]).norm() > 0.05 * (e[0] - e[3]).norm()
 
 
-def test_tokens_pass_through():
+def test_tokens_are_passed_on_unchanged():
     tokens, mask = torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
     out = ConditionEmbedding(8, 4, 3)(torch.zeros(2), Conditioning(torch.randn(2, 4), tokens, mask))
     assert out.tokens is tokens
@@ -63,7 +63,7 @@ def test_tokens_pass_through():
     assert out.tokens is tokens
 
 
-def test_the_mean_of_the_tokens_that_count_is_in_the_vector():
+def test_the_vector_depends_on_the_mean_of_the_tokens_that_count():
     torch.manual_seed(0)
     embedding, tokens = ConditionEmbedding(8, 0, 3), torch.randn(3, 4, 3)
     mask = torch.arange(4) < torch.tensor([0, 2, 4])[:, None]
@@ -89,14 +89,14 @@ def test_the_mean_of_the_tokens_that_count_is_in_the_vector():
         (0, Conditioning(torch.zeros(2, 5))),
     ],
 )
-def test_a_condition_that_does_not_fit_is_refused(cond_dim, cond):
+def test_a_vector_of_another_width_is_refused(cond_dim, cond):
     with pytest.raises(ValueError, match=f"cond_dim={cond_dim}"):
         ConditionEmbedding(8, cond_dim)(torch.zeros(2), cond)
 
 
 @SCALES
-def test_noise_level_and_condition_both_show(c_noise):
-    """At the start already, σ and c move the embedding by amounts of the order of its size."""
+def test_noise_level_and_condition_both_change_the_embedding(c_noise):
+    """Even at the start, the changes due to σ and to c are of the same order as the embedding itself."""
     torch.manual_seed(0)
     embedding = ConditionEmbedding(64, 64)
     c = torch.randn(len(SIGMA), 64)

@@ -1,4 +1,4 @@
-"""How a condition enters a net: each way reaches every block or the input, tokens are masked and optional."""
+"""The ways in which a condition enters a net: the output depends on it in each; tokens are masked and optional."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_film_starts_as_the_identity_and_then_scales_and_shifts(grid):
 
 @INJECTS
 @NETS
-def test_noise_level_and_class_reach_the_net_in_every_mode(kind, grid, inject):
-    """The vector, which carries (¼ ln σ, c), counts with tokens beside it and without; samples stay apart."""
+def test_the_net_depends_on_noise_level_and_class_in_every_mode(kind, grid, inject):
+    """The output depends on the vector, with and without tokens, and each sample only on its own condition."""
     for net, tokens in [(make(kind, inject), True), (make(kind, inject), False), (make(kind, inject, 0), False)]:
         x, cond = inputs(2, grid)
         cond = cond if tokens else Conditioning(cond.vector)
@@ -64,7 +64,7 @@ def test_noise_level_and_class_reach_the_net_in_every_mode(kind, grid, inject):
 
 @INJECTS
 @NETS
-def test_only_cross_attention_reads_tokens_and_only_those_that_count(kind, grid, inject):
+def test_only_cross_attention_reads_tokens_and_only_tokens_that_count(kind, grid, inject):
     net = make(kind, inject)
     x, cond = inputs(2, grid)
     y = net(x, cond)
@@ -88,8 +88,8 @@ def test_concatenation_is_one_linear_map_of_input_and_embedding():
     torch.testing.assert_close(seen[0], together @ weight.T + net.inner.bias, rtol=1e-12, atol=1e-12)
 
 
-def test_cross_attention_is_softmax_over_nothing_vector_and_tokens():
-    """Against the sum written out, for a sample whose mask hides two of three tokens."""
+def test_cross_attention_is_softmax_over_zero_vector_and_tokens():
+    """Compared with the explicit sum, for a sample in which one of three tokens counts."""
     torch.manual_seed(0)
     block = perturb(CrossAttention(8, EMBED, TOKEN).double())
     _, cond = inputs(1)

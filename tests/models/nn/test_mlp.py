@@ -1,4 +1,4 @@
-"""The residual MLP: off at the start, smooth, and told its condition."""
+"""The residual MLP: zero at the start, smooth, and equal to its formula."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inputs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(n, d, generator=generator, dtype=torch.float64) for d in (3, 6))
 
 
-def test_zero_at_the_start_and_able_to_leave_it():
+def test_zero_at_the_start_with_nonzero_gradients():
     net = make()
     x, e = inputs(4)
     y = net(x, Conditioning(e))
@@ -45,7 +45,7 @@ def test_derivatives(activation):
     assert torch.autograd.gradgradcheck(function, inputs_)
 
 
-def test_it_is_the_residual_net_written_out():
+def test_it_equals_the_formula_of_the_residual_net():
     net = make(far=True)
     x, e = inputs(2)
     act = torch.nn.functional.silu

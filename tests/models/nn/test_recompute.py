@@ -1,4 +1,4 @@
-"""Activation checkpointing computes the same again, by the kernels of the first time, and says what it cannot do."""
+"""Activation checkpointing recomputes the same values with the same kernels, and refuses forward mode."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from flowdiff.models.nn import sdpa
 from flowdiff.models.nn.recompute import call
 
 
-@pytest.mark.parametrize("promised", [False, True])
-def test_attention_is_computed_again_by_the_same_kernel(promised):
-    """The backward pass may run after, or inside, a promise that was not made when the forward pass ran."""
+@pytest.mark.parametrize("first_order", [False, True])
+def test_attention_is_recomputed_by_the_same_kernel(first_order):
+    """The backward pass may run under another `first_order` setting than the forward pass."""
     fused = []
 
     def attend(q: torch.Tensor) -> torch.Tensor:
@@ -19,16 +19,16 @@ def test_attention_is_computed_again_by_the_same_kernel(promised):
         return sdpa.attention(q, q, q, None, False, fused[-1])
 
     q = torch.randn(2, 1, 3, 4, requires_grad=True)
-    with sdpa.first_order(promised):
+    with sdpa.first_order(first_order):
         out = call(attend, q, checkpoint=True)
-    with sdpa.first_order(not promised):
+    with sdpa.first_order(not first_order):
         (again,) = torch.autograd.grad(out.square().sum(), q)
-    assert fused == [promised, promised]
-    (once,) = torch.autograd.grad(sdpa.attention(q, q, q, None, False, promised).square().sum(), q)
+    assert fused == [first_order, first_order]
+    (once,) = torch.autograd.grad(sdpa.attention(q, q, q, None, False, first_order).square().sum(), q)
     assert torch.equal(again, once)
 
 
-def test_nothing_is_computed_twice_without_autograd_or_the_flag():
+def test_nothing_is_recomputed_without_autograd_or_without_the_flag():
     calls = []
 
     def sine(x: torch.Tensor) -> torch.Tensor:

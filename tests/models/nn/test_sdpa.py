@@ -1,4 +1,4 @@
-"""Attention: both kernels are the same function, and the one that can be differentiated twice is taken where needed."""
+"""Attention: both kernels compute the same function; the one with second derivatives is used if they are needed."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def test_causal_is_the_triangular_mask(fused):
     triangle = torch.ones(4, 4, dtype=torch.bool).tril()
     expected = attention(q, k, v, triangle, False, fused)
     torch.testing.assert_close(attention(q, k, v, None, True, fused), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(expected[:, :, 0], v[:, :, 0], rtol=1e-12, atol=1e-12)  # the first sees itself only
+    torch.testing.assert_close(expected[:, :, 0], v[:, :, 0], rtol=1e-12, atol=1e-12)  # query 0 attends to key 0 only
 
 
 @pytest.mark.parametrize("kind", masks(4, 4))
-def test_the_written_out_form_has_second_derivatives(kind):
+def test_the_explicit_form_has_second_derivatives(kind):
     q, k, v = (t.requires_grad_() for t in inputs())
     assert torch.autograd.gradgradcheck(lambda *qkv: attention(*qkv, masks(4, 4)[kind], False, False), (q, k, v))
 
 
-def test_fused_where_autograd_does_not_follow_x():
+def test_fused_if_autograd_does_not_record_x():
     x = torch.zeros(2)
     assert may_fuse(x)
     x.requires_grad_()
@@ -51,7 +51,7 @@ def test_fused_where_autograd_does_not_follow_x():
         assert may_fuse(x)
 
 
-def test_fused_on_a_promise_that_ends_with_its_block():
+def test_first_order_allows_fusing_until_its_block_ends():
     x = torch.zeros(2, requires_grad=True)
     with first_order():
         assert may_fuse(x)
@@ -64,7 +64,7 @@ def test_fused_on_a_promise_that_ends_with_its_block():
     assert not may_fuse(x)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own, in make_dual
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # raised by torch in make_dual
 def test_forward_derivatives_are_never_fused():
     with forward_ad.dual_level():
         x = forward_ad.make_dual(torch.zeros(2), torch.ones(2))

@@ -1,4 +1,4 @@
-"""The transformer over the past: it sees nothing else, reads token by token as it does at once, and is smooth."""
+"""The causal transformer: it depends on all earlier tokens and no others, is the same token by token, and is smooth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowdiff.models.nn.transformer import Context, PastTransformer
 
 B, T, WIDTH, EMBED, IN, OUT = 2, 5, 8, 4, 3, 2
 INJECT = pytest.mark.parametrize("inject", ["film", "concat", "cross_attention"])
-FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
+FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
 
 
 def make(inject: str = "film", far: bool = True, checkpoint: bool = False) -> PastTransformer:
@@ -22,7 +22,7 @@ def make(inject: str = "film", far: bool = True, checkpoint: bool = False) -> Pa
 
 
 def inputs(inject: str, seed: int = 1):
-    """u, e, context with a masked token."""
+    """u, e, and a context with masked tokens."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(B, T, IN), (B, EMBED), (B, 3, WIDTH)]
     u, e, tokens = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
@@ -37,28 +37,28 @@ def test_zero_at_the_start(inject):
 
 @INJECT
 @FUSED
-def test_outputs_depend_on_the_past_and_on_all_of_it(inject, fused):
+def test_outputs_depend_on_exactly_the_earlier_tokens(inject, fused):
     net, (u, e, context) = make(inject), inputs(inject)
     J = torch.autograd.functional.jacobian(lambda u: net(u, e, context, fused), u)  # (B, T, OUT, B, T, IN)
     reach = J.abs().amax((2, 5))  # (B, T, B, T)
     for b in range(B):
-        assert not reach[b, :, 1 - b].any()  # samples do not see each other
+        assert not reach[b, :, 1 - b].any()  # samples are independent
         past = torch.ones(T, T, dtype=torch.bool).tril(-1)
         assert not reach[b, :, b][~past].any()
         assert (reach[b, :, b][past] > 1e-6).all()
 
 
 @INJECT
-def test_the_first_output_is_read_from_the_start_token(inject):
+def test_the_first_output_depends_only_on_the_start_token(inject):
     net, (u, e, context) = make(inject), inputs(inject)
     net(u, e, context, False)[:, 0].sum().backward()
     assert net.start.grad.abs().max() > 1e-3
-    assert not net.inner.weight.grad.any()  # no token has been looked at
+    assert not net.inner.weight.grad.any()  # no token of u is used
 
 
 @INJECT
 @FUSED
-def test_token_by_token_is_the_same(inject, fused):
+def test_token_by_token_gives_the_same_outputs(inject, fused):
     net, (u, e, context) = make(inject), inputs(inject)
     reader = net.reader(e, context, fused)
     outputs = [reader.first(B), *(reader.after(u[:, i]) for i in range(T - 1))]
@@ -66,17 +66,17 @@ def test_token_by_token_is_the_same(inject, fused):
 
 
 @pytest.mark.parametrize("inject", ["concat", "cross_attention"])
-def test_context_counts_where_its_mask_says_so(inject):
+def test_only_context_tokens_that_count_change_the_output(inject):
     net, (u, e, context) = make(inject), inputs(inject)
     output = net(u, e, context, False)
     other = torch.where(context.mask[..., None], context.tokens, 1e3)
     assert torch.equal(net(u, e, Context(other, context.mask), False), output)
     seen = net(u, e, Context(context.tokens.flip(-1), context.mask), False)
-    assert ((seen - output).abs().amax(2) > 1e-4).all()  # every token reads it, the first as well
+    assert ((seen - output).abs().amax(2) > 1e-4).all()  # every output depends on the context, even the first
 
 
 @INJECT
-def test_the_embedding_steers_every_token(inject):
+def test_every_output_depends_on_the_embedding(inject):
     net, (u, e, context) = make(inject), inputs(inject)
     assert ((net(u, -e, context, False) - net(u, e, context, False)).abs().amax(2) > 1e-2).all()
 
@@ -89,8 +89,8 @@ def test_derivatives(inject):
     assert torch.autograd.gradgradcheck(lambda u: net(u, e, context, False), u)
 
 
-def test_derivatives_stay_finite_where_a_normalisation_has_nothing_to_normalise():
-    """With tokens that embed to a constant vector LN meets a variance of zero."""
+def test_derivatives_are_finite_if_a_normalisation_gets_zero_variance():
+    """If all tokens are embedded to a constant vector, the variance in LN is zero."""
     net, (u, e, _) = make(), inputs("film")
     with torch.no_grad():
         for p in (net.inner.weight, net.inner.bias, net.start, net.positions):
@@ -104,7 +104,7 @@ def test_derivatives_stay_finite_where_a_normalisation_has_nothing_to_normalise(
 @INJECT
 @pytest.mark.parametrize("order", [1, 2])
 def test_checkpointing_changes_nothing(inject, order):
-    """Outputs, gradients of a loss, and gradients of a loss of gradients."""
+    """Outputs, gradients of a loss, and gradients of a loss of gradients stay the same."""
     u, e, context = inputs(inject)
     found = []
     for checkpoint in (False, True):
@@ -126,5 +126,5 @@ def test_outputs_keep_their_precision_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = net(u, e, None, True)
     assert output.dtype == torch.float32
-    # bfloat16 rounds to 4e-3, a few times over
+    # a few roundings in bfloat16, 4e-3 each
     torch.testing.assert_close(output, net(u, e, None, True), rtol=0.1, atol=0.1)

@@ -1,0 +1,80 @@
+"""Settings that were renamed since runs exist. Old run folders are read in today's names, so that they still load.
+
+A run id is the hash of the *first* names and values, so that a renaming does not change the id of any run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class Renamed(NamedTuple):
+    """A setting that has another key, other values, or both.
+
+    Args:
+        first: its first dotted key.
+        now: its dotted key today.
+        values: pairs of a first value and the value that means the same today; all other values are unchanged.
+    """
+
+    first: str
+    now: str
+    values: tuple[tuple[Any, Any], ...] = ()
+
+
+NULL_IS_AUTO = ((None, "auto"),)
+
+RENAMED = (
+    Renamed("metrics.ode", "metrics.ode.measure"),
+    Renamed("metrics.ode_rtol", "metrics.ode.rtol"),
+    Renamed("metrics.ode_atol", "metrics.ode.atol"),
+    Renamed("metrics.ode_probes", "metrics.ode.probes"),
+    Renamed("metrics.sigma_eval", "metrics.sigma_eval", NULL_IS_AUTO),
+    Renamed("metrics.classify", "metrics.classify", NULL_IS_AUTO),
+    Renamed("metrics.outliers", "metrics.outliers", NULL_IS_AUTO),
+    Renamed("metrics.interpolate", "metrics.interpolate", NULL_IS_AUTO),
+)
+
+_MISSING = object()
+
+
+def in_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of any version with today's names and values; the argument stays as it is."""
+    return _translated(config, RENAMED)
+
+
+def in_first_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the first names and values of its settings; the argument stays as it is."""
+    return _translated(config, [Renamed(now, first, tuple((b, a) for a, b in values)) for first, now, values in RENAMED])
+
+
+def _translated(config: Mapping[str, Any], table: Iterable[Renamed]) -> dict[str, Any]:
+    result: Any = copy.deepcopy(config)
+    moved = {}
+    for old, new, values in table:
+        value = _pop(result, old.split("."))
+        if value is not _MISSING:
+            same = (b for a, b in values if type(a) is type(value) and a == value)
+            moved[new] = next(same, value)
+    for key, value in moved.items():
+        *parents, last = key.split(".")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return result
+
+
+def _pop(node: Any, path: list[str]) -> Any:
+    """Remove and return the value at a path; _MISSING if there is none, or if it is itself a mapping of settings."""
+    key, *rest = path
+    if not isinstance(node, Mapping) or key not in node:
+        return _MISSING
+    if not rest:
+        return _MISSING if isinstance(node[key], Mapping) else node.pop(key)
+    value = _pop(node[key], rest)
+    if value is not _MISSING and not node[key]:
+        del node[key]  # its last setting has moved
+    return value

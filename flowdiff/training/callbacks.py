@@ -1,0 +1,111 @@
+"""Callbacks of a training: its stopwatch, its progress bar, and its evaluation at every validation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from rich.progress import Progress
+
+from flowdiff.evaluation.pictures.drawing import PICTURE_SEED, draw_reconstructions, draw_samples
+from flowdiff.loggers.base import Tracker
+from flowdiff.progress import bar
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training.assembly import RunParts
+
+REFRESH = 20  # steps between two updates of the bar: reading the loss makes a GPU wait
+
+
+class Stopwatch(Callback):
+    """Seconds of training, without evaluation, summed over all sessions of a run."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
+
+    def state_dict(self) -> dict[str, float]:
+        self._stop()
+        self._since = time.perf_counter()
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+
+class TrainingBar(Callback):
+    """Progress bar: steps done, loss, steps per second and time left."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._bar = bar("{task.fields[loss]}", "{task.fields[speed]}")
+            self._task = self._bar.add_task(
+                "training", total=trainer.max_steps, completed=trainer.global_step, loss="", speed=""
+            )
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None and (trainer.global_step % REFRESH == 0 or trainer.global_step == trainer.max_steps):
+            speed = self._bar.tasks[0].speed
+            self._bar.update(
+                self._task,
+                completed=trainer.global_step,
+                loss=f"loss {float(outputs['loss']):.4f}",
+                speed=f"{speed:.0f} steps/s" if speed else "",
+            )
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class PeriodicEvaluation(Callback):
+    """At every validation: a Fréchet distance on few samples and a sample picture, with the averaged weights.
+
+    It must come before the weight average in the list of callbacks, which restores the trained weights when it ends.
+    """
+
+    def __init__(self, parts: RunParts, folder: RunFolder, tracker: Tracker):
+        self.parts = parts
+        self.folder = folder
+        self.tracker = tracker
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.global_step >= trainer.max_steps:
+            return  # the last step is evaluated in full after training
+        model, data, metrics = self.parts.denoiser, self.parts.data, self.parts.metrics
+        if metrics.with_frechet:
+            samples = model.sample(metrics.periodic_num_samples, seed=PICTURE_SEED)
+            distances = metrics.frechet(samples)
+            self.tracker.minimise(distances)
+            module.log_dict(distances, rank_zero_only=True)
+        drawn = {"samples": self.folder.samples}
+        draw_samples(model, data, self.folder.samples)
+        if model.is_autoencoder:
+            drawn["reconstructions"] = self.folder.reconstructions
+            draw_reconstructions(model, data, self.folder.reconstructions)
+        self.tracker.pictures(drawn, trainer.global_step)
