@@ -57,7 +57,7 @@ Made by `python benchmarks/families.py` from the registry, the YAML files in `co
 ## What they promise
 
 Every flow is a bijection that knows its log-determinant, in both directions and under every condition; the tests in
-`tests/flows/test_laws.py` hold it to that. *Smooth in x*: C² behind a smooth activation, so that the score has no jumps
+`tests/models/flows/test_laws.py` hold it to that. *Smooth in x*: C² behind a smooth activation, so that the score has no jumps
 and score losses see all of it. *Derivatives*: `twice` can be trained on the score by double backward, any by
 `loss.gradient=directional`, `forward mode` also by `loss.gradient=forward_mode`. *Inverse*: `to rounding`, or how far
 the inverse of z may lie from x, and how it is found. *`inject`*: how (σ, c) may enter the nets.
@@ -137,18 +137,6 @@ def cost(name: str, batch: int, seconds: float) -> tuple[str, ...]:
         found = medians(ways, seconds)
     times = (f"{1e3 * found['forward']:.1f} ms", *(f"{found[way] / found['forward']:.1f} ×" for way in list(ways)[1:]))
     return (f"`{name}`", f"{sum(p.numel() for p in network.parameters()):,}", *times)
-
-
-def medians(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median seconds of each, called in turn until the time is up; once unmeasured and three times at least."""
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    start = time.perf_counter()
-    while len(taken["forward"]) < 4 or time.perf_counter() - start < seconds:
-        for way, call in ways.items():
-            began = time.perf_counter()
-            call()
-            taken[way].append(time.perf_counter() - began)
-    return {way: statistics.median(values[1:]) for way, values in taken.items()}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""RealNVP, spline couplings and MAF of flowdiff, zuko, nflows and normflows, of equal size and behind one interface.
+"""RealNVP, spline couplings and MAF from flowdiff, zuko, nflows and normflows, of equal size and with one interface.
 
-Every model maps x (B, DIM) with a context (B, CONTEXT) to z and log|det ∂z/∂x|, and back; every net has three hidden
+Every model maps x (B, DIM) with a context (B, CONTEXT) to z and log|det ∂z/∂x|, and back. Every net has three hidden
 layers of HIDDEN units with SiLU between them. Each package adds its own parts that read the context (FiLM, gates, a
-longer first layer); they are at most 4 % of the parameters. normflows' affine coupling takes no context, so the context
-is set on its net before every call. Splines have BINS bins on [−BOUND, BOUND].
+wider first layer); they are at most 4 % of the parameters. The affine coupling of normflows takes no context, so its
+net receives the context before every call. Splines have BINS bins on [−BOUND, BOUND].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIM, CONTEXT, HIDDEN = 64, 16, 128
 COUPLINGS, MAPS = 8, 3  # layers of realnvp and spline, and of maf
 BINS, BOUND = 8, 5.0
 LAYERS = {"realnvp": COUPLINGS, "spline": COUPLINGS, "maf": MAPS}
-ALTERNATING = torch.arange(DIM) % 2  # a coupling's mask
+ALTERNATING = torch.arange(DIM) % 2  # mask of a coupling
 
 
 class Flowdiff(nn.Module):
@@ -109,13 +109,13 @@ class NormFlows(nn.Module):
         for i in range(LAYERS[family]):
             if family == "realnvp":
                 self.nets.append(NetWithContext(net(DIM // 2, DIM)))
-                nn.init.zeros_(self.nets[-1].net.final_layer.weight)  # as in its examples, because e^s is not bounded
+                nn.init.zeros_(self.nets[-1].net.final_layer.weight)  # as in its examples: its e^s is not bounded
                 nn.init.zeros_(self.nets[-1].net.final_layer.bias)
                 layers += [AffineCouplingBlock(self.nets[-1]), Permute(DIM, "swap")]
             elif family == "spline":
                 spline = {"num_bins": BINS, "tails": "linear", "tail_bound": BOUND}
                 layers.append(PiecewiseRationalQuadraticCoupling((ALTERNATING + i) % 2, net, **spline))
-            else:  # normflows' forward direction is the parallel one, as ours
+            else:  # its forward direction is the parallel one, as in flowdiff
                 layers += [MaskedAffineAutoregressive(DIM, HIDDEN, **made), Permute(DIM, "swap")]
         self.layers = nn.ModuleList(layers)
 
@@ -136,7 +136,7 @@ class NormFlows(nn.Module):
 
 
 class NetWithContext(nn.Module):
-    """net(x, context) as a function of x; `context` is set before the call."""
+    """net(x, context) as a function of x alone; set `context` before each call."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -151,5 +151,5 @@ PACKAGES = {"flowdiff": Flowdiff, "zuko": Zuko, "nflows": NFlows, "normflows": N
 
 
 def installed() -> dict[str, type[nn.Module]]:
-    """The installed packages, flowdiff first."""
+    """{package: its model class} of the installed packages, flowdiff first."""
     return {name: made for name, made in PACKAGES.items() if importlib.util.find_spec(name)}

@@ -1,11 +1,12 @@
-"""Writes docs/samplers.md: how fast every sampler converges, that it is what others call so, and what its loop costs.
+"""Writes docs/samplers.md: convergence of every sampler, equality with public implementations, cost of the loop.
 
     pip install -e '.[bench]' && pip install --no-deps k-diffusion
     python benchmarks/samplers.py [--run FOLDER] [--samples 20000] [--rounds 40] [--output FILE] [--json FILE]
 
 Orders and errors are measured on a mixture of four Gaussians in the plane, whose denoiser is exact. Equality with
-k-diffusion and diffusers is measured there and on a trained run, by default a small one of the digits that is trained
-first. k-diffusion is left out if it is not installed; --no-deps, because one of its dependencies requires numpy<2.
+k-diffusion and diffusers is measured there and on a trained run; without --run, a small run on the digits is trained
+first. k-diffusion is left out if it is not installed; --no-deps is needed, because one of its dependencies requires
+numpy<2.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,36 +34,34 @@ from flowdiff.runs import identity
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.testing import oracles
 from flowdiff.testing.count_calls import CountCalls
+from flowdiff.testing.public_samplers import CASES, Case, difference, k_diffusion
 from flowdiff.training import run as training
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))  # the public samplers are those of the tests
-from public_samplers import CASES, Case, difference, k_diffusion  # noqa: E402
-
 SMALL = ["dataset=digits", "trainer.max_steps=300", "metrics.frechet=false", "metrics.likelihood=false", "logger=csv"]
-EQUAL = 1e-4  # ‖ours − theirs‖/‖theirs‖ at most
-OVERHEAD = 1.02  # seconds of ours / k-diffusion's at most
+MAX_DIFFERENCE = 1e-4  # limit: ‖ours − theirs‖/‖theirs‖, at most
+MAX_OVERHEAD = 1.02  # limit: seconds of ours / k-diffusion's, at most
 MIXTURE = oracles.two_by_two()
 KARRAS = registry.create("schedule", "karras")
 STEPS = (8, 16, 32, 64, 128, 256, 512)
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
 FEW = (5, 10, 20, 40, 80)
-ODES = {"dpmpp_3m_sde, η = 0": ("dpmpp_3m_sde", {"eta": 0.0})}  # what no name stands for by its default settings
+ODES = {"dpmpp_3m_sde, η = 0": ("dpmpp_3m_sde", {"eta": 0.0})}  # ODE methods that are no sampler's default settings
 COMPARED = ("euler", "heun", "dpmpp_2s", "dpmpp_2m", "unipc")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path)
-    parser.add_argument("--samples", type=int, default=20_000, help="for the distributions of samplers with noise")
-    parser.add_argument("--rounds", type=int, default=40, help="of timing")
+    parser.add_argument("--samples", type=int, default=20_000, help="samples per distribution of a sampler with noise")
+    parser.add_argument("--rounds", type=int, default=40, help="pairs of calls per timing")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "samplers.md")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if k_diffusion() is None:
-        print("k-diffusion is not installed and left out: pip install --no-deps k-diffusion")
+        print("k-diffusion is left out, because it is not installed: pip install --no-deps k-diffusion")
     run = given.run or trained(SMALL)
     denoiser = flowdiff.load(run)
     measured = {
@@ -75,14 +73,14 @@ def main() -> None:
     }
     draw(measured["errors"], measured["distributions"], given.samples, given.output.with_suffix(".png"))
     given.output.write_text(page(measured, given))
-    missed = list(misses(measured))
-    print("not reached: " + "; ".join(missed) if missed else "all reached")
+    missed = list(missed_limits(measured))
+    print("limits not met: " + "; ".join(missed) if missed else "all limits are met")
     if given.json:
         given.json.write_text(json.dumps(measured | {"missed": missed}, indent=2) + "\n")
 
 
 def trained(overrides: list[str]) -> Path:
-    """The folder of a run, which is trained if it is not there."""
+    """The folder of a run, which is trained first if it is not complete."""
     composed = config.compose(overrides)
     config.check(composed)
     settings = config.resolved(composed)
@@ -94,7 +92,7 @@ def trained(overrides: list[str]) -> Path:
 
 
 def has_noise(name: str) -> bool:
-    """Whether a sampler draws any at its default settings."""
+    """Whether a sampler draws noise at its default settings."""
     source = torch.Generator().manual_seed(0)
     before = source.get_state()
     registry.create("sampler", name)(MIXTURE, torch.ones(1, 2), [2.0, 1.0, 0.5, 0.0], generator=source)
@@ -102,19 +100,23 @@ def has_noise(name: str) -> bool:
 
 
 def sampled(sampler: Sampler, n: int, sigmas: Tensor, seed: int = 0) -> tuple[Tensor, float]:
-    """n samples of the mixture, of a float64 that shows a method's error only, and denoiser calls for each."""
-    counted, sources = CountCalls(MIXTURE), generators(seed, range(n)) if n < 1000 else torch.Generator().manual_seed(0)
+    """n samples of the mixture in float64, which hides no error of the method, and denoiser calls per sample."""
+    counted = CountCalls(MIXTURE)
+    sources = generators(seed, range(n)) if n < 1000 else torch.Generator().manual_seed(0)
     x = float(sigmas[0]) * randn((n, 2), sources, dtype=torch.float64)
     return sampler(counted, x, sigmas, None, sources), counted.rows / n
 
 
 def errors() -> dict[str, list[tuple[float, float]]]:
-    """(calls, error) of each sampler: the median distance of 256 samples from the solution, by its own noise's path."""
+    """(calls, error) of each sampler: the median distance of 256 samples from the solution.
+
+    A sampler with a Brownian path is compared with its own solution along the same path.
+    """
     named = {name: (name, {}) for name in registry.names("sampler")} | ODES
     with_path = [name for name in named if name.endswith("_sde")]
     exact, _ = sampled(registry.create("sampler", "unipc", order=3), 256, KARRAS(4000))
     found = {}
-    for label, (name, settings) in track(named.items(), "converging"):
+    for label, (name, settings) in track(named.items(), "convergence"):
         if has_noise(name) and label not in (*with_path, *ODES):
             continue
         truth = exact
@@ -130,32 +132,32 @@ def errors() -> dict[str, list[tuple[float, float]]]:
 
 
 def distributions(n: int) -> dict[str, list[tuple[float, float]]]:
-    """(calls, error) of each sampler with noise: of mean and covariance of n samples, in units of the covariance."""
+    """(calls, error) of each sampler with noise: the error of mean and covariance of n samples / the covariance."""
     found = {}
-    for name in track([name for name in registry.names("sampler") if has_noise(name)], "drawing"):
+    for name in track([name for name in registry.names("sampler") if has_noise(name)], "distributions"):
         found[name] = []
         for num_steps in FEW:
             x, calls = sampled(registry.create("sampler", name), n, KARRAS(num_steps))
-            off = torch.cat([x.mean(0)[None] - MIXTURE.mean, x.T.cov() - MIXTURE.covariance])
-            found[name].append((calls, float(off.norm() / MIXTURE.covariance.norm())))
+            error = torch.cat([x.mean(0)[None] - MIXTURE.mean, x.T.cov() - MIXTURE.covariance])
+            found[name].append((calls, float(error.norm() / MIXTURE.covariance.norm())))
     return found
 
 
 def order(points: list[tuple[float, float]]) -> float:
-    """−d ln error/d ln calls over the last doubling but one, where nothing has come down to rounding yet."""
+    """−d ln error/d ln calls over the last doubling but one, where rounding errors do not matter yet."""
     (few, large), (many, small) = points[-3], points[-2]
     return math.log(large / small) / math.log(many / few)
 
 
 def equality(denoiser: ConditionedDenoiser) -> list[dict[str, Any]]:
-    """Each public sampler's distance from ours at 10 and 20 steps, on the mixture and on the run in float64."""
+    """The difference of each public sampler from ours, on the mixture and on the run, in float64."""
     plane = randn((64, 2), generators(0, range(64)), dtype=torch.float64)
     inner = denoiser.denoiser.double()
     labels = denoiser.labels(16, None)
     cond = None if labels is None else denoiser.conditioner.double()(labels)
     images = randn((16, *denoiser.first_stage.latent_shape), generators(0, range(16)), dtype=torch.float64)
     rows = []
-    for case in track(CASES, "comparing"):
+    for case in track(CASES, "equality"):
         if case.package == "k-diffusion" and k_diffusion() is None:
             continue
         rows.append(
@@ -163,21 +165,22 @@ def equality(denoiser: ConditionedDenoiser) -> list[dict[str, Any]]:
                 "package": case.package,
                 "theirs": case.theirs,
                 "ours": case.ours + "".join(f", {key} {value}" for key, value in case.settings.items()),
-                "mixture": worst(case, MIXTURE, plane),
-                "run": worst(case, lambda x, sigma: inner(x, sigma, cond), images),
+                "mixture": largest_difference(case, MIXTURE, plane),
+                "run": largest_difference(case, lambda x, sigma: inner(x, sigma, cond), images),
             }
         )
     denoiser.float()
     return rows
 
 
-def worst(case: Case, denoiser: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> float:
+def largest_difference(case: Case, denoiser: Callable[[Tensor, Tensor], Tensor], noise: Tensor) -> float:
+    """The larger difference of 10 and 20 steps."""
     return max(difference(case, denoiser, noise, num_steps) for num_steps in (10, 20))
 
 
 @torch.no_grad()
 def overhead(denoiser: ConditionedDenoiser, rounds: int) -> list[dict[str, Any]]:
-    """CPU seconds of ours / k-diffusion's: 18 steps of 16 samples by the run, and microseconds of each loop alone."""
+    """CPU seconds of ours / k-diffusion's for 18 steps of 16 samples, and microseconds per step of the loops alone."""
     if k_diffusion() is None:
         return []
     labels = denoiser.labels(16, None)
@@ -185,7 +188,7 @@ def overhead(denoiser: ConditionedDenoiser, rounds: int) -> list[dict[str, Any]]
     sigmas = KARRAS(18).float()
     x = float(sigmas[0]) * randn((16, *denoiser.first_stage.latent_shape), generators(0, range(16)))
     rows = []
-    for case in track([case for case in CASES if case.package == "k-diffusion"], "timing"):
+    for case in track([case for case in CASES if case.package == "k-diffusion"], "overhead"):
         grid = sigmas[: len(case.sigmas(18))]
         sampler = registry.create("sampler", case.ours, num_steps=18, **case.settings)
 
@@ -195,37 +198,40 @@ def overhead(denoiser: ConditionedDenoiser, rounds: int) -> list[dict[str, Any]]
                 lambda: case.samples(lambda x, sigma, **_: D(x, sigma), x, grid),
             )
 
-        _, ratio, error = turns(*pair(lambda x, sigma: denoiser(x, sigma, cond)), rounds)
-        alone, ratio_alone, _ = turns(*pair(lambda x, sigma: x), 10 * rounds)
+        _, ratio, error = alternate(*pair(lambda x, sigma: denoiser(x, sigma, cond)), rounds)
+        alone, ratio_alone, _ = alternate(*pair(lambda x, sigma: x), 10 * rounds)
         step = 1e6 * alone / (len(grid) - 1)
         costs = {"ours / theirs": ratio, "±": error, "ours µs": step, "theirs µs": step / ratio_alone}
         rows.append({"sampler": case.ours} | costs)
     return rows
 
 
-def turns(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Median CPU seconds of the first; median ratio of neighbours, and its standard error if they were normal."""
+def alternate(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
+    """Median CPU seconds of `ours`; the median ratio ours / theirs of neighbouring calls; its standard error.
+
+    The standard error assumes normal ratios.
+    """
     ours(), theirs()
     first, ratios = [], []
     for i in range(rounds):
         seconds = {}
         for call in (ours, theirs) if i % 2 else (theirs, ours):
-            began = time.process_time()  # of one thread: what else runs on the machine is not in it
+            began = time.process_time()  # of this process only: other programs do not count
             call()
             seconds[call] = time.process_time() - began
         first.append(seconds[ours])
         ratios.append(seconds[ours] / seconds[theirs])
     middle = statistics.median(ratios)
-    spread = 1.48 * statistics.median(abs(ratio - middle) for ratio in ratios)  # a standard deviation, outliers or not
+    spread = 1.48 * statistics.median(abs(ratio - middle) for ratio in ratios)  # standard deviation, robust to outliers
     return statistics.median(first), middle, 1.25 * spread / math.sqrt(rounds)
 
 
 def levels(denoiser: ConditionedDenoiser) -> list[dict[str, Any]]:
-    """Distance from the solution of the run's own 64 samples, relative, by karras and by optimal levels."""
-    chosen = {"n": 64, "guidance": denoiser_alone, "seed": 1}
+    """The relative distance of 64 samples of the run from the solution, with karras and with optimal levels."""
+    chosen = {"n": 64, "guidance": registry.create("guidance", "none", denoiser=denoiser), "seed": 1}
     exact = denoiser.sample(sampler=registry.create("sampler", "heun", num_steps=128), schedule=KARRAS, **chosen)
     rows = []
-    for name in track(COMPARED, "placing"):
+    for name in track(COMPARED, "levels"):
         for num_steps in (5, 10, 20):
             row: dict[str, Any] = {"sampler": name, "steps": num_steps}
             for schedule in ("karras", "optimal"):
@@ -236,23 +242,19 @@ def levels(denoiser: ConditionedDenoiser) -> list[dict[str, Any]]:
     return rows
 
 
-def denoiser_alone(denoiser: ConditionedDenoiser) -> Any:
-    return registry.create("guidance", "none", denoiser=denoiser)
-
-
-def misses(measured: dict[str, Any]) -> Any:
-    """What was asked and is not reached."""
+def missed_limits(measured: dict[str, Any]) -> Iterator[str]:
+    """Each limit that a measurement does not meet."""
     for row in measured["equality"]:
         for where in ("mixture", "run"):
-            if not row[where] <= EQUAL:
-                yield f"{row['package']} {row['theirs']} on the {where} {row[where]:.1e}"
+            if not row[where] <= MAX_DIFFERENCE:
+                yield f"{row['package']} {row['theirs']} differs by {row[where]:.1e} on the {where}"
     for row in measured["overhead"]:
-        if row["ours / theirs"] > OVERHEAD:
+        if row["ours / theirs"] > MAX_OVERHEAD:
             yield f"{row['sampler']} takes {row['ours / theirs']:.3f} of k-diffusion's time"
 
 
 def draw(errors: dict, distributions: dict, n: int, path: Path) -> None:
-    """Error against calls, log–log: of samples on the left, of their distribution on the right."""
+    """Plot errors against denoiser calls, log–log: of samples on the left, of their distribution on the right."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -262,15 +264,15 @@ def draw(errors: dict, distributions: dict, n: int, path: Path) -> None:
     names = list(dict.fromkeys([*errors, *distributions]))
     style = {name: {"color": plt.get_cmap("tab20")(i % 20), "marker": "osv^Dx"[i % 6]} for i, name in enumerate(names)}
     for points, labels in by_curve(errors):
-        own = "--" if labels[0].endswith("_sde") else "-"
+        line = "--" if labels[0].endswith("_sde") else "-"
         label = f"{' = '.join(labels)} ({order(points):.1f})"
-        left.loglog(*zip(*points, strict=True), own, label=label, markersize=4, **style[labels[0]])
-    left.set(xlabel="denoiser calls for a sample", ylabel="median distance of a sample from the solution")
-    left.set_title("Samples (dashed: by the path of their own noise; in brackets the order)")
+        left.loglog(*zip(*points, strict=True), line, label=label, markersize=4, **style[labels[0]])
+    left.set(xlabel="denoiser calls per sample", ylabel="median distance of a sample from the solution")
+    left.set_title("Samples (order in brackets; dashed: along the same Brownian path)")
     for points, labels in by_curve(distributions):
         right.loglog(*zip(*points, strict=True), "-", label=" = ".join(labels), markersize=4, **style[labels[0]])
-    right.axhline(1 / math.sqrt(n), color="grey", linestyle=":", label=f"{n:,} exact samples, about")
-    right.set(xlabel="denoiser calls for a sample", ylabel="error of mean and covariance / covariance")
+    right.axhline(1 / math.sqrt(n), color="grey", linestyle=":", label=f"about the error of {n:,} exact samples")
+    right.set(xlabel="denoiser calls per sample", ylabel="error of mean and covariance / covariance")
     right.set_title("Distribution of samplers with noise")
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -280,7 +282,7 @@ def draw(errors: dict, distributions: dict, n: int, path: Path) -> None:
 
 
 def by_curve(measured: dict[str, Any]) -> list[tuple[list[tuple[float, float]], list[str]]]:
-    """Curves, each once, with the names of all samplers it is of."""
+    """Each different curve once, with the names of all samplers that have it."""
     names: dict[tuple[tuple[float, float], ...], list[str]] = {}
     for name, points in measured.items():
         names.setdefault(tuple(map(tuple, points)), []).append(name)
@@ -289,8 +291,8 @@ def by_curve(measured: dict[str, Any]) -> list[tuple[list[tuple[float, float]], 
 
 def page(measured: dict[str, Any], given: argparse.Namespace) -> str:
     command = "python benchmarks/samplers.py" + (f" --run {given.run}" if given.run else "")
-    of_samples = [
-        (name if "=" in name else f"`{name}`", f"{order(points):.2f}", f"{points[4][0]:.0f}", f"{points[4][1]:.1e}")
+    converging = [
+        (name if "=" in name else f"`{name}`", f"{order(points):.2f}", f"{points[-3][0]:.0f}", f"{points[-3][1]:.1e}")
         for name, points in measured["errors"].items()
     ]
     drawn = [
@@ -331,7 +333,7 @@ and 4 for `lms`.
 
 ![error against denoiser calls]({given.output.with_suffix(".png").name})
 
-{markdown(("sampler", "order", "denoiser calls", "error"), of_samples)}
+{markdown(("sampler", "order", "denoiser calls", "error"), converging)}
 `dpm_solver_1`, `ddim` and `euler` are the same method in these coordinates. `dpmpp_3m_sde` without noise has order 2,
 as in every public implementation: see `flowdiff/diffusion/samplers/dpmpp.py`.
 

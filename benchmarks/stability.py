@@ -1,10 +1,9 @@
-"""linear_activation at its default settings, by number of layers and by activation: where the loss starts and ends.
+"""The test loss of linear_activation before and after training, by number of layers and by activation.
 
     python benchmarks/stability.py [--json FILE] [overrides]
 
-The start is the test loss of the untrained model, which is the Wiener filter behind whitening=zca; the end is
-result.json's.
-Runs lie in outputs/ and are not repeated when they are complete there.
+The start is the test loss of the untrained model, which behind whitening=zca is the Wiener filter; the end is the test
+loss in result.json. A run that is complete in outputs/ is not trained again.
 """
 
 from __future__ import annotations
@@ -52,14 +51,8 @@ def measure(overrides: list[str]) -> dict[str, str | int | float]:
     torch.manual_seed(0)
     engine = flowdiff.build(*overrides)
     engine.measure()
-    start, _ = denoising_loss(
-        engine.denoiser.eval(),
-        engine.data,
-        engine.denoiser.cond_of,
-        seed=settings["seed"],
-        batch_size=250,
-        num_levels=4,
-    )
+    model = engine.denoiser.eval()
+    start, _ = denoising_loss(model, engine.data, seed=settings["seed"], batch_size=250, num_levels=4)
     run_id, name = identity.run_id(settings), identity.run_name(overrides)
     folder = RunFolder(Path("outputs") / identity.run_folder(name, run_id))
     if not folder.is_complete:

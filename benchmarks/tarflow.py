@@ -1,10 +1,11 @@
-"""The inverse of tarflow, base → data, at T tokens: walking with cached keys and values, Jacobi sweeps, the naive loop.
+"""Three ways to invert tarflow (base → data): token by token with a cache, Jacobi iteration, and the naive loop.
 
     python benchmarks/tarflow.py [--tokens 64] [--batch 16] [--threads 1] [--json FILE] [key=value of the flow]
 
-The naive loop runs the whole transformer once per token. The ways take turns in one process; every figure is a median.
-Jacobi's sweeps depend on the flow, so it is timed on flows from near the identity to far from it: every parameter is
-moved by gain·N(0, 1/fan_in), which is the start's own spread at gain 1.
+The cache keeps keys and values of earlier tokens; the naive loop runs the whole transformer once per token. The ways
+take turns in one process, and times are medians. The number of Jacobi sweeps depends on the flow, so the flows range
+from close to the identity to far from it: gain·N(0, 1/fan_in) is added to every parameter. At gain 1 that is the spread
+of the usual initialisation.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(gain: float, tokens: int, batch: int, settings: dict) -> dict[str, float]:
-    """Seconds of each way, how often it goes into the naive loop's, and how far its samples are from the loop's."""
+    """Seconds of each way, the speed-up over the naive loop, and the largest difference from the loop's samples."""
     torch.manual_seed(0)
     runtime = {"shape": (12 * tokens,), "patch": 12, "embed_dim": EMBED, "activation": create("activation", "swish")}
     flow = create("flow", "tarflow", **runtime, **settings).eval()
@@ -68,13 +69,13 @@ def measure(gain: float, tokens: int, batch: int, settings: dict) -> dict[str, f
         "cache": lambda: inverse(flow, z, cond, "cache"),
         "jacobi": lambda: inverse(flow, z, cond, "jacobi"),
     }
-    x = {name: way() for name, way in ways.items()}  # and warmed up
+    x = {name: way() for name, way in ways.items()}  # this also warms up
     sweeps = count_sweeps(flow, ways["jacobi"]) / batch
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(ROUNDS):
         for name, way in ways.items():
             if name == "naive" and i >= 2:
-                continue  # long, and steady enough
+                continue  # slow, and steady enough for a median of two
             began = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - began)
@@ -113,7 +114,7 @@ def naive_block(block: Block, z: Tensor, e: Tensor, context: object) -> Tensor:
 
 
 def count_sweeps(flow: TarFlow, way: Callable[[], Tensor]) -> float:
-    """Samples that go through a block's transformer in parallel while `way` runs, mean over the blocks."""
+    """Samples that pass through a block's transformer while `way` runs, summed over its calls; mean over the blocks."""
     sizes: list[int] = []
     hooks = [
         block.net.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0]))) for block in flow.blocks

@@ -1,9 +1,9 @@
-"""What a training step costs: through Lightning against a bare PyTorch loop, and score losses against likelihood.
+"""The cost of a training step: with Lightning and in a bare PyTorch loop, by a score loss and by likelihood.
 
     python benchmarks/train_step.py [overrides] [--json FILE]
 
-Lightning and bare loop take turns in blocks of the same process, so that a machine that speeds up or slows down does so
-for both; every figure is a median over steps. Peak memory is what the allocator held at most during one step.
+The two loops take turns in one process, so that a machine that speeds up or slows down does so for both. Times are
+medians over steps. Peak memory is the most that the allocator holds during one step, less what it holds before.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from flowdiff.training.progress_bar import TrainingBar
 from lightning.pytorch.callbacks import Callback
+from measuring import median_seconds, peak_memory
 from rich.console import Console
 from rich.table import Table
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,10 +31,13 @@ from flowdiff.noise import step_generator
 from flowdiff.registry import create
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
-from flowdiff.training import run as training
+from flowdiff.training.assembly import RunParts, assemble_run
+from flowdiff.training.callbacks import Stopwatch, TrainingBar
 from flowdiff.training.engine import Engine
+from flowdiff.training.trainer import make_trainer
 
-BLOCKS, STEPS, WARMUP = 5, 40, 10  # 5 × 40 = 200 measured steps each
+BLOCKS, STEPS, WARMUP = 5, 40, 10  # each loop runs 5 times: 5 · 40 = 200 measured steps
+ROUNDS = 60  # measured calls of each loss
 
 
 def main() -> None:
@@ -42,22 +47,24 @@ def main() -> None:
     given = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    settings = config.resolved(config.compose(given.overrides))
+    composed = config.compose(given.overrides)
+    config.check(composed)
+    settings = config.resolved(composed)
     settings["metrics"]["every_n_steps"] = settings["trainer"]["val_check_interval"] = 10**9
-    engine = Engine.of(settings)
-    engine.measure()
+    settings["trainer"]["max_steps"] = WARMUP + STEPS + 1
 
-    bare, through = [], []
+    bare, lightning = [], []
     for _ in range(BLOCKS):
-        bare += bare_loop(assembled(settings))
-        through += lightning_loop(assembled(settings), settings)
-    results = {"lightning_ms": 1e3 * statistics.median(through), "bare_ms": 1e3 * statistics.median(bare)}
+        bare += bare_loop(assembled(settings)[1])
+        lightning += lightning_loop(*assembled(settings))
+    results = {"lightning_ms": 1e3 * statistics.median(lightning), "bare_ms": 1e3 * statistics.median(bare)}
     results["lightning / bare"] = results["lightning_ms"] / results["bare_ms"]
+    engine = assembled(settings)[1]
     if engine.denoiser.is_density:
-        results |= compare_losses(settings)
+        results |= compare_losses(engine)
 
     table = Table(title="training step, medians", title_justify="left")
-    table.add_column("figure")
+    table.add_column("quantity")
     table.add_column("value", justify="right")
     for key, value in results.items():
         table.add_row(key, f"{value:.3f}")
@@ -66,71 +73,71 @@ def main() -> None:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def assembled(settings: dict) -> Engine:
+def assembled(settings: Mapping[str, Any]) -> tuple[RunParts, Engine]:
     torch.manual_seed(0)
-    engine = Engine.of(settings)
+    parts = assemble_run(settings)
+    engine = Engine(parts, parts.seed)
     engine.measure()
-    return engine
+    return parts, engine
 
 
 def bare_loop(engine: Engine) -> list[float]:
-    """The same step without Lightning: batch, loss, backward, clipping, optimiser, schedule, weight average."""
+    """Seconds of each step without Lightning: batch, loss, backward, clipping, optimiser, schedule, weight average."""
     optimizer = engine.optimizer.make([p for p in engine.parameters() if p.requires_grad])
     scheduler = engine.optimizer.scheduler(optimizer, 10**6)
     average = AveragedModel(engine, multi_avg_fn=get_ema_multi_avg_fn(engine.optimizer.ema_decay))
     engine.train()
-    batches = iter(engine.data.train_dataloader())
-    marks = []
+    batches = iter(engine.latents.train_dataloader())
+    starts = []
     for step in range(WARMUP + STEPS + 1):
-        marks.append(time.perf_counter())
-        batch = next(batches)
-        generator = step_generator(engine.seed, step, 0)
-        x0 = engine.data.to_model(batch.x, generator, train=True)
-        cond = engine.conditioner(batch.label, generator)
-        sigma = engine.sigma_sampler(len(x0), generator, engine.device)
-        noise = engine.loss.draw_noise(x0, generator)
-        loss = engine.loss(engine.denoiser.denoiser, x0, sigma, noise, cond).loss.mean()
+        starts.append(time.perf_counter())
+        inputs = engine.loss_inputs(next(batches), step)
+        loss = engine.loss(engine.denoiser.denoiser, *inputs).loss.mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(engine.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
         average.update_parameters(engine)
-    return differences(marks)
+    return step_seconds(starts)
 
 
-def lightning_loop(engine: Engine, settings: dict) -> list[float]:
-    """The step as `python train.py` takes it, with its callbacks, its progress bar and metrics.csv."""
-    marks = Marks()
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder(folder)
-        run.write_config({})
-        settings = {**settings, "trainer": {**settings["trainer"], "max_steps": WARMUP + STEPS + 1}}
-        callbacks = [marks, training.Stopwatch(), TrainingBar()]
-        trainer = training.make_trainer(settings, run, [MetricsCSV(run.metrics)], callbacks)
+def lightning_loop(parts: RunParts, engine: Engine) -> list[float]:
+    """Seconds of each step in `python train.py`, with its callbacks, its progress bar and metrics.csv."""
+    clock = StepStarts()
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(path)
+        folder.write_config({})
+        trainer = make_trainer(parts, folder, [MetricsCSV(folder.metrics)], [clock, Stopwatch(), TrainingBar()])
         trainer.fit(engine)
-    return differences(marks.times)
+    return step_seconds(clock.starts)
 
 
-class Marks(Callback):
+class StepStarts(Callback):
+    """The time at which each training step starts."""
+
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.starts: list[float] = []
 
     def on_train_batch_start(self, *arguments: object) -> None:
-        self.times.append(time.perf_counter())
+        self.starts.append(time.perf_counter())
 
 
-def differences(marks: list[float]) -> list[float]:
-    return [after - before for before, after in zip(marks[WARMUP:], marks[WARMUP + 1 :], strict=False)]
+def step_seconds(starts: list[float]) -> list[float]:
+    """Seconds from each measured step's start to the next one's."""
+    return [after - before for before, after in zip(starts[WARMUP:], starts[WARMUP + 1 :], strict=False)]
 
 
-def compare_losses(settings: dict) -> dict[str, float]:
+def compare_losses(engine: Engine) -> dict[str, float]:
     """score / log_prob, and the denoising step (double backward) / the nll step, in time and peak memory."""
-    engine = assembled(settings).train()
+    engine.train()
     batch = engine.data.train[: engine.data.batch_size]
     x0 = engine.data.to_model(batch.x, step_generator(0, 0))
     sigma, noise = engine.sigma_sampler(len(x0)), torch.randn_like(x0)
-    losses = {"denoising": create("loss", "denoising", weighting=create("weighting", "edm")), "nll": create("loss", "nll")}
+    losses = {
+        "denoising": create("loss", "denoising", weighting=create("weighting", "edm")),
+        "nll": create("loss", "nll"),
+    }
 
     def step(name: str) -> None:
         engine.zero_grad()
@@ -144,45 +151,19 @@ def compare_losses(settings: dict) -> dict[str, float]:
     def score() -> None:
         engine.denoiser.score(x0, sigma, engine.conditioner(batch.label, step_generator(0, 0)))
 
-    times = interleaved({"denoising": lambda: step("denoising"), "nll": lambda: step("nll")})
+    steps = {name: lambda name=name: step(name) for name in losses}
+    seconds = median_seconds(steps, rounds=ROUNDS, warmup=WARMUP)
     engine.eval()
-    times |= interleaved({"log_prob": log_prob, "score": score})
+    seconds |= median_seconds({"log_prob": log_prob, "score": score}, rounds=ROUNDS, warmup=WARMUP)
     engine.train()
-    memory = {name: peak_memory(lambda name=name: step(name)) for name in losses}
+    memory = {name: peak_memory(call) for name, call in steps.items()}
     return {
-        "score / log_prob": times["score"] / times["log_prob"],
-        "denoising step / nll step": times["denoising"] / times["nll"],
+        "score / log_prob": seconds["score"] / seconds["log_prob"],
+        "denoising step / nll step": seconds["denoising"] / seconds["nll"],
         "denoising peak MiB": memory["denoising"],
         "nll peak MiB": memory["nll"],
         "denoising peak / nll peak": memory["denoising"] / memory["nll"],
     }
-
-
-def interleaved(functions: dict, rounds: int = 60) -> dict[str, float]:
-    """Median seconds of each function, called in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(rounds + WARMUP):
-        for name, function in functions.items():
-            began = time.perf_counter()
-            function()
-            if i >= WARMUP:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def peak_memory(function) -> float:
-    """MiB that the CPU allocator held at most while the function ran, beyond what it held before."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            function()
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    held = [(e["ts"], e["args"]["Total Allocated"]) for e in events if e.get("name") == "[memory]"]
-    held.sort()
-    return (max(total for _, total in held) - held[0][1]) / 2**20
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Execute the notebooks of the site, keep their outputs, and write docs/score_flow.png, the picture of the README.
 
-    python docs/execute_notebooks.py [NAME…]
+python docs/execute_notebooks.py [NAME…]
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict
         ConfigurationError: the first of: unknown name or key, missing key, wrong type, value out of range.
     """
     component = resolve(group, str(node["name"]))
-    hints = typing.get_type_hints(component.__init__, include_extras=True)
+    hints = {p.name: p.annotation for p in inspect.signature(component, eval_str=True).parameters.values()}
     fields = {
         name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
         for name, p in hyperparameters(component).items()
@@ -180,7 +180,7 @@ def _checked(fields: Mapping[str, tuple[Any, Any]], given: dict[str, Any], where
         if is_dataclass(kind) and isinstance(kind, type) and not isinstance(value, kind):
             given[key] = _checked_group(kind, value, f"{where}.{key}")
     config = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-    # A pydantic model's fields must not shadow its attributes: the fields get a prefix, the settings' names are aliases.
+    # A pydantic model's fields must not shadow its attributes: they get a prefix, and the settings' names are aliases.
     model: type[pydantic.BaseModel] = pydantic.create_model(  # type: ignore[call-overload]  # fields are computed
         "Hyperparameters",
         __config__=config,

@@ -21,7 +21,9 @@ def defaults(group: str, name: str) -> dict[str, Any]:
     """The settings in conf/<group>/<name>.yaml, or the defaults of a plugin's constructor."""
     node = _node(group, name)
     inherited = [entry for entry in node.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-    return _plain(OmegaConf.merge(*(defaults(group, name) for name in inherited), _plain(OmegaConf.create(node))))
+    return plain_node(
+        OmegaConf.merge(*(defaults(group, name) for name in inherited), plain_node(OmegaConf.create(node)))
+    )
 
 
 def options(group: str) -> list[str]:
@@ -40,9 +42,9 @@ def bringers(group: str) -> tuple[tuple[str, str, str], ...]:
     """Which options add `group` to a config: (their group, their name, the option of `group` that they add)."""
     key, found = f"/{group}@_global_.{group}", []
     for path in sorted(CONF.glob("*/*.yaml")):
-        entries = OmegaConf.load(path).get("defaults", [])
+        entries = plain_node(OmegaConf.load(path), resolve=False).get("defaults", [])
         found += [
-            (path.parent.name, path.stem, entry[key]) for entry in entries if OmegaConf.is_dict(entry) and key in entry
+            (path.parent.name, path.stem, entry[key]) for entry in entries if isinstance(entry, dict) and key in entry
         ]
     return tuple(found)
 
@@ -55,14 +57,14 @@ def usual_option(group: str) -> str:
 def _node(group: str, name: str) -> dict[str, Any]:
     path = CONF / group / f"{name}.yaml"
     if path.is_file():
-        return _plain(OmegaConf.load(path), resolve=False)
+        return plain_node(OmegaConf.load(path), resolve=False)
     stored = ConfigStore.instance().repo.get(group, {}).get(f"{name}.yaml")
     if stored is None:
         raise ConfigurationError(f"{group}={name} is unknown: {nearest(name, options(group))}.")
-    return _plain(OmegaConf.create(stored.node), resolve=False)
+    return plain_node(OmegaConf.create(stored.node), resolve=False)
 
 
-def _plain(node: Any, resolve: bool = True) -> dict[str, Any]:
+def plain_node(node: Any, resolve: bool = True) -> dict[str, Any]:
     """A config node as plain containers with text keys."""
     plain = OmegaConf.to_container(node, resolve=resolve)
     assert isinstance(plain, dict)

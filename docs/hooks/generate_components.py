@@ -12,7 +12,6 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import griffe
@@ -22,12 +21,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from flowdiff import registry
-from flowdiff.yaml_defaults import CONF, defaults, options
+from flowdiff.yaml_defaults import CONF, defaults
 
-# What each group decides: the first sentence of its page and its row in the overview. A test holds the keys to the registry.
+# What each group decides: the first sentence of its page, and its row in the overview.
 GROUPS = {
     "dataset": "The data, with their batch size and loader workers.",
-    "network": "What computes the denoiser: a score flow, a raw network, a classifier of noised samples or an autoencoder.",
+    "network": "What the denoiser is made of: a score flow, a raw network, a noisy classifier or an autoencoder.",
     "flow": "The family of the score flow; `flow.n_flows` is its number of blocks.",
     "activation": "The bijection between the layers of `linear_activation`, and the nonlinearity inside every net.",
     "whitening": "The exact first layer of a score flow, which knows σ in closed form.",
@@ -52,6 +51,22 @@ PLAIN_GROUPS = {
     "hydra/sweeper": "Which runs a `-m` command makes: every combination, or what a search chooses.",
     "debug": "Presets for finding a fault; their runs go to `outputs/debug/`.",
 }
+
+
+OVERVIEW = """# Components
+
+Every part of a run is an option of a config group: `python train.py <group>=<option> <group>.<key>=<value>`.
+`python train.py --help` lists the options, and `python train.py --cfg job` prints the whole configuration. A typo, a
+wrong type or a combination that makes no sense ends as one sentence before anything is trained.
+
+| group | options | what it decides |
+| --- | --- | --- |
+{rows}
+
+`trainer.*` are the arguments of Lightning's `Trainer` (`trainer.max_steps`, `trainer.gradient_clip_val`, …).
+
+The pages of this section are made from the registry, the docstrings and the YAML files when the site is built.
+"""
 
 
 @dataclass(frozen=True)
@@ -101,29 +116,16 @@ def overview() -> str:
         f"| [`{group}`]({page_of(group).split('/')[1]}) | {', '.join(f'`{o}`' for o in choices(group))} | {what} |"
         for group, what in (GROUPS | PLAIN_GROUPS).items()
     ]
-    return "\n".join(
-        [
-            "# Components\n",
-            "Every part of a run is an option of a config group: `python train.py <group>=<option> <group>.<key>=<value>`. "
-            "`python train.py --help` lists the options, `python train.py --cfg job` prints the whole configuration. A typo, a "
-            "wrong type or a combination that makes no sense ends as one sentence before anything is trained.\n",
-            "| group | options | what it decides |",
-            "| --- | --- | --- |",
-            *rows,
-            "\n`trainer.*` are the arguments of Lightning's `Trainer` (`trainer.max_steps`, `trainer.gradient_clip_val`, …).\n",
-            "The pages of this section are made from the registry, the docstrings and the YAML files when the site is built.",
-        ]
-    )
+    return OVERVIEW.format(rows="\n".join(rows))
 
 
 def choices(group: str) -> list[str]:
     """The options of a group, the default of the configuration first."""
     if group in registry.NESTED_MODULES:
         return registry.names(group)
-    if group in PLAIN_GROUPS:
-        return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     first = default_option(group)
-    return sorted(options(group), key=lambda name: (name != first, name))
+    names = [path.stem for path in (CONF / group).glob("*.yaml")]
+    return sorted(names, key=lambda name: (name != first, name))
 
 
 def default_option(group: str) -> str | None:
@@ -144,7 +146,9 @@ def group_page(group: str) -> str:
     lines = [f"# {group}\n", f"{GROUPS[group]}\n"]
     names = choices(group)
     if group in registry.NESTED_MODULES:
-        lines.append("Each is a line of `metrics.compare` with its settings, e.g. `+metrics.compare.mmd={num_samples: 500}`.\n")
+        lines.append(
+            "Each is a line of `metrics.compare` with its settings, e.g. `+metrics.compare.mmd={num_samples: 500}`.\n"
+        )
     else:
         first = default_option(group)
         if first:
@@ -243,7 +247,7 @@ def settings(
     keys = [key for key in node if key in parameters]
     for key in [*keys, *(key for key in parameters if key not in keys)]:
         parameter = parameters[key]
-        default = node[key] if key in node else "" if parameter.default is parameter.empty else parameter.default
+        default = node.get(key, "" if parameter.default is parameter.empty else parameter.default)
         fields = nested_fields(hints.get(key))
         if fields and isinstance(default, Mapping):
             for inner, hint in fields.items():
@@ -288,7 +292,9 @@ def allowed(hint: Any) -> str:
         return " ".join(filter(None, [allowed(arguments[0]), limits(arguments[1:])]))
     if origin is not None:
         inner = ", ".join(allowed(argument) for argument in arguments if argument is not Ellipsis)
-        kind = {list: "list", tuple: "list", dict: "mapping"}.get(origin, getattr(origin, "__name__", str(origin)).lower())
+        kind = {list: "list", tuple: "list", dict: "mapping"}.get(
+            origin, getattr(origin, "__name__", str(origin)).lower()
+        )
         return f"{kind} of {inner}" if inner else kind
     return getattr(hint, "__name__", str(hint))
 
@@ -310,7 +316,9 @@ def inline(value: Any) -> str:
     """A value as YAML on one line."""
     if value == "":
         return ""
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("\n...\n").strip()
+    )
 
 
 def code(text: str) -> str:
@@ -358,5 +366,3 @@ def yaml_comments(group: str, name: str) -> dict[str, str]:
         if entry[3]:
             found[".".join(key for _, key in path)] = entry[3]
     return found
-
-

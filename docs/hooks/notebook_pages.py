@@ -1,4 +1,4 @@
-"""MkDocs hook: a page for each notebook in docs/notebooks/, from the outputs that are kept in it; nothing is executed."""
+"""MkDocs hook: a page for each notebook in docs/notebooks/, with the outputs that are kept in it."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from flowdiff import config
@@ -44,7 +45,7 @@ def run(cfg: DictConfig) -> float | None:
         config.check(cfg)
         settings = _resumed(cfg, overrides) if cfg.resume else config.resolved(cfg)
         folder = RunFolder(cfg.resume or _relative(path))
-        sweep = Path(runtime.sweep.dir).name if runtime.mode.name == "MULTIRUN" else None
+        sweep = Path(runtime.sweep.dir).name if runtime.mode == RunMode.MULTIRUN else None
         job = Job(settings, folder.path, tuple(overrides), sweep)
         verdict = job.verdict(checked_retry(cfg.retry), cfg.force)
         if verdict == "complete":

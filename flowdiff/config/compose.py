@@ -1,8 +1,4 @@
-"""Composing a configuration and holding it against what the components take; no torch is imported to compose one.
-
-`compose(overrides)` reads conf/, `check(config)` raises the first offence as one sentence (ConfigurationError), and
-`explain(error)` turns Hydra's own errors into such sentences.
-"""
+"""Composing a configuration from conf/, from overrides, or from a run folder."""
 
 from __future__ import annotations
 
@@ -23,14 +19,15 @@ from flowdiff.config.explain import explain, hydra_initialized
 from flowdiff.config.plugins import import_plugins, load_plugins
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.runs import identity
+from flowdiff.runs.provenance import made_by
 from flowdiff.runs.run_folder import RunFolder
-from flowdiff.yaml_defaults import CONF, defaults, options
+from flowdiff.yaml_defaults import CONF, defaults, options, plain_node
 
 log = logging.getLogger(__name__)
 
 
 def compose(overrides: Iterable[str] = (), config_name: str = "config") -> DictConfig:
-    """The config that `python train.py <overrides>` would see; ConfigurationError where it cannot be composed."""
+    """The config of `python train.py <overrides>`; ConfigurationError if it cannot be composed."""
     overrides = list(overrides)
     load_plugins(overrides)
     try:
@@ -41,28 +38,30 @@ def compose(overrides: Iterable[str] = (), config_name: str = "config") -> DictC
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """The config as plain containers with every interpolation resolved, without Hydra's own node."""
-    # Only the top level is masked, so that ${…} in what is left still sees the whole.
-    plain = {
+    """The config as plain containers with all interpolations resolved, without Hydra's own node."""
+    # Each top-level value is resolved within the whole config, so that its ${…} find other keys.
+    plain: dict[str, Any] = {
         key: OmegaConf.to_container(config[key], resolve=True) if OmegaConf.is_config(config[key]) else config[key]
-        for key in config
+        for key in map(str, config)
         if key != "hydra"
     }
-    if "plugins" in plain:  # found again from any folder
+    if "plugins" in plain:  # absolute, so that the run can be loaded from any folder
         plain["plugins"] = [str(Path(path).expanduser().resolve()) for path in plain["plugins"]]
     return plain
 
 
 def of_run(folder: RunFolder) -> dict[str, Any]:
-    """The config of a run folder, by which this version can go on with the run or sample it.
+    """The config of a run folder, completed so that this version can resume or sample the run.
 
-    What an older version did not know yet is as by default today, and is said. Raises RunError where components or
-    keys of another version are left.
+    Settings that an older version did not have get today's defaults, and a warning names them.
+
+    Raises:
+        RunError: the config has components or keys that this version does not know.
     """
     settings = folder.config()
-    base = OmegaConf.load(CONF / "config.yaml")
+    base = plain_node(OmegaConf.load(CONF / "config.yaml"), resolve=False)
     wanted = {
-        group: option for node in base.pop("defaults") if OmegaConf.is_dict(node) for group, option in node.items()
+        group: option for node in base.pop("defaults") if isinstance(node, dict) for group, option in node.items()
     }
     base.pop("hydra")
     try:
@@ -80,21 +79,29 @@ def of_run(folder: RunFolder) -> dict[str, Any]:
                 new += [f"{group}.{key}" for key in more]
             registry.check(group, node)
         new += [key for key in base if key not in settings]
-        new += [f"trainer.{key}" for key in base.trainer if key not in settings.get("trainer", base.trainer)]
-        settings = OmegaConf.to_container(OmegaConf.merge(base, settings), resolve=True)
+        new += [f"trainer.{key}" for key in base["trainer"] if key not in settings.get("trainer", base["trainer"])]
+        settings = plain_node(OmegaConf.merge(base, settings))
     except (ConfigurationError, OmegaConfBaseException) as error:
         raise RunError(
             f"{folder.config_file} does not fit this version of flowdiff: {str(error).rstrip('.')}. Train the run "
-            "anew, or take the version that made it."
+            f"again, or use {_maker(folder)}."
         ) from error
     if new:
-        _say_once(f"{folder.path} is of an older version: taken as by default today are {', '.join(new)}")
+        _warn_once(f"{folder.path} was made by an older version: {', '.join(new)} get today's defaults")
     return settings
 
 
 @cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     log.warning("%s", message)
+
+
+def _maker(folder: RunFolder) -> str:
+    """The version of flowdiff that made a run."""
+    try:
+        return made_by(folder.result())
+    except RunError:  # the run is not complete
+        return made_by({})
 
 
 def _identity_of(root: DictConfig) -> str:
@@ -109,7 +116,7 @@ def _run_folder(root: DictConfig) -> str:
 def _run_dir(root: DictConfig) -> str:
     if root.resume:
         return root.resume
-    # A run is found by what it is, whatever it was called when it was first asked for.
+    # A run is found by its identity, whatever its readable name was.
     there = sorted(Path("outputs").glob(f"*-{_identity_of(root)}"))
     further = [*(p for p in there if (p / "result.json").is_file()), *(p for p in there if any(p.glob("*/last.ckpt")))]
     return str(next(iter([*further, *there]), Path("outputs") / _run_folder(root)))

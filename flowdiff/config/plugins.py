@@ -26,7 +26,7 @@ def load_plugins(overrides: Iterable[str]) -> None:
                 paths = OverridesParser.create().parse_override(override).value()
             except OverrideParseException as error:
                 raise ConfigurationError(explain(error, [override])) from error
-            import_plugins(paths if isinstance(paths, list) else [paths])
+            import_plugins(map(str, paths if isinstance(paths, list) else [paths]))
 
 
 def import_plugins(paths: Iterable[str]) -> None:

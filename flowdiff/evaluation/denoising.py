@@ -1,20 +1,19 @@
-"""The denoising loss on the test split, the same for every model whatever it was trained on.
+"""The denoising loss on the test split, the same for every model, whatever its training loss was.
 
     E_{x0, σ, noise} [ (σ² + σd²) / (σ σd)² · ‖D(x0 + σ·noise, σ, c) − x0‖² / dim ],     ln σ ~ N(−1.2, 1.2²)
 
-which is EDM's training loss: a model that always answers with the best multiple of x scores 1 on white data. What
-denoises nothing has a test loss of its own: an autoencoder the negative evidence lower bound, in nats per dimension.
+which is EDM's training loss: a model whose D is always the best multiple of x scores 1 on white data. An autoencoder
+does not denoise: its test loss is the negative evidence lower bound, in nats per dimension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowdiff.data.base import DataModule
 from flowdiff.data.encoded import in_model_space
 from flowdiff.diffusion.losses.elbo import latent_noise
 from flowdiff.diffusion.model import ConditionedDenoiser
@@ -24,39 +23,33 @@ from flowdiff.models.networks.base import AutoencoderNetwork
 from flowdiff.noise import generators, randn_like
 from flowdiff.shapes import append_dims, mean_except_batch
 
-# The law of ln σ that makes values comparable; a setting would make them incomparable.
+# Mean and standard deviation of ln σ. They are not settings, because values are only comparable if they are the same.
 LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2
 
 
 def denoising_loss(
-    denoiser: ConditionedDenoiser,
-    data: Any,
-    cond_of: Callable[[Tensor], Conditioning | None],
-    *,
-    seed: int,
-    batch_size: int,
-    num_levels: int,
+    denoiser: ConditionedDenoiser, data: DataModule, *, seed: int, batch_size: int, num_levels: int
 ) -> tuple[float, float]:
-    """`loss_of_test` over every (dequantised) test sample, and its standard error.
+    """Mean of `loss_of_test` over all (dequantised) test samples, and its standard error.
 
-    Each sample is noised `num_levels` times, once in each of as many equally likely strata of σ's law; within a stratum
-    the samples are spread evenly, too. Noise and σ of sample i follow from (seed, i) and the size of the split, so two
-    models see the same noise at any batch size. cond_of maps labels (B,) to a Conditioning or None.
+    Each sample is noised `num_levels` times, once in each of `num_levels` equally likely strata of the distribution of
+    σ; the samples are spread evenly within a stratum, too. Noise and σ of sample i depend on (seed, i) and the size of
+    the split only, so two models see the same noise at any batch size.
 
     Source: Karras, Aittala, Aila and Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", 2022.
     """
     device = denoiser.sigma_data.device
-    data = in_model_space(denoiser, data)
-    sigmas = stratified_sigmas(len(data.test), num_levels, seed)  # (N, num_levels)
+    seen = in_model_space(denoiser, data)
+    sigmas = stratified_sigmas(len(seen.test), num_levels, seed)  # (N, num_levels)
     losses = []
-    for indices in torch.arange(len(data.test)).split(batch_size):
-        batch = data.test[indices]
+    for indices in torch.arange(len(seen.test)).split(batch_size):
+        batch = seen.test[indices]
         sources = generators(seed, indices.tolist())
-        x0 = data.dequantize(batch.x, sources)
-        cond = cond_of(batch.label.to(device))
+        x0 = seen.dequantize(batch.x, sources)
+        cond = denoiser.cond_of(batch.label)
         total = torch.zeros(len(indices), dtype=torch.float64)
         for level in range(num_levels):
-            # Drawn on the CPU, so that a GPU sees the same noise.
+            # Drawn on the CPU, so that it is the same on every device.
             noise = randn_like(x0, sources).to(device)
             sigma = sigmas[indices, level].to(device)
             clean = x0.to(device)
@@ -69,7 +62,7 @@ def denoising_loss(
 def loss_of_test(
     denoiser: ConditionedDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None
 ) -> Tensor:
-    """What the test loss is the mean of, for each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
+    """The test loss of each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
     if isinstance(denoiser.network, AutoencoderNetwork):
         autoencoder = denoiser.network.autoencoder
         return -autoencoder.elbo(x0, latent_noise(noise, autoencoder.latent_shape)).bound / x0[0].numel()
@@ -79,7 +72,7 @@ def loss_of_test(
 def edm_loss(
     denoiser: ConditionedDenoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None
 ) -> Tensor:
-    """The loss of the module's equation for each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
+    """The loss in the equation above for each sample of a batch: x0, noise (B, …), sigma (B,) → (B,)."""
     error = denoiser(x0 + append_dims(sigma, x0.ndim) * noise, sigma, cond) - x0
     weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
     return weight * mean_except_batch(error**2)

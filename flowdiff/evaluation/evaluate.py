@@ -1,4 +1,4 @@
-"""`python sample.py run=<run folder> evaluate=true …`: measure ways of sampling, into evaluations.csv and the logger."""
+"""`python sample.py run=<run folder> evaluate=true …`: measure ways to sample, into evaluations.csv and the logger."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
     if not metrics.with_frechet:
         return {}
     judge = metrics.extractor  # made now, so that the seconds do not include its training
-    judged = []
+    judged: list[tuple[Tensor, Tensor]] = []  # samples with their labels
     drawn = 0
 
     def sample(n: int, seed: int) -> Tensor:
@@ -160,7 +160,7 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
         mine = ranks.share(n)
         drawn += len(mine)
         x = denoiser.sample(n, seed=seed, indices=mine, progress=progress, **request.options(way))
-        x = ranks.gathered(x.cpu(), n)
+        x = ranks.gather(x.cpu(), n)
         if judge.accuracy is not None and (labels := denoiser.labels(n, request.label)) is not None:
             judged.append((x, labels))
         return x

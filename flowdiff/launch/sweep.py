@@ -1,4 +1,4 @@
-"""From Hydra's list of overrides to finished runs: compose and check all jobs, then hand them to a pool."""
+"""From Hydra's list of overrides to finished runs: compose and check all jobs, then pass them to a pool."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from flowdiff.runs.job import Job, Retry, checked_retry
 from flowdiff.runs.run_folder import RunFolder
 
 WORKER = Worker("flowdiff.launch.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
-# Arguments of the trainer about which flowdiff.config and the metrics' own ranges leave nothing to ask.
+# Arguments of the trainer that flowdiff checks itself, so that Lightning need not be asked.
 CHECKED = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps")
-WAITING = ("queued", "running")  # what a run is that goes on without this process
+WAITING = ("queued", "running")  # states of a run that continues without this process
 
 
 class FailedJob(JobReturn):
-    """Raises the error as Hydra's does, without a line of its own on stderr first."""
+    """A failed job: like Hydra's, but without its own line on stderr before the error."""
 
-    @property
+    @property  # type: ignore[misc]  # JobReturn's can be set, which nobody does with a failed one
     def return_value(self) -> Any:
         raise self._return_value
 
 
 class Pool(Protocol):
-    """Something that runs jobs: this machine, or a queue."""
+    """Runs jobs: on this machine or in a queue."""
 
     def environment(self) -> AbstractContextManager[None]:
-        """The environment variables under which a sweep is composed and handed over."""
+        """The environment variables in which a sweep is composed and started."""
 
     def prepare(self) -> None:
-        """Get ready, while the jobs are still being composed."""
+        """Start what takes time while the jobs are still being composed."""
 
     def checkable_config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The config as it can be tried on this machine."""
+        """The config as it can be checked on this machine."""
 
     def run(self, jobs: Sequence[Job], retry: Retry, force: bool) -> list[Row]:
-        """Run them; a row for each, queued or running only if they go on without this process."""
+        """Run them; one row for each, queued or running only if it continues without this process."""
 
 
 def local_pool(jobs_per_device: int | None) -> LocalPool:
@@ -69,7 +69,7 @@ def launch(
 ) -> list[JobReturn]:
     """Hydra's Launcher.launch: a JobReturn for each list of overrides.
 
-    Raises ConfigurationError, before anything starts, naming every job that makes no sense.
+    Raises ConfigurationError, before anything starts, that names every invalid job.
     """
     retry = checked_retry(sweep.retry)
     setup_globals()
@@ -91,15 +91,15 @@ def launch(
 
 
 def composed(context: HydraContext, sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The checked config of one job of a sweep; ConfigurationError where it makes no sense."""
+    """The checked config of one job of a sweep; ConfigurationError if it is invalid."""
     try:
         cfg = context.config_loader.load_sweep_config(sweep, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(config.explain(error, overrides)) from error
     if cfg.resume:
         raise ConfigurationError(
-            f"resume={cfg.resume} goes on with one run, and this is a sweep: leave out -m, or leave out resume "
-            "(a sweep started again goes on by itself)."
+            f"resume={cfg.resume} continues one run, and this is a sweep: remove -m, or remove resume (a sweep that is "
+            "started again continues by itself)."
         )
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(Path(sweep.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
@@ -112,7 +112,7 @@ def _compose(
 ) -> DictConfig:
     cfg = composed(context, sweep, overrides)
     settings = config.resolved(cfg)
-    but_for_seed = run_id({**settings, "seed": 0})  # what fits with one seed fits with all
+    but_for_seed = run_id({**settings, "seed": 0})  # a config that works with one seed works with all
     if but_for_seed not in rehearsed:
         rehearse(pool.checkable_config(settings), RunFolder(cfg.hydra.runtime.output_dir))
         rehearsed.add(but_for_seed)
@@ -132,7 +132,7 @@ def rehearse(settings: dict[str, Any], folder: RunFolder) -> None:
 
 
 def _asks_lightning(settings: dict[str, Any]) -> bool:
-    """Whether the trainer is to be more than one process in full precision, with arguments checked before."""
+    """Whether the trainer differs from one process in full precision with arguments that are checked already."""
     asked = settings["accelerator"]
     by_default = config.trainer_defaults()
     return (
@@ -143,7 +143,7 @@ def _asks_lightning(settings: dict[str, Any]) -> bool:
 
 
 def _jobs(configs: Sequence[DictConfig], folder: Path) -> list[Job]:
-    """Each in the folder that already holds its run, whatever it is called, or in a new one."""
+    """The jobs, each in the folder that already holds its run, whatever its name, or in a new one."""
     there = {path.name.rpartition("-")[2]: path for path in folder.glob("*/") if path.is_dir()}
     jobs = []
     for cfg in configs:
@@ -168,7 +168,7 @@ def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
     fine = complete or row.state in WAITING
     result = (JobReturn if fine else FailedJob)(
         overrides=list(job.overrides),
-        cfg=OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]),
+        cfg=OmegaConf.masked_copy(cfg, [key for key in map(str, cfg) if key != "hydra"]),
         hydra_cfg=OmegaConf.masked_copy(cfg, "hydra"),
         working_dir=str(job.path),
         task_name=cfg.hydra.job.name,
@@ -182,7 +182,7 @@ def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
 
 
 def _remove_if_new(folder: Path) -> None:
-    """A sweep that was refused leaves no folder behind; Hydra has written multirun.yaml into it."""
+    """Remove the folder of a refused sweep, into which Hydra has written multirun.yaml."""
     if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
         (folder / "multirun.yaml").unlink()
         folder.rmdir()

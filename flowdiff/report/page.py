@@ -32,7 +32,7 @@ Cell = str | tuple[str, float | None, int]
 
 
 class Column(TypedDict):
-    """Head of a column in the page. sign: as of `direction`."""
+    """Head of a column in the page. sign: the `direction` of a metric, 0 for other columns."""
 
     title: str
     numeric: bool

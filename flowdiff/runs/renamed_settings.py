@@ -6,7 +6,7 @@ A run id is the hash of the *first* names and values, so that a renaming does no
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 
@@ -47,7 +47,9 @@ def in_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_first_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the first names and values of its settings; the argument stays as it is."""
-    return _translated(config, [Renamed(now, first, tuple((b, a) for a, b in values)) for first, now, values in RENAMED])
+    return _translated(
+        config, [Renamed(now, first, tuple((b, a) for a, b in values)) for first, now, values in RENAMED]
+    )
 
 
 def _translated(config: Mapping[str, Any], table: Iterable[Renamed]) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def _translated(config: Mapping[str, Any], table: Iterable[Renamed]) -> dict[str
 def _pop(node: Any, path: list[str]) -> Any:
     """Remove and return the value at a path; _MISSING if there is none, or if it is itself a mapping of settings."""
     key, *rest = path
-    if not isinstance(node, Mapping) or key not in node:
+    if not isinstance(node, MutableMapping) or key not in node:
         return _MISSING
     if not rest:
         return _MISSING if isinstance(node[key], Mapping) else node.pop(key)

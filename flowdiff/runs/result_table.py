@@ -20,11 +20,11 @@ Row = tuple[str, str, str]
 SAMPLE_METRICS = {
     "precision": "share of samples in the neighbourhood of a real sample",
     "recall": "share of real samples in the neighbourhood of a generated one",
-    "density": "mean number of real neighbourhoods around a sample, 1 for real samples",
+    "density": "mean number of real neighbourhoods around a sample, over k; about 1 for real samples",
     "coverage": "share of real neighbourhoods that contain a sample",
-    "memorised": "share of samples as close to a training sample as a copy would be",
+    "memorised": "share of samples closer to a training sample than almost every test sample is",
     "train_distance": "median distance to the nearest training sample, divided by √dim",
-    "sample_accuracy": "share of samples that a classifier assigns to the requested class",
+    "sample_accuracy": "share of samples that the extractor's classifier assigns to the requested class",
     "is": "Inception score: higher for confident and diverse class predictions",
 }
 AGAINST_TRAINING = "samples compared with the training split"

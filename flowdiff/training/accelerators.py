@@ -1,4 +1,4 @@
-"""The hardware half of Lightning's Trainer arguments, and whether the network is compiled."""
+"""The hardware arguments of Lightning's Trainer, and whether the network is compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ Precision = Literal["32-true", "16-mixed", "bf16-mixed"]
 
 
 class Accelerator:
-    """`kind` is Lightning's accelerator; devices "auto", a number, or a list of indices; strategy as in Lightning."""
+    """What a run computes on.
+
+    Args:
+        kind: Lightning's accelerator: auto, cpu or gpu.
+        devices: auto, a number of devices, or a list of their indices.
+        num_nodes: number of machines, ≥ 1.
+        strategy: a Lightning strategy, e.g. auto or ddp.
+        precision: 32-true, 16-mixed or bf16-mixed.
+        compile: whether torch.compile compiles the network.
+    """
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Stopping a run so that it can go on: a signal only sets a flag, and the end of the batch saves and stops.
+"""Stopping a run so that it can be resumed: a signal only sets a flag; the run saves and stops at the end of the batch.
 
-The checkpoint is written to a temporary name and renamed, so `last.ckpt` is always whole. It is renamed when the step's
-validation is done and logged: a run that is killed before goes on from the one before, and leaves nothing out.
+The checkpoint is written under a temporary name and renamed, so that `last.ckpt` is always complete. It is renamed after
+the step's validation has been logged: a run that is killed earlier resumes from the previous checkpoint and repeats it.
 """
 
 from __future__ import annotations
@@ -19,28 +19,34 @@ from lightning.pytorch.callbacks import Callback
 from flowdiff.runs.job import Interrupted, Pruned
 from flowdiff.runs.signals import STOP_SIGNALS
 from flowdiff.training.divergence import Divergence, not_finite
+from flowdiff.training.engine import Engine, log_interval
 
 
 class ResumableCheckpoint(Callback):
-    """Keeps `last.ckpt`: every `every_n_steps`, at the last step, and when SIGINT, SIGTERM or SIGUSR2 asks to stop.
+    """Writes `last.ckpt` every `every_n_steps`, at the last step, and when SIGINT, SIGTERM or SIGUSR2 asks to stop.
 
-    Asks the module's sentinel before every save, every trainer.log_every_n_steps, and on a CPU, where asking costs
-    nothing, at every step: raises Divergence when a loss, a gradient or, before a save, a weight is not finite.
+    It reads the engine's sentinel before every save, every trainer.log_every_n_steps, and on a CPU, where reading is
+    free, at every step. It raises Divergence if a loss, a gradient or, before a save, a weight is not finite.
 
-    A second Ctrl-C stops at once, without saving. Must stand behind the weight average in the list of callbacks, so
-    that a saved average has seen the saved step.
+    A second Ctrl-C stops at once, without saving. The callback must come after the weight average in the list of
+    callbacks, so that the saved average includes the saved step.
+
+    Args:
+        path: the checkpoint.
+        every_n_steps: optimiser steps between two checkpoints, ≥ 1.
+        resume_hint: the command that resumes the run, for messages.
     """
 
     def __init__(self, path: Path, every_n_steps: int, resume_hint: str):
         self.path = path
         self.every_n_steps = every_n_steps
         self.resume_hint = resume_hint
-        self._asked: signal.Signals | None = None  # by a signal to this process
-        self._stopping: signal.Signals | None = None  # as all ranks have agreed
+        self._asked: signal.Signals | None = None  # signal that this process received
+        self._stopping: signal.Signals | None = None  # signal that all ranks stop for
         self._temporary = path.with_suffix(".tmp")
-        self._saved: int | None = None  # the step of the checkpoint that was written
-        self._published: int | None = None  # and of the one that is in place
-        self._resumed: int | None = None  # the step that was gone on from
+        self._saved: int | None = None  # step of the written checkpoint
+        self._published: int | None = None  # step of last.ckpt
+        self._resumed: int | None = None  # step that this session resumed from
         self._handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -62,53 +68,53 @@ class ResumableCheckpoint(Callback):
     ) -> None:
         step = trainer.global_step
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # gradients are half accumulated: a checkpoint here would lose them
+            return  # gradients are accumulating: a checkpoint here would lose them
         self._agree(trainer)
         saving = self._stopping or step % self.every_n_steps == 0 or step == trainer.max_steps
-        if _asking_is_free(trainer) or (step % trainer.log_every_n_steps == 0 and not saving):
+        if _reading_is_free(trainer) or (step % log_interval(trainer) == 0 and not saving):
             self._look(trainer, module)
         if saving:
             self.save(trainer, module)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # Not at the end of the batch before: its numbers are logged, and it is validated, after all callbacks.
+        # Not at the end of the previous batch: it is logged and validated only after all callbacks.
         self._publish(trainer)
         self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if self._saved != trainer.global_step:
-            self.save(trainer, module)  # stopped by trainer.max_time
+            self.save(trainer, module)  # trainer.max_time stopped the run
         self._publish(trainer)
         self._agree(trainer)
         self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """A queue's SIGTERM ends a logger's own process at once: losing touch with that is part of being stopped."""
+        """A queue's SIGTERM also ends the process of a logger: a lost connection is then part of being stopped."""
         if isinstance(exception, ConnectionError):
-            time.sleep(1)  # our signal may still be on its way
-        self._give_back()
+            time.sleep(1)  # our own signal may arrive a little later
+        self._restore_handlers()
         if isinstance(exception, Pruned):
-            self._publish(trainer)  # it was validated at this step
+            self._publish(trainer)  # this step has been validated
         if isinstance(exception, ConnectionError) and self._asked:
             raise self._interruption(trainer) from exception
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        self._give_back()
+        self._restore_handlers()
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
     def save(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write what will be last.ckpt; raises Divergence instead of keeping what is not finite."""
+        """Write the checkpoint that will become last.ckpt; Divergence if a number is not finite."""
         self._look(trainer, module)
         if (name := not_finite(module)) is not None:
             raise self._divergence(f"after step {trainer.global_step:,}: {name} is not finite")
         try:
             trainer.save_checkpoint(self._temporary)
         except OSError:
-            self._temporary.unlink(missing_ok=True)  # gives the room back
+            self._temporary.unlink(missing_ok=True)  # frees the disk
             raise
         self._saved = trainer.global_step
 
@@ -118,6 +124,7 @@ class ResumableCheckpoint(Callback):
         self._published = self._saved
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, Engine)
         found = module.sentinel.found()
         if found is not None:
             raise self._divergence(f"at step {found.step:,}: {module.account(found)}")
@@ -126,11 +133,11 @@ class ResumableCheckpoint(Callback):
         good = self._published or self._resumed
         kept = f"The last good checkpoint is {self.path} (step {good:,})" if good else "There is no checkpoint yet"
         return Divergence(
-            f"Training diverged {what}. {kept}: train anew with a lower optimizer.lr or trainer.gradient_clip_val."
+            f"Training diverged {what}. {kept}: train from scratch with a lower optimizer.lr or trainer.gradient_clip_val."
         )
 
     def _agree(self, trainer: Trainer) -> None:
-        """All ranks stop at the same step, whichever was asked: a checkpoint needs every one of them."""
+        """All ranks stop at the same step, whichever received the signal: a checkpoint needs all ranks."""
         if trainer.world_size == 1:
             self._stopping = self._asked
         elif trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
@@ -141,13 +148,14 @@ class ResumableCheckpoint(Callback):
             raise self._interruption(trainer)
 
     def _interruption(self, trainer: Trainer) -> Interrupted:
-        name = (self._stopping or self._asked).name
+        asked = self._stopping or self._asked
+        assert asked is not None
         return Interrupted(
-            f"{name} stopped the run after step {self._saved or 0:,} of {trainer.max_steps:,}; go on with: "
+            f"{asked.name} stopped the run after step {self._saved or 0:,} of {trainer.max_steps:,}; continue with: "
             f"{self.resume_hint}"
         )
 
 
-def _asking_is_free(trainer: Trainer) -> bool:
-    """Whether a number can be looked at without making a device wait for it."""
+def _reading_is_free(trainer: Trainer) -> bool:
+    """Whether a number can be read without waiting for a device."""
     return trainer.strategy.root_device.type == "cpu"

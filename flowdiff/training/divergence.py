@@ -1,8 +1,8 @@
-"""Where numbers stop being numbers: the step, the noise level and the layer that are the first to be NaN or Inf.
+"""Divergence: at which step, at which noise level and in which layer the first NaN or Inf appears.
 
-Looking at a number makes a GPU wait, so the loss and the norm of the gradient of every step are judged on the device,
-and asked for now and then. In between nothing is lost: from the first bad step on the optimiser leaves the weights as
-they are, and since a step draws its random numbers from its own index, it can be repeated to see where it goes wrong.
+Reading a number from a GPU makes the program wait, so the loss and the gradient norm of every step are checked on the
+device, and the result is read only now and then. Nothing is lost in between: from the first bad step on the optimiser
+leaves the weights unchanged. A step draws its random numbers from its own index, so it can be repeated to find the layer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from flowdiff.models.conditioning import Conditioning
 
 
 class Divergence(FlowdiffError, ArithmeticError):
-    """A loss, gradient or weight is no longer a number; last.ckpt is from when it was."""
+    """A loss, gradient or weight is not finite any more; last.ckpt is from before."""
 
 
 class Found(NamedTuple):
-    """The first bad step, counted from 1; the index of its last batch; its loss and the norm of its gradient."""
+    """The first bad step, counted from 1; the index of its last batch; its loss and gradient norm."""
 
     step: int
     batch_idx: int
@@ -35,45 +35,55 @@ class Sentinel:
     """Remembers on the device the first step whose loss or gradient is not finite, and stops the optimiser there."""
 
     def __init__(self) -> None:
-        self._loss: Tensor | None = None  # of the batches of a step so far
-        self._when: list[Tensor] = []  # step and batch index, zeros until something is found
-        self._what: list[Tensor] = []  # loss and norm, as they were found
+        self._loss: Tensor | None = None  # sum over the batches of the current step
+        self._when: list[Tensor] = []  # step and batch index; zeros until a bad step is found
+        self._what: list[Tensor] = []  # loss and norm of the bad step
 
-    def hear(self, loss: Tensor) -> None:
-        """The loss of a batch, before its backward pass."""
+    def add_loss(self, loss: Tensor) -> None:
+        """Take the loss of a batch, before its backward pass."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
-    def judge(self, norm: Tensor, step: int, batch_idx: int, optimizer: torch.optim.Optimizer | None) -> None:
-        """The norm of a step's gradient, before the optimiser takes it; step ≥ 1. None: an optimiser held by others."""
+    def check_step(self, norm: Tensor, step: int, batch_idx: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """Check a step before the optimiser takes it, and stop the optimiser at the first bad step.
+
+        Args:
+            norm: norm of the step's gradient, a scalar.
+            step: number of the step, ≥ 1.
+            batch_idx: index of its last batch.
+            optimizer: the optimiser to stop; None if a gradient scaler already skips bad steps.
+        """
+        assert self._loss is not None  # a step has at least one batch
         loss, self._loss = self._loss.to(norm), None
         if not self._when:
             self._when = [torch.zeros((), dtype=torch.int64, device=norm.device) for _ in range(2)]
             self._what = [torch.zeros_like(norm) for _ in range(2)]
         new = ~torch.isfinite(loss + norm) & (self._when[0] == 0)
         for kept, value in zip(self._when, (step, batch_idx), strict=True):
-            kept.add_(new, alpha=value)  # a number of the host becomes an argument of the kernel: no copy to wait for
+            kept.add_(new, alpha=value)  # a Python number is an argument of the kernel: no copy to the device
         self._what = [torch.where(new, x, kept) for x, kept in zip((loss, norm), self._what, strict=True)]
         if optimizer is None:
             return
         if is_fused(optimizer):
-            optimizer.found_inf = (self._when[0] > 0).float()  # read on the device, as for a gradient scaler's sake
+            optimizer.found_inf = (self._when[0] > 0).float()  # type: ignore[attr-defined]  # the fused kernel reads it, as it does with a gradient scaler
         elif self.found():
-            optimizer.zero_grad(set_to_none=True)  # another kind has to be stopped from here, which waits
+            optimizer.zero_grad(
+                set_to_none=True
+            )  # other optimisers are stopped from the host, which waits for the device
 
     def found(self) -> Found | None:
-        """What was found so far; waits for the device."""
+        """The first bad step so far, or None; waits for the device."""
         if not self._when or not int(self._when[0]):
             return None
         return Found(*map(int, self._when), *map(float, self._what))
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser's own kernel skips a step where `found_inf` says so."""
+    """Whether the optimiser's own kernel can skip a step by `found_inf`."""
     return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def not_finite(module: nn.Module) -> str | None:
-    """The name of the first parameter that holds a NaN or Inf, None if all are sound; waits for the device."""
+    """The name of the first parameter that holds a NaN or Inf, or None; waits for the device."""
     parameters = list(module.named_parameters())
     if not parameters or bool(torch.stack([p.detach().isfinite().all() for _, p in parameters]).all()):
         return None
@@ -81,10 +91,10 @@ def not_finite(module: nn.Module) -> str | None:
 
 
 def locate(module: nn.Module, loss_of: Callable[[Tensor], Tensor], n: int) -> tuple[str, Tensor] | None:
-    """Where a loss of n samples, or its gradient, stops being finite, and for which samples; None if it does not.
+    """Where the loss of n samples, or its gradient, is not finite, and for which samples; None if it is finite.
 
-    loss_of(rows) is the loss of the samples at int64 positions `rows`, computed through `module`. Halves them as long
-    as one half fails by itself, hence 2·log₂ n passes.
+    loss_of(rows) is the loss of the samples at int64 positions `rows`, computed through `module`. The samples are halved
+    as long as one half alone fails, which takes up to 2·log₂ n passes.
     """
 
     def sound(rows: Tensor) -> bool:
@@ -106,7 +116,7 @@ def locate(module: nn.Module, loss_of: Callable[[Tensor], Tensor], n: int) -> tu
 
 
 def take(cond: Conditioning | None, rows: Tensor) -> Conditioning | None:
-    """The conditions of some samples, without the graph behind them."""
+    """The conditions of some samples, detached from the graph."""
     if cond is None:
         return None
     parts = (cond.vector, cond.tokens, cond.mask)
@@ -114,12 +124,12 @@ def take(cond: Conditioning | None, rows: Tensor) -> Conditioning | None:
 
 
 def first_not_finite(module: nn.Module, compute: Callable[[], Any]) -> str:
-    """Run `compute`, which calls `module` and goes backward, and say where the first NaN or Inf came up.
+    """Run `compute`, which calls `module` and a backward pass, and name the layer where the first NaN or Inf appeared.
 
-    Forward it is the innermost layer whose output is not finite though its input was; backward, the layer whose output
-    has a finite derivative and whose input, or weight, has not; in a second backward pass, the same for the derivative
-    of that. "in flow.net.outer (Linear)", "in the derivative of flow.net.outer (Linear)". For use after the fact: it
-    looks at every number.
+    In the forward pass this is the innermost layer with a finite input and an output that is not finite; in the backward
+    pass the layer with a finite derivative of its output but not of its input or weight; in a second backward pass the
+    same for the second derivative. Examples: "in flow.net.outer (Linear)", "in the derivative of flow.net.outer
+    (Linear)". It is slow, because it reads every number.
     """
     with _watched(module) as watch, torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
         compute()
@@ -127,21 +137,21 @@ def first_not_finite(module: nn.Module, compute: Callable[[], Any]) -> str:
 
 
 class _Point:
-    """A tensor between layers: the layer that made it, and those that have read it."""
+    """A tensor between layers: the layer that made it, and the layers that read it."""
 
     def __init__(self) -> None:
-        self.derived = False  # by a backward pass that will itself be derived
+        self.derived = False  # whether a backward pass that is differentiated again has reached it
         self.maker: str | None = None
         self.readers: list[str] = []
 
 
 class _Watch:
-    """Looks at all that layers read and make, and at its derivatives; verdict is where the first bad number was."""
+    """Checks the inputs, outputs and derivatives of all layers; `verdict` says where the first bad number was."""
 
     def __init__(self, module: nn.Module):
         self.verdict: str | None = None
         self.types = {name: type(layer).__name__ for name, layer in module.named_modules()}
-        self._points: dict[int, tuple[Tensor, _Point]] = {}  # holds the tensors, or their ids would be used again
+        self._points: dict[int, tuple[Tensor, _Point]] = {}  # keeps the tensors alive, so that their ids stay unique
 
     def reads(self, name: str, inputs: Any) -> None:
         """A layer is called."""
@@ -152,7 +162,7 @@ class _Watch:
                 self._point(tensor).readers.append(name)
 
     def makes(self, name: str, output: Any) -> None:
-        """A layer is done."""
+        """A layer has returned."""
         for tensor in _tensors(output):
             if not _is_finite(tensor):
                 self._say(f"in {self._label(name)}")
@@ -161,7 +171,7 @@ class _Watch:
                 point.maker = point.maker or name
 
     def derives(self, name: str, gradient: Tensor) -> None:
-        """A weight of a layer gets its derivative."""
+        """A weight of a layer receives its derivative."""
         if not _is_finite(gradient):
             self._say(f"in the derivative of {self._label(name)}")
 
@@ -174,7 +184,7 @@ class _Watch:
 
     def _arrives(self, point: _Point, gradient: Tensor) -> None:
         if not _is_finite(gradient):
-            # Of layers inside each other the innermost is meant; of several side by side nobody knows which.
+            # Among nested layers name the innermost; among several that read the tensor, name them all.
             inner = [n for n in point.readers if not any(m != n and m.startswith(f"{n}.") for m in point.readers)]
             if "" in inner and len(inner) > 1:
                 inner.remove("")

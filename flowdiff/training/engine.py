@@ -12,16 +12,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flowdiff.data.base import Batch
-from flowdiff.data.latents import latent_data
+from flowdiff.data.latents import Latents, latent_data
 from flowdiff.data.readers import evenly
 from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
 from flowdiff.models.conditioners import Conditioner
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.noise import randn_like, step_generator
 from flowdiff.training.assembly import ModelParts, assemble
 from flowdiff.training.divergence import Found, Sentinel, is_fused, locate, take
@@ -96,7 +98,7 @@ class Engine(LightningModule):
         self.latents.prepare_data()
         self.latents.setup()
         first_stage = self.denoiser.first_stage
-        if not first_stage.is_identity:
+        if isinstance(self.latents, Latents) and isinstance(first_stage, AutoencoderStage):
             images = self.data.centre(self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)
             first_stage.fit(self.latents.posteriors(MEASURE_BATCH), images)
         total, count = 0.0, 0
@@ -138,7 +140,7 @@ class Engine(LightningModule):
         self.log("val_loss", loss.mean(), batch_size=len(z0), sync_dist=True)
 
     def on_before_backward(self, loss: Tensor) -> None:
-        self.sentinel.hear(loss)
+        self.sentinel.add_loss(loss)
 
     def configure_gradient_clipping(
         self,
@@ -158,13 +160,16 @@ class Engine(LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         if scaler is not None:  # it tries scales at which float16 overflows, and skips such steps itself
             norm = torch.zeros_like(norm)
-        self.sentinel.judge(norm, self.trainer.global_step + 1, self._batch_idx, optimizer if scaler is None else None)
+        self.sentinel.check_step(
+            norm, self.trainer.global_step + 1, self._batch_idx, optimizer if scaler is None else None
+        )
 
     def account(self, found: Found) -> str:
         """What is not finite in a step, in which layer it appears first, and at which σ; repeats the step to find out."""
         finite = math.isfinite(found.loss)
         what = f"the norm of the gradient is {found.norm}" if finite else f"the loss is {found.loss}"
         loader = self.trainer.train_dataloader
+        assert loader is not None  # a step of it has just been done
         for batch_idx in range(max(0, found.batch_idx - self.trainer.accumulate_grad_batches + 1), found.batch_idx + 1):
             batch = self.trainer.strategy.batch_to_device(loader.dataset[loader.sampler.batch(batch_idx)], self.device)
             where = self._first_not_finite(batch, batch_idx)
@@ -191,7 +196,7 @@ class Engine(LightningModule):
         low, high = (float(end) for end in sigma[rows.to(sigma.device)].aminmax())
         return f"{where}, at σ = {low:.4g}" if low == high else f"{where}, at σ from {low:.4g} to {high:.4g}"
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer.make([p for p in self.parameters() if p.requires_grad])
         scheduler = self.optimizer.scheduler(optimizer, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -210,7 +215,7 @@ class Engine(LightningModule):
             value = value.detach()
             self._mean_loss[key] = self._mean_loss[key] + value if key in self._mean_loss else value
         self._counted += 1
-        every = self.trainer.log_every_n_steps * self.trainer.accumulate_grad_batches
+        every = log_interval(self.trainer) * self.trainer.accumulate_grad_batches
         if (batch_idx + 1) % every == 0:
             self.log_dict({k: v / self._counted for k, v in self._mean_loss.items()})
             self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -225,3 +230,8 @@ class Engine(LightningModule):
         generator = step_generator(self.seed, MEASURE)
         for start in range(0, len(split), MEASURE_BATCH):
             yield self.latents.to_model(split[start : start + MEASURE_BATCH].x, generator).to(self.device)
+
+
+def log_interval(trainer: Trainer) -> int:
+    """Optimiser steps between two lines of the logger."""
+    return trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside the class

@@ -1,4 +1,4 @@
-"""What moves the weights: the optimiser, its learning-rate schedule, and the average of the weights on its way."""
+"""Optimisers, their learning-rate schedules, and the decay of the weight average."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 class Optimizer(ABC):
-    """An optimiser with linear warm-up, then a `cosine` to zero at the last step or a `constant` rate.
+    """An optimiser with a linear warm-up, followed by a cosine decay to zero at the last step or a constant rate.
 
-    lr is the peak rate; ema_decay ∈ [0, 1) is the decay per step of the weight average that is evaluated, sampled and
-    exported (0: no average).
+    Args:
+        lr: peak learning rate, > 0.
+        warmup_steps: optimiser steps of the warm-up, ≥ 0.
+        lr_schedule: cosine or constant.
+        ema_decay: decay per step of the weight average that is evaluated, sampled and exported, in [0, 1); 0 for none.
     """
 
     def __init__(self, lr: float, warmup_steps: int, lr_schedule: str, ema_decay: float):
@@ -32,7 +35,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimiser over these parameters; a fused one can be kept from a bad step without asking a GPU."""
+        """The torch optimiser of these parameters; a fused one can skip a bad step without a copy to the host."""
 
     def scheduler(self, optimizer: torch.optim.Optimizer, max_steps: int) -> LambdaLR:
         """The learning-rate schedule, to be stepped once per optimiser step."""
@@ -49,7 +52,18 @@ class Optimizer(ABC):
 
 @register("optimizer", "adamw")
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+    """Adam with decoupled weight decay.
+
+    Args:
+        lr: peak learning rate, > 0.
+        betas: decay of the mean and of the mean square of the gradient, each in [0, 1).
+        weight_decay: ≥ 0.
+        warmup_steps: optimiser steps of the linear warm-up, ≥ 0.
+        lr_schedule: cosine to zero at the last step, or constant.
+        ema_decay: decay per step of the weight average, in [0, 1); 0 for none.
+
+    Source: Loshchilov & Hutter, Decoupled weight decay regularization, 2019.
+    """
 
     def __init__(
         self,
@@ -66,13 +80,25 @@ class AdamW(Optimizer):
         self.weight_decay = weight_decay
 
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        betas = tuple(self.betas)
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, weight_decay=self.weight_decay, fused=True)
+        first, second = self.betas
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay, fused=True
+        )
 
 
 @register("optimizer", "adam")
 class Adam(Optimizer):
-    """Adam without weight decay (Kingma & Ba, 2015)."""
+    """Adam without weight decay.
+
+    Args:
+        lr: peak learning rate, > 0.
+        betas: decay of the mean and of the mean square of the gradient, each in [0, 1).
+        warmup_steps: optimiser steps of the linear warm-up, ≥ 0.
+        lr_schedule: cosine to zero at the last step, or constant.
+        ema_decay: decay per step of the weight average, in [0, 1); 0 for none.
+
+    Source: Kingma & Ba, Adam: a method for stochastic optimization, 2015.
+    """
 
     def __init__(
         self,
@@ -87,4 +113,5 @@ class Adam(Optimizer):
         self.betas = betas
 
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.lr, betas=tuple(self.betas), fused=True)
+        first, second = self.betas
+        return torch.optim.Adam(parameters, lr=self.lr, betas=(first, second), fused=True)

@@ -11,7 +11,7 @@ from runs import TINY, train
 
 from flowdiff.runs.collect import collect
 
-ANEW = "Train the run anew, or take the version that made it."
+ANEW = "Train the run again, or use the version of flowdiff that made it."
 
 
 def without(*keys):
@@ -102,7 +102,7 @@ def sampled(older):
 def test_a_complete_run_is_complete_whatever_made_it(resumed, name):
     status, said = resumed[name]
     assert status == 0
-    assert f"{name} is complete; force=true trains it anew." in said
+    assert f"{name} is complete; force=true trains it from scratch." in said
 
 
 WORKING = ("groups", "keys", "result", "metrics")
@@ -119,7 +119,7 @@ REFUSED = {
 def test_what_is_missing_is_as_by_default_and_the_run_goes_on(older, resumed, name):
     status, said = resumed[name]
     assert status == 0
-    assert ("is of an older version: taken as by default today are" in said) == (name in ("groups_half", "keys_half"))
+    assert ("was made by an older version: " in said) == (name in ("groups_half", "keys_half"))
     result = json.loads((older / name / "result.json").read_text())
     assert result["steps"] == 8
     assert result["metrics"]["test_loss"] > 0

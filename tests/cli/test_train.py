@@ -124,8 +124,8 @@ class Arctan(Activation):
 """
 
 
-def test_the_plugin_above_is_the_readmes():
-    assert README_PLUGIN.strip() in (ROOT / "README.md").read_text()
+def test_the_plugin_above_is_that_of_the_guide():
+    assert README_PLUGIN.strip() in (ROOT / "docs" / "guides" / "extend.md").read_text()
 
 
 def test_digits_end_to_end(tmp_path):

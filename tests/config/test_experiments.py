@@ -66,7 +66,7 @@ def behind_an_autoencoder(composed, folder, monkeypatch):
     """An untrained one of the same images, in place of the run that a first stage is to be given."""
     if composed.first_stage.name == "vae":
         theirs = f"experiment=vae_{composed.dataset.name}"
-        monkeypatch.setattr(assembly, "_load", lambda run: flowdiff.build(theirs).denoiser.requires_grad_(False))
+        monkeypatch.setattr(assembly, "load", lambda run: flowdiff.build(theirs).denoiser.requires_grad_(False))
         composed.first_stage.run, composed.first_stage.cache_dir = theirs, str(folder)
 
 

@@ -1,15 +1,12 @@
-"""Small data sets, an extractor trained once for all tests of this folder, and a model in closed form."""
-
-from types import SimpleNamespace
+"""Small data sets, an extractor that is trained once for all tests of this folder, and models in closed form."""
 
 import pytest
 import torch
+from gaussian_flow import GaussianFlow, LabelsAsVectors
 from given_data import GivenData
 
-from flowdiff import registry
 from flowdiff.data.base import TensorSplit
-from flowdiff.models.first_stage.identity import IdentityFirstStage
-from flowdiff.models.networks.base import FlowDensity
+from flowdiff.testing.models import ScoreOf, model_of
 
 
 def split_in_two(x, label, n_train):
@@ -74,47 +71,22 @@ def digits_cnn(digits, cache_dir):
     return build_extractor(digits, cache_dir)
 
 
-class GaussianDenoiser(FlowDensity):
-    """The exact model of x0 ~ N(mean, std²·I): denoiser, density and (linear) flow at every noise level, no classes."""
+@pytest.fixture
+def gaussian():
+    """(mean, std, network) → the exact model of N(mean, std²·I), or a model of a variant of its network."""
 
-    is_density = True
-    log_prob_and_score = sample = None
-    is_autoencoder = is_classifier = False
-    autoencoder = num_classes = None
+    def make(mean=0.0, std=0.5, network=GaussianFlow, conditioner=None):
+        return model_of(network(mean, std), conditioner=conditioner, sigma_data=std)
 
-    def __init__(self, mean=0.0, std=0.5):
-        super().__init__()
-        self.mean, self.std = mean, std
-        self.register_buffer("sigma_data", torch.tensor(std))
-        self.first_stage = IdentityFirstStage(())
-        self.sampling = SimpleNamespace(schedule=registry.create("schedule", "karras"))
-
-    def forward(self, x, sigma, cond=None):
-        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
-        return self.mean + self.std**2 / (self.std**2 + s**2) * (x - self.mean)
-
-    def log_prob(self, x, sigma, cond=None):
-        variance = (self.std**2 + sigma**2).reshape(-1, *[1] * (x.ndim - 1))
-        terms = -0.5 * ((x - self.mean) ** 2 / variance + variance.log() + torch.log(torch.tensor(2 * torch.pi)))
-        return terms.flatten(1).sum(1)
-
-    @property
-    def network(self):
-        return self
-
-    def cond_of(self, label):
-        return None
-
-    def encode(self, x, sigma, cond=None):
-        return (x - self.mean) / self._scale(x, sigma)
-
-    def decode(self, z, sigma, cond=None):
-        return self.mean + z * self._scale(z, sigma)
-
-    def _scale(self, x, sigma):
-        return (self.std**2 + sigma**2).sqrt().reshape(-1, *[1] * (x.ndim - 1))
+    return make
 
 
 @pytest.fixture
-def gaussian():
-    return GaussianDenoiser
+def raw(gaussian):
+    """(mean, std) → the exact denoiser of N(mean, std²·I), whose network is not a density."""
+    return lambda *args, **kwargs: gaussian(*args, **kwargs, network=lambda *args: ScoreOf(GaussianFlow(*args)))
+
+
+@pytest.fixture
+def labels_as_vectors():
+    return LabelsAsVectors()

@@ -1,4 +1,4 @@
-"""evaluate=true from outside: sweeps over guidance, rows in evaluations.csv and W&B, several processes, refusals."""
+"""evaluate=true on the command line: sweeps over guidance, evaluations.csv and W&B, several processes, errors."""
 
 import csv
 import socket
@@ -32,14 +32,14 @@ def rows_of(run):
         return list(csv.DictReader(file))
 
 
-def test_a_classifier_run_tells_its_accuracy_by_noise_level(folders):
+def test_a_classifier_run_reports_its_accuracy_by_noise_level(folders):
     found = RunFolder(folders / "classifier").result()["metrics"]
     assert 0 <= found["class_accuracy_sigma_0.5"] <= 1
     assert "class_accuracy" in found
     assert "bpd" not in found
 
 
-def test_guidances_are_swept_into_the_table(folders, tmp_path):
+def test_a_sweep_over_guidances_fills_the_table(folders, tmp_path):
     run = folders / "run"
     sweep = ["-m", f"run={run}", "evaluate=true", "num_samples=4", "metrics.num_samples=20", "seed=5", *ONLY_FRECHET]
     euler = ["sampler=euler", "sampler.num_steps=3"]
@@ -63,16 +63,16 @@ def test_guidances_are_swept_into_the_table(folders, tmp_path):
     assert [row["guidance_rescale"] for row in rows] == ["0.0", "0.0", "0.5", "0", "0.0", "0.0"]
     assert [row["guidance_inner"] for row in rows][3:] == ["null", "null", '{"name": "cfg", "interval": [1, 9]}']
     assert {row["num_samples"] for row in rows} == {"20"}
-    # Euler's three levels are 80, 2.5 and 0.002, of which one is guided; Heun's five evaluations are all done twice,
-    # the two of them at 2.5 three times where cfg stands inside.
+    # Euler's three levels are 80, 2.5 and 0.002: one of them is guided. Heun's five evaluations are all guided and
+    # cost two each; with cfg inside, the two at 2.5 cost three.
     assert [float(row["nfe"]) for row in rows] == [4, 4, 10, 10, 10, 12]
     assert len({row["fd_data"] for row in rows}) == 6
 
 
-def test_several_processes_share_the_samples_and_one_writes_and_tells_wandb(folders, tmp_path):
+def test_several_processes_share_the_samples_and_one_writes_and_logs_to_wandb(folders, tmp_path):
     run, before = folders / "weak", len(offline_runs(folders / "weak"))
     command = [f"run={run}", "evaluate=true", "num_samples=3", "metrics.num_samples=21", "device=cpu"]
-    command += ["metrics.ode=true", "metrics.ode_rtol=1e-3", *ONLY_FRECHET[2:]]
+    command += ["metrics.ode.measure=true", "metrics.ode.rtol=1e-3", *ONLY_FRECHET[2:]]
     alone = script("sample", *command, cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     with socket.socket() as free:
@@ -90,27 +90,27 @@ def test_several_processes_share_the_samples_and_one_writes_and_tells_wandb(fold
     one, two = rows_of(run)
     assert one["num_samples"] == two["num_samples"] == "21"
     assert one["nfe"] == two["nfe"]
-    # Batches of other sizes round anew. The splits are odd: one sample counted twice would shift each of these by 1/63.
+    # Batches of another size round differently. The splits are odd: a sample counted twice would add 1/63 to each.
     for metric in ("fd_data", "nats_per_dim", "nats_per_dim_se", "class_accuracy", "class_ece"):
         assert float(two[metric]) == pytest.approx(float(one[metric]), rel=1e-4)
-    # The solver's steps follow from its batch, by its tolerance.
+    # The solver chooses its steps by its batch, so that its results agree to its tolerance.
     assert float(two["nats_per_dim_ode"]) == pytest.approx(float(one["nats_per_dim_ode"]), rel=1e-2)
     appended = offline_runs(run)[before:]
     assert [a.summary["evaluation/number"] for a in appended] == [1, 2]
     assert [a.summary["evaluation/fd_data"] for a in appended] == [float(row["fd_data"]) for row in (one, two)]
     assert {a.run_id for a in appended} == {RunFolder(run).result()["run_id"]}
     assert all(a.resume and a.exit_code == 0 for a in appended)
-    assert not any("fd_data" in a.summary for a in appended)  # what the training has measured stays
+    assert not any("fd_data" in a.summary for a in appended)  # the numbers of the training stay
 
 
-def test_what_does_not_fit_the_run_is_a_sentence(folders, tmp_path):
+def test_options_that_do_not_fit_the_run_are_refused_in_one_sentence(folders, tmp_path):
     run, digits = f"run={folders / 'run'}", f"guidance.run={folders / 'digits'}"
     weak = ["guidance=autoguidance", f"guidance.run={folders / 'weak'}"]
     mistakes = [
-        ([run, "guidance=autoguidance", digits], "of shape 1×8×8, and those to be guided are 2:"),
+        ([run, "guidance=autoguidance", digits], "of shape 1×8×8, and the samples to be guided have shape 2:"),
         ([run, "guidance=autoguidance", "guidance.run=nowhere"], "guidance.run=nowhere cannot guide: run=nowhere does"),
-        ([run, *weak, "guidance=classifier"], "is no classifier"),
-        ([run, *weak, "guidance.inner={scale: 2}"], "does not say which guidance"),
+        ([run, *weak, "guidance=classifier"], "is not a classifier"),
+        ([run, *weak, "guidance.inner={scale: 2}"], "does not name a guidance"),
         ([run, *weak, "guidance.inner={name: cfg, scael: 2}"], "did you mean 'scale'"),
         ([run, "guidance=cfg", "guidance.interval=[3,1]"], "low < high"),
         ([run, "start=flow", "sigma_start=1e-5"], "a start at sigma=1e-05 is not allowed: this model was trained at"),
@@ -126,7 +126,7 @@ def test_what_does_not_fit_the_run_is_a_sentence(folders, tmp_path):
     assert "of shape 1×8×8" in stderr
 
 
-def test_rows_of_an_older_table_stay_and_processes_do_not_lose_each_others(tmp_path):
+def test_rows_of_an_older_table_stay(tmp_path):
     folder = RunFolder(tmp_path)
     folder.evaluations.write_text("sampler,num_steps,fd_data\nheun,18,2.5,what a hand has added\n")
     assert folder.append_evaluation({"sampler": "euler", "guidance_interval": "null", "fd_data": 3.0}) == 2

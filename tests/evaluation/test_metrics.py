@@ -1,20 +1,22 @@
 import copy
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from gaussian_flow import GaussianFlow
 from torch.nn import functional
 
 from flowdiff import config, registry
 from flowdiff.data.readers import evenly, split_batches
-from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge, NotADensity
+from flowdiff.errors import ConfigurationError, DataError, InverseDidNotConverge
 from flowdiff.evaluation.densities import densities as module
 from flowdiff.evaluation.features import samples
 from flowdiff.evaluation.features import small_cnn as features
 from flowdiff.evaluation.features.identity import IdentityFeatures
-from flowdiff.models.conditioning import Conditioning
 
+ODE = config.defaults("metrics", "default")["ode"]
 COMPARED = ("precision", "recall", "memorised", "train_distance")  # by default, beside the Fréchet distance
 
 
@@ -36,9 +38,9 @@ def real(data, split):
 
 
 def test_training_split_itself_scores_zero_and_the_floor_lies_above(digit_metrics, digits):
-    # zero up to the root of the rounding error of 64 eigenvalues
+    # Zero up to the root of the rounding error of 64 eigenvalues.
     assert digit_metrics.frechet(real(digits, digits.train)) == {"fd_digits_cnn": pytest.approx(0, abs=1e-4)}
-    # in other batches the same features are summed in another order
+    # In batches of another size the same features are summed in another order.
     assert digit_metrics.floor("frechet") == pytest.approx(digit_metrics.frechet(real(digits, digits.test)), rel=1e-6)
     assert digit_metrics.floor("frechet")["fd_digits_cnn"] > 0.1
     assert digit_metrics.train.statistics.n == 1500
@@ -49,7 +51,7 @@ def test_distance_rises_under_noise(digit_metrics, digits):
     noise = torch.randn(x.shape, generator=generator)
     distances = [digit_metrics.frechet(x + s * noise)["fd_digits_cnn"] for s in (0, 0.1, 0.2, 0.4, 0.8, 1.6)]
     assert distances == sorted(distances)
-    # noise of a fifth of the grey range is worse than unseen digits
+    # Noise of a fifth of the grey range is worse than unseen digits.
     assert distances[3] > 2 * digit_metrics.floor("frechet")["fd_digits_cnn"]
 
 
@@ -70,7 +72,7 @@ def test_distance_rises_with_every_class_that_is_dropped(digit_metrics, digits):
     assert distances[1] > digit_metrics.floor("frechet")["fd_digits_cnn"]
 
 
-def test_what_is_known_of_real_data_is_read_from_the_cache(digit_metrics, metrics_of, digits, monkeypatch):
+def test_features_and_floors_of_real_data_are_read_from_the_cache(digit_metrics, metrics_of, digits, monkeypatch):
     floors = {name: digit_metrics.floor(name) for name in digit_metrics.comparisons}
     again = metrics_of(digits)
     monkeypatch.setattr(samples, "split_batches", lambda *_: pytest.fail("computed again"))
@@ -130,39 +132,33 @@ def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
     assert not model.inner.training
 
 
-def test_table_of_a_raw_network_on_images(metrics_of, digits, digits_cnn, gaussian):
-    class Raw(gaussian):
-        is_density = False
-
-        def log_prob(self, x, sigma, cond=None):
-            raise NotADensity("no density")
-
+def test_table_of_a_raw_network_on_images(metrics_of, digits, digits_cnn, raw):
     def sample_fn(n, seed):
         return real(digits, digits.train)[:n]
 
-    found = metrics_of(digits, num_samples=60).evaluate(Raw(), sample_fn, 0)
-    # fewer samples than features: a number all the same
+    found = metrics_of(digits, num_samples=60).evaluate(raw(), sample_fn, 0)
+    # There are fewer samples than features, which still gives a number.
     assert math.isfinite(found["fd_digits_cnn"])
     assert found["extractor_accuracy"] == digits_cnn.accuracy
     assert not {"bpd", "nats_per_dim", "fd_digits_cnn_sd", "auroc_permuted", "interpolation_bpd"} & set(found)
 
 
-@pytest.mark.parametrize(("sigma_eval", "expected"), [(None, 0.03), (0.2, 0.2)])
+@pytest.mark.parametrize(("sigma_eval", "expected"), [("auto", 0.03), (0.2, 0.2)])
 def test_sigma_of_the_likelihood(metrics_of, points, gaussian, sigma_eval, expected):
     seen = set()
 
-    class Spy(gaussian):
+    class Spy(GaussianFlow):
         def log_prob(self, x, sigma, cond=None):
             seen.update(sigma.tolist())
             return super().log_prob(x, sigma, cond)
 
-    model = Spy()
-    model.sampling.schedule = registry.create("schedule", "karras", sigma_min=0.03)
+    model = gaussian(network=Spy)
+    model.sampling = replace(model.sampling, schedule=registry.create("schedule", "karras", sigma_min=0.03))
     metrics_of(points, sigma_eval=sigma_eval, frechet=False).evaluate(model, None, 0)
     assert list(seen) == [pytest.approx(expected)]
 
 
-def test_what_is_switched_off_is_not_done(metrics_of, tiny, gaussian):
+def test_what_is_switched_off_is_not_measured(metrics_of, tiny, gaussian):
     unlabelled = copy.copy(tiny)
     unlabelled.num_classes = None
     off = dict.fromkeys(("frechet", "likelihood", "classify", "outliers", "interpolate"), False)
@@ -171,20 +167,15 @@ def test_what_is_switched_off_is_not_done(metrics_of, tiny, gaussian):
 
 
 @pytest.fixture
-def conditional(gaussian):
+def conditional(gaussian, labels_as_vectors):
     """A density of the classes of `tiny`, whose images lie around 60 grey levels times their class."""
 
-    class OfClasses(gaussian):
-        num_classes = 4
-
+    class OfClasses(GaussianFlow):
         def log_prob(self, x, sigma, cond=None):
-            centre = 2 * (60 * cond.vector + 20) / 256 - 1  # (B,)
+            centre = 2 * (60 * cond.vector + 20) / 256 - 1  # (B, 1)
             return super().log_prob(x - centre.reshape(-1, 1, 1, 1), sigma)
 
-        def cond_of(self, label):
-            return Conditioning(label.float())
-
-    return OfClasses(std=0.1)
+    return gaussian(std=0.1, network=OfClasses, conditioner=labels_as_vectors)
 
 
 def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, conditional):
@@ -193,23 +184,24 @@ def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, condit
         *("bpd", "bpd_se", "class_accuracy", "class_accuracy_se", "class_ece", "num_classified", "auroc_permuted"),
         *("interpolation_bpd", "interpolation_bpd_se", "interpolation_straight"),
     }
-    assert found["class_accuracy"] == 1  # classes 60 levels apart, of a width of 12
+    assert found["class_accuracy"] == 1  # the classes are 60 levels apart and 12 wide
     assert found["class_ece"] < 1e-6
     assert found["num_classified"] == 60
-    # The pixels of an image of noise may stand in any order; dequantisation adds other noise to them.
+    # In an image of noise any order of the pixels is equally likely; only the dequantisation noise differs.
     assert found["auroc_permuted"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_as_many_are_classified_as_is_cheap_unless_all_are_asked_for(metrics_of, tiny, conditional, monkeypatch):
-    monkeypatch.setattr(module, "CHEAP", 100)
-    for asked, n in ((None, 25), (True, 60)):
+def test_auto_classifies_as_many_samples_as_are_cheap_and_true_classifies_all(
+    metrics_of, tiny, conditional, monkeypatch
+):
+    monkeypatch.setattr(module, "AUTO_EVALUATIONS", 100)
+    for asked, n in (("auto", 25), (True, 60)):
         metrics = metrics_of(tiny, frechet=False, classify=asked, outliers=False, interpolate=False)
         assert metrics.densities(conditional, 0)["num_classified"] == n
 
 
-def test_what_a_model_or_its_data_cannot_give_is_refused_when_asked_for(metrics_of, points, tiny, gaussian):
-    density, raw = gaussian(), gaussian()
-    raw.is_density = False
+def test_true_is_refused_if_the_model_or_the_data_do_not_allow_it(metrics_of, points, tiny, gaussian, raw):
+    density, raw = gaussian(), raw()
     for data, model, key, sentence in (
         (tiny, raw, "classify", r"metrics\.classify=true needs a normalised density: take network=score_flow; or set "),
         (
@@ -223,18 +215,18 @@ def test_what_a_model_or_its_data_cannot_give_is_refused_when_asked_for(metrics_
     ):
         with pytest.raises(ConfigurationError, match=sentence):
             metrics_of(data, **{key: True}).check(model)
-        for asked in (None, False):
+        for asked in ("auto", False):
             metrics = metrics_of(data, **{key: asked})
             metrics.check(model)
             assert not metrics.wants(key, model)
 
 
-def test_an_inverse_that_does_not_converge_costs_one_line_of_the_table(metrics_of, points, gaussian, caplog):
-    class Lost(gaussian):
+def test_an_inverse_that_does_not_converge_only_drops_the_interpolation(metrics_of, points, gaussian, caplog):
+    class Lost(GaussianFlow):
         def decode(self, z, sigma, cond=None):
             raise InverseDidNotConverge("the inverse is off.")
 
-    found = metrics_of(points).densities(Lost(), 0)
+    found = metrics_of(points).densities(gaussian(network=Lost), 0)
     assert set(found) == {"nats_per_dim", "nats_per_dim_se"}
     assert "not interpolated: the inverse is off." in caplog.text
 
@@ -246,7 +238,7 @@ def test_images_without_classes_stop_before_anything_is_read(metrics_of, tiny):
         metrics_of(unlabelled)
 
 
-def test_one_sample_is_a_sentence(metrics_of, points):
+def test_a_single_sample_is_refused(metrics_of, points):
     with pytest.raises(DataError, match="at least 2 samples"):
         metrics_of(points).frechet(torch.zeros(1, 2))
     with pytest.raises(ConfigurationError, match=r"metrics\.num_samples=1"):
@@ -262,7 +254,7 @@ def test_samples_of_a_diverged_model_are_nan_everywhere(metrics_of, points):
     assert all(math.isfinite(found[f"{name}_floor"]) for name in ("fd_data", *COMPARED))
 
 
-def test_fewer_samples_than_features_is_said_once(metrics_of, digits, digits_cnn, caplog):
+def test_fewer_samples_than_features_are_warned_about_once(metrics_of, digits, digits_cnn, caplog):
     metrics = metrics_of(digits)
     for n in (64, 64, 65):
         metrics.frechet(real(digits, digits.train)[:n])
@@ -272,13 +264,15 @@ def test_fewer_samples_than_features_is_said_once(metrics_of, digits, digits_cnn
     ]
 
 
-def test_how_many_samples_a_metric_looks_at_is_told_where_it_is_not_all(metrics_of, points):
+def test_the_number_of_samples_is_reported_if_a_comparison_does_not_use_all(metrics_of, points):
     compare = {"mmd": {"num_samples": 299}, "precision_recall": {"neighbours": 3, "num_samples": 300}}
     found = metrics_of(points, num_samples=60, compare=compare).quality(lambda n, seed: points.train.x[:n], 0)
-    assert {key: n for key, n in found.items() if key.endswith("_n")} == {"mmd2_n": 299}  # the floor's, of 300
+    assert {key: n for key, n in found.items() if key.endswith("_n")} == {
+        "mmd2_n": 299
+    }  # fewer than the 300 of the floor
 
 
-def test_real_samples_pass_the_extractor_once_and_not_all_features_of_a_large_split_are_kept(
+def test_the_extractor_sees_real_samples_once_and_part_of_the_features_of_a_large_split_are_kept(
     points, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(samples, "KEPT", 7)
@@ -313,7 +307,7 @@ def test_wrong_lines_of_compare_are_sentences(metrics_of, points, compare, sente
 
 
 @pytest.mark.parametrize("option", config.options("metrics"))
-def test_every_metric_of_every_option_is_there_and_takes_its_settings(option, points, tiny, tmp_path):
+def test_every_comparison_of_every_option_exists_and_takes_its_settings(option, points, tiny, tmp_path):
     node = config.defaults("metrics", option)
     (tmp_path / "weights").touch()
     weights = str(tmp_path / "weights") if node["inception_weights"] else None
@@ -322,12 +316,12 @@ def test_every_metric_of_every_option_is_there_and_takes_its_settings(option, po
     assert list(metrics.comparisons) == ["frechet", *node["compare"]]
 
 
-def test_every_metric_stands_in_some_option():
+def test_every_comparison_is_in_some_option():
     lines = {name for option in config.options("metrics") for name in config.defaults("metrics", option)["compare"]}
     assert set(registry.names("comparison")) == {"frechet", *lines}
 
 
-def test_a_metric_of_the_users_own(metrics_of, points, tmp_path):
+def test_a_comparison_of_a_plugin(metrics_of, points, tmp_path):
     (tmp_path / "mine.py").write_text(PLUGIN)
     config.import_plugins([tmp_path / "mine.py"])
     metrics = metrics_of(points, compare={"furthest": {"power": 2.0}}, num_samples=10)
@@ -354,24 +348,47 @@ class Furthest(Comparison):
 """
 
 
-def test_likelihood_over_a_sweep_of_sigma_and_by_the_ode(metrics_of, points, gaussian):
+def test_likelihood_over_a_sweep_of_sigma_and_by_the_ode(metrics_of, points, gaussian, raw):
     model = gaussian(std=0.4)
     off = {"frechet": False, "interpolate": False}
-    metrics = metrics_of(points, sigma_sweep=[0.002, 2.0], ode=True, ode_probes=None, **off)
+    metrics = metrics_of(points, sigma_sweep=[0.002, 2.0], ode={**ODE, "measure": True, "probes": None}, **off)
     found = metrics.densities(model, 0)
     assert found["nats_per_dim_sigma_0.002"] == found["nats_per_dim"] < found["nats_per_dim_sigma_2"]
     # N(0, 0.4²) noised to σ_max = 80 is not quite N(0, 80²)
     assert found["nats_per_dim_ode"] == pytest.approx(found["nats_per_dim"], abs=5e-5)
     assert found["nats_per_dim_ode_se"] == pytest.approx(found["nats_per_dim_se"], rel=1e-3)
-    model.is_density = False  # the ODE needs none
-    assert set(metrics.densities(model, 0)) == {"nats_per_dim_ode", "nats_per_dim_ode_se"}
+    assert set(metrics.densities(raw(std=0.4), 0)) == {"nats_per_dim_ode", "nats_per_dim_ode_se"}
 
 
 def test_the_ode_refuses_a_flow_that_has_one_derivative(metrics_of, points, gaussian):
     model = gaussian()
-    model.twice_differentiable = False
-    with pytest.raises(ConfigurationError, match=r"metrics\.ode=true needs a score that can be differentiated"):
-        metrics_of(points, ode=True).check(model)
+    model.network.twice_differentiable = False
+    with pytest.raises(
+        ConfigurationError, match=r"metrics\.ode\.measure=true needs a score that can be differentiated"
+    ):
+        metrics_of(points, ode={**ODE, "measure": True}).check(model)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"ode": {**ODE, "rtol": -1}}, r"^metrics\.ode\.rtol=-1 is not allowed: input should be greater than 0\.$"),
+        (
+            {"ode": {**ODE, "x": 1}},
+            r"^metrics\.ode\.x is not a setting of metrics\.ode: allowed are measure, ",
+        ),
+        ({"ode": {"measure": True}}, r"^metrics\.ode\.rtol is missing: metrics\.ode needs it\.$"),
+        ({"ode": True}, r"^metrics\.ode=True is not allowed: it is a group of settings; set metrics\.ode\.measure, "),
+        ({"classify": None}, r"^metrics\.classify=None is not allowed: input should be 'auto', or input should be a"),
+        (
+            {"sigma_eval": -1.0},
+            r"^metrics\.sigma_eval=-1\.0 is not allowed: input should be 'auto', or input",
+        ),
+    ],
+)
+def test_wrong_settings_of_the_ode_and_of_auto_are_sentences(metrics_of, points, overrides, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        metrics_of(points, **overrides)
 
 
 def test_home_is_expanded(points):
@@ -379,7 +396,7 @@ def test_home_is_expanded(points):
     assert not str(metrics.cache_dir).startswith("~")
 
 
-def test_samples_of_a_diverged_model_have_a_nan_for_a_distance(metrics_of, points):
+def test_samples_of_a_diverged_model_have_a_nan_as_distance(metrics_of, points):
     found = metrics_of(points, repeats=2, num_samples=50).quality(lambda n, seed: torch.full((n, 2), math.nan), 0)
     assert math.isnan(found["fd_data"])
     assert math.isnan(found["fd_data_sd"])

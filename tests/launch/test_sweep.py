@@ -14,20 +14,21 @@ PLUGIN = '''
 """A schedule that breaks when a model is sampled (under no_grad), not when it is checked beforehand."""
 import torch
 
+from flowdiff.diffusion.schedules.formulas import Karras
 from flowdiff.errors import DataError
-from flowdiff.registry import create, register
+from flowdiff.registry import register
 
 
 @register("schedule", "broken")
-class Broken:
+class Broken(Karras):
     def __init__(self, *, sigma_min: float = 0.01, works: bool = False):
-        self.sigma_min = sigma_min
+        super().__init__(sigma_min=sigma_min, sigma_max=80.0, rho=7.0)
         self.works = works
 
-    def __call__(self, num_steps):
+    def _levels(self, num_steps, sigma_max):
         if not self.works and not torch.is_grad_enabled():
             raise DataError("this schedule is broken: take another.")
-        return create("schedule", "karras")(num_steps)
+        return super()._levels(num_steps, sigma_max)
 '''
 
 

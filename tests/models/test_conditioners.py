@@ -1,4 +1,4 @@
-"""Conditioners: labels are dropped at the given rate, reproducibly and only in training; what the null condition is."""
+"""Conditioners: conditions of labels, dropped labels in training, and the null condition."""
 
 import pytest
 import torch

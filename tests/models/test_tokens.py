@@ -16,7 +16,7 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.training.assembly import guide_by
 from flowdiff.training.engine import Engine
 
-README_PLUGIN = """
+GUIDE_PLUGIN = """
 # words.py
 import torch
 from flowdiff.models.conditioners import Conditioner
@@ -78,7 +78,7 @@ def small(group: str, name: str, settings: dict) -> dict:
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("plugin") / "words.py"
-    path.write_text(README_PLUGIN)
+    path.write_text(GUIDE_PLUGIN)
     return path
 
 
@@ -218,5 +218,6 @@ def test_first_order_gradients_of_the_conditioner_equal_double_backward(flow, gr
     assert (gradient_by(gradient) - exact).norm() < 1e-6 * exact.norm()
 
 
-def test_the_readme_shows_this_conditioner():
-    assert README_PLUGIN.strip() in (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_guide_shows_this_conditioner():
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "extend.md"
+    assert GUIDE_PLUGIN.strip() in guide.read_text()

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from fake_runs import write_run, write_sweep
 
@@ -7,17 +5,9 @@ from flowdiff.report import Report, read
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory) -> Path:
-    """A folder with a whole sweep: 8 settings and a unet with 3 seeds each, one failed and one unfinished run."""
-    root = tmp_path_factory.mktemp("multirun") / "n_flows"
-    write_sweep(root)
-    return root
-
-
-@pytest.fixture(scope="session")
-def swept(sweep) -> Report:
-    """The report of the sweep."""
-    return read([sweep])
+def swept(tmp_path_factory) -> Report:
+    """The report of a sweep: 8 settings and a unet with 3 seeds each, one failed and one unfinished run."""
+    return read([write_sweep(tmp_path_factory.mktemp("n_flows"))])
 
 
 @pytest.fixture

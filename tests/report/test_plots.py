@@ -89,18 +89,18 @@ def test_overridden_parameters_name_a_series_before_those_they_imply(tmp_path):
     assert sorted(names) == ["flow=linear_activation", "flow=realnvp"]
 
 
+def test_a_series_is_named_only_by_what_distinguishes_it(tmp_path):
+    lines = "network.name=unet trainer.max_steps=300", "network.name=mlp trainer.max_steps=1000"
+    rows = read([write_runs(tmp_path, *lines)]).table.rows
+    assert series(rows, ["network.name", "trainer.max_steps"]) == (["network=mlp", "network=unet"], [])
+
+
 def test_ways_of_sampling_are_told_apart_by_the_sampler(tmp_path):
     rows = "".join(f"{s},{k},{i}.5,{k}\n" for i, s in enumerate(("euler", "heun", "ddim")) for k in (10, 20, 50))
     (write_run(tmp_path / "a") / "evaluations.csv").write_text(f"sampler,num_steps,fd_cnn,nfe\n{rows}")
     table = read([tmp_path]).sampling
     names = [f"sampler={sampler}" for sampler in ("ddim", "euler", "heun") for _ in range(3)]
     assert series(table.rows, table.parameters) == (names, ["num_steps"])
-
-
-def test_a_series_is_named_only_by_what_distinguishes_it(tmp_path):
-    lines = "network.name=unet trainer.max_steps=300", "network.name=mlp trainer.max_steps=1000"
-    rows = read([write_runs(tmp_path, *lines)]).table.rows
-    assert series(rows, ["network.name", "trainer.max_steps"]) == (["network=mlp", "network=unet"], [])
 
 
 def test_parameters_decided_by_the_plotted_one_make_no_series_and_nameless_series_no_legend_entry(tmp_path):

@@ -12,10 +12,10 @@ from flowdiff.report import read, report
 FILES = {"report.csv", "report.md", "report.html", "sampling.csv", "plots"}
 
 
-def test_the_command_prints_and_writes(sweep, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_and_writes(swept, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     out = tmp_path / "deep" / "out"
-    assert main([str(sweep), "--out", str(out)]) == 0
+    assert main([*swept.folders, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     failed = "failed: n_flows=10,activation=tanh: RuntimeError: loss is nan at step 40"
     assert [part in printed for part in ("fd_cnn", failed, f"to {out}")] == [True] * 3

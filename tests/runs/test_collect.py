@@ -48,17 +48,10 @@ def test_no_folder_at_all_is_a_sentence():
 
 
 def test_swept_parameters_leave_out_seeds_and_housekeeping(tmp_path):
-    for i in range(3):
-        write_run(
-            tmp_path / f"{i}",
-            seed=i,
-            flow={"n_flows": i + 1, "channels": [8 * i, 8]},
-            dataset={"seed": i, "num_workers": i, "root": f"/data/{i}"},
-            sampler={"seed": 7 + (i == 0)},
-            trainer={"devices": i, "max_steps": 100 * i},
-            logger={"mode": f"{i}"},
-            accelerator={"name": f"a{i}"},
-        )
+    settings = "flow.n_flows=1{0} flow.channels=[{0},8] trainer.max_steps={0}00 sampler.seed={1}"
+    settings += " seed={0} dataset.seed={0} dataset.num_workers={0} dataset.root=/data/{0}"
+    settings += " trainer.devices={0} logger.mode={0} accelerator.name=a{0}"
+    write_runs(tmp_path, *(settings.format(i, 7 + (i == 0)) for i in range(3)))
     # sampler.seed is a setting of its own; dataset.seed equals `seed` and is not.
     swept = {"flow.n_flows", "flow.channels", "sampler.seed", "trainer.max_steps"}
     assert set(swept_parameters(collect([tmp_path]))) == swept

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from sweep_workers import wait_until
+
 from flowdiff.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -76,33 +78,24 @@ def outcomes(name: str, commands: list[list[str]], cwd: Path) -> list[tuple[int,
     return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
 
 
-def kill_often(command: list[str], sweep: Path, times: int, cwd: Path) -> int:
-    """Run `python train.py <command>` `times` times, and kill it each time after its runs have made some progress.
+def check_interrupted_sweep(command: list[str], times: int, cwd: Path) -> tuple[Path, Path]:
+    """Run a sweep twice, and kill it a few times in between; both must succeed. Returns the folders, the killed last.
 
-    The delays come from a fixed seed. Stops early when all runs are complete. Returns how often SIGKILL ended it.
+    It is killed each time after its runs have made some progress and a delay, which comes from a fixed seed.
     """
-    delays, ended = random.Random(0), 0
+    undisturbed, killed = cwd / "undisturbed" / "s", cwd / "killed" / "s"
+    delays, ended = random.Random(0), []
     for _ in range(times):
-        before = _steps(sweep)
+        before = _steps(killed)
         with open(os.devnull, "wb") as null:
-            process = Started(ROOT / "train.py", command, cwd, null, null)
-        deadline = time.monotonic() + 120
-        while _steps(sweep) <= before and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+            process = Started(ROOT / "train.py", [*command, f"hydra.sweep.dir={killed}"], cwd, null, null)
+        wait_until(lambda b=before, p=process: _steps(killed) > b or p.poll() is not None, 120)
         time.sleep(delays.uniform(0, 0.5))
         process.kill()
-        ended += process.wait() == -signal.SIGKILL
-        folders = [RunFolder(path) for path in sweep.glob("*/")]
-        if folders and all(folder.is_complete for folder in folders):
+        ended.append(process.wait())
+        if ended[-1] == 0:
             break  # on a fast machine
-    return ended
-
-
-def check_interrupted_sweep(command: list[str], times: int, cwd: Path) -> tuple[Path, Path]:
-    """Run a sweep twice, once with kills in between; both must succeed. Returns the folders, the undisturbed first."""
-    undisturbed, killed = cwd / "undisturbed" / "s", cwd / "killed" / "s"
-    assert kill_often([*command, f"hydra.sweep.dir={killed}"], killed, times, cwd)
+    assert -signal.SIGKILL in ended
     for folder in (undisturbed, killed):
         done = script("train", *command, f"hydra.sweep.dir={folder}", cwd=cwd)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -110,7 +110,7 @@ def write_runs(root: Path, *lines: str) -> Path:
     return root
 
 
-def write_sweep(root: Path) -> None:
+def write_sweep(root: Path) -> Path:
     """n_flows × activation × seed, a unet beside them, one failed run and one that was stopped."""
     for activation, n, seed in ((a, n, s) for a in ("elu", "softplus") for n in (1, 2, 5, 10) for s in range(3)):
         settings = {"flow": {"n_flows": n}, "activation": {"name": activation}}
@@ -121,6 +121,7 @@ def write_sweep(root: Path) -> None:
     settings = {"flow": {"n_flows": 10}, "activation": {"name": "tanh"}}
     write_run(root / "n_flows=10,activation=tanh", complete=False, rows=4, **failed, **settings)
     write_run(root / "n_flows=20", steps=700, complete=False, picture=False, flow={"n_flows": 20})
+    return root
 
 
 def _write_csv(path: Path, head: str, rows: Iterable[tuple[Any, ...]]) -> None:

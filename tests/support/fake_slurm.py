@@ -1,18 +1,20 @@
-"""Fake squeue, sacct and scancel: scripts that print what a test wrote, and record their command lines."""
+"""Fake SLURM programs: scripts that print what a test wrote, and record how they were called."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 SCRIPT = """#!{python} -S
-import pathlib, sys
+import glob, json, os, pathlib, sys
 here, name = pathlib.Path({here!r}), pathlib.Path(sys.argv[0]).name
-with (here / "asked").open("a") as file:
-    file.write(" ".join([name, *sys.argv[1:]]) + "\\n")
-answer = here / f"{{name}}.txt"
-error = here / f"{{name}}.err"
+call = {{"command": " ".join([name, *sys.argv[1:]]), "environment": dict(os.environ), "files": glob.glob("s/*/*")}}
+with (here / "calls").open("a") as file:
+    file.write(json.dumps(call) + "\\n")
+answer, error = here / f"{{name}}.txt", here / f"{{name}}.err"
 if error.exists():
     sys.exit(error.read_text())
 print(answer.read_text() if answer.exists() else "")
@@ -29,29 +31,38 @@ class FakeSlurm:
             (folder / name).write_text(SCRIPT.format(python=sys.executable, here=str(folder)))
             (folder / name).chmod(0o755)
 
-    def queue(self, **states: str) -> None:
-        """Set the answer of squeue: task_1_0="RUNNING", …"""
-        self._answer("squeue", states)
-
-    def past(self, **states: str) -> None:
-        """Set the answer of sacct."""
-        self._answer("sacct", states)
-
-    def _answer(self, program: str, states: dict[str, str]) -> None:
-        lines = (f"{name.removeprefix('task_')}|{state}\n" for name, state in states.items())
-        (self.folder / f"{program}.txt").write_text("".join(lines))
+    def answer(self, program: str, text: str) -> None:
+        """Set what a program prints."""
+        (self.folder / f"{program}.txt").write_text(text)
 
     def refuse(self, program: str, message: str) -> None:
         """Let a program fail with this message."""
         (self.folder / f"{program}.err").write_text(message)
 
+    def queue(self, **states: str) -> None:
+        """Set the answer of squeue: task_1_0="RUNNING", …"""
+        self.answer("squeue", _lines(states))
+
+    def past(self, **states: str) -> None:
+        """Set the answer of sacct."""
+        self.answer("sacct", _lines(states))
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """The calls so far: command line, environment, and the files in the runs of the sweep `s` at that time."""
+        file = self.folder / "calls"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
     @property
     def asked(self) -> list[str]:
         """The command lines so far."""
-        file = self.folder / "asked"
-        return file.read_text().splitlines() if file.exists() else []
+        return [call["command"] for call in self.calls]
 
     @property
     def path(self) -> str:
         """A PATH that contains only these programs."""
         return str(self.folder) + os.pathsep + "/nonexistent"
+
+
+def _lines(states: dict[str, str]) -> str:
+    return "".join(f"{name.removeprefix('task_')}|{state}\n" for name, state in states.items())

@@ -3,9 +3,9 @@
 `python warm_interpreter.py <socket>` receives {"script", "arguments", "cwd", "environment"} and three files: stdout,
 stderr, and one for the answer, which is the pid of the new process and, after its end, its exit status. That process
 behaves like `python <script> <arguments>`, with its own folder, environment and signals; it runs the script as
-__main__, waits for its threads and runs its exit handlers. It only saves the seconds for imports, and those for deleting
-a million objects at the end. The fork server of a sweep is made in the same way, from a child that was forked before the
-command began and so is not affected by it.
+__main__, waits for its threads and runs its exit handlers. It only saves the seconds for imports, and those for
+deleting a million objects at the end. The fork server of a sweep is made in the same way, from a child that was forked
+before the command began and so is not affected by it.
 """
 
 import atexit
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import NoReturn
 
 IMPORTS = (
-    *("flowdiff.launch.worker", "flowdiff.cli.train", "flowdiff.cli.sample", "hydra_plugins.flowdiff"),
-    *("sklearn.datasets", "matplotlib.pyplot"),
+    *("flowdiff.launch.worker", "flowdiff.launch.search.sweeper", "flowdiff.cli.train", "flowdiff.cli.sample"),
+    *("hydra_plugins.flowdiff", "sklearn.datasets", "matplotlib.pyplot"),
 )
 MAX_BYTES = 1 << 17  # of a command
 FREE_DESCRIPTOR = 100  # greater than all file descriptors of a command

@@ -29,11 +29,12 @@ QUICK = [*TOY, "sampler.num_steps=3", "metrics.num_samples=64", "metrics.likelih
 # F = w·x + 0·√(0·w): the value is right, and the gradient of √ at 0 is 0/0.
 PLUGIN = """
 import torch
+from flowdiff.models.networks.base import Network
 from flowdiff.registry import register
 
 
 @register("network", "broken")
-class Broken(torch.nn.Module):
+class Broken(Network):
     def __init__(self):
         super().__init__()
         self.w = torch.nn.Parameter(torch.ones(()))

@@ -138,10 +138,10 @@ OPTIMIZERS = {
 def step(sentinel, net, optimizer, number, x):
     optimizer.zero_grad()
     loss = value_loss(net, x)
-    sentinel.hear(loss)
+    sentinel.add_loss(loss)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)  # spoils all gradients if one is bad
-    sentinel.judge(norm, number, number - 1, optimizer)
+    sentinel.check_step(norm, number, number - 1, optimizer)
     optimizer.step()
 
 
@@ -181,8 +181,8 @@ def test_a_fused_optimiser_is_held_without_waiting():
     norm = torch.tensor(torch.nan)
     with NoWaiting():
         for number in (1, 2):
-            sentinel.hear(torch.ones(()))
-            sentinel.judge(norm, number, number, optimizer)
+            sentinel.add_loss(torch.ones(()))
+            sentinel.check_step(norm, number, number, optimizer)
     assert sentinel.found().step == 1
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
         sentinel.found()
@@ -192,8 +192,8 @@ def test_losses_of_the_batches_of_a_step_are_judged_together():
     net = model(nn.Identity())
     optimizer, sentinel = OPTIMIZERS["fused"](net.parameters()), Sentinel()
     for loss in (torch.tensor(torch.inf), torch.zeros(())):
-        sentinel.hear(loss)
-    sentinel.judge(torch.ones(()), 7, 13, optimizer)
+        sentinel.add_loss(loss)
+    sentinel.check_step(torch.ones(()), 7, 13, optimizer)
     assert sentinel.found() == (7, 13, torch.inf, 1.0)
 
 

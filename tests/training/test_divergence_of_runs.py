@@ -15,6 +15,7 @@ from flowdiff.training.engine import Engine
 # A network whose second layer is bad for the one sample whose noise level is given, in the first or second derivative.
 PLUGIN = """
 import torch
+from flowdiff.models.networks.base import Network
 from flowdiff.registry import register
 
 
@@ -25,7 +26,7 @@ class Bad(torch.nn.Module):
 
 
 @register("network", "fragile")
-class Fragile(torch.nn.Module):
+class Fragile(Network):
     def __init__(self):
         super().__init__()
         self.inner, self.bad, self.outer = torch.nn.Linear(2, 8), Bad(), torch.nn.Linear(8, 2)
@@ -86,7 +87,7 @@ def mended(text, path):
 @pytest.mark.parametrize("kind", EXPRESSIONS)
 def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, monkeypatch, kind, looking):
     if looking == "before a save":  # as on a GPU
-        monkeypatch.setattr(preemption, "_asking_is_free", lambda trainer: False)
+        monkeypatch.setattr(preemption, "_reading_is_free", lambda trainer: False)
         more = ["trainer.log_every_n_steps=50"]
     else:
         more = []
@@ -95,7 +96,7 @@ def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, m
         diverge()
     assert str(error.value) == (
         f"Training diverged at step 6: {SAID[kind]}, at σ = {sigma:.4g}. The last good checkpoint is "
-        f"{tmp_path / 'run' / 'checkpoints' / 'last.ckpt'} (step 4): train anew with a lower optimizer.lr or "
+        f"{tmp_path / 'run' / 'checkpoints' / 'last.ckpt'} (step 4): train from scratch with a lower optimizer.lr or "
         "trainer.gradient_clip_val."
     )
     folder = RunFolder(tmp_path / "run")

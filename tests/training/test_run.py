@@ -11,10 +11,10 @@ from wandb_files import offline_runs
 
 from flowdiff import registry
 from flowdiff.errors import RunError
+from flowdiff.evaluation.metrics import Metrics
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
-from flowdiff.training import run as training
 from flowdiff.training.assembly import load_parts
 from flowdiff.training.divergence import Divergence
 from flowdiff.training.engine import Engine
@@ -74,8 +74,6 @@ def test_load_gives_the_averaged_weights_and_changes_nothing(run):
     again = metrics.evaluate(
         engine.denoiser,
         lambda n, seed: engine.denoiser.sample(n, seed=seed, batch_size=metrics.batch_size),
-        engine.denoiser.cond_of,
-        0.002,
         0,
     )
     for key in ("test_loss", "fd_data", "nats_per_dim"):
@@ -122,8 +120,8 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, undisturbed, monkeypatch, 
 
 def test_a_run_stopped_in_its_evaluation_ends_as_if_it_had_not(tmp_path, run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(training.Metrics, "evaluate", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(Interrupted, match=r"stopped; go on with: python train.py resume="):
+        patch.setattr(Metrics, "evaluate", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(Interrupted, match=r"stopped; continue with: python train.py resume="):
             train(tmp_path / "run", *TINY)
     result = train(tmp_path / "run", *TINY)
     for key in ("test_loss", "fd_data", "nats_per_dim"):
@@ -137,7 +135,7 @@ def test_signal_handlers_are_given_back(run):
 def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypatch):
     original = Engine.training_step
     monkeypatch.setattr(Engine, "training_step", lambda *a: original(*a) * float("nan"))
-    with pytest.raises(Divergence, match=r"at step 1: the loss is nan, it was finite when .* no checkpoint yet"):
+    with pytest.raises(Divergence, match=r"at step 1: the loss is nan; it was finite when .* no checkpoint yet"):
         train(tmp_path / "run", *TINY)
     assert not RunFolder(tmp_path / "run").is_complete
 

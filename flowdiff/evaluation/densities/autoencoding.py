@@ -5,9 +5,10 @@ kl                     E[KL(q(ℓ|x) ‖ N(0, I))], nats per image
 active_units           number of dimensions of ℓ whose mean m(x) depends on x: Var_x m > 0.01
 bpd_bound              E_q[log p(ℓ) + log p(x|ℓ) − log q(ℓ|x)] of the dequantised test split, as bits/dim
 
-bpd_bound is an upper bound of the bits/dim of p(x) = ∫ p(x|ℓ) p(ℓ) dℓ, not an exact density: it is comparable with other
-bounds of this kind, and lies above a bpd. p(ℓ) is N(0, I) for a plain autoencoder. For a density of latents it is that
+bpd_bound is an upper bound of the bits/dim of p(x) = ∫ p(x|ℓ) p(ℓ) dℓ, not an exact density: compare it with other
+bounds of this kind; it lies above a bpd. p(ℓ) is N(0, I) for a plain autoencoder. For a density of latents it is that
 density, log p(ℓ) = log p_σ(z) + ln|det ∂z/∂ℓ|.
+
 Source of the active units: Burda, Grosse & Salakhutdinov, Importance weighted autoencoders, 2016.
 """
 
@@ -66,8 +67,9 @@ def latent_statistics(
 def image_bound(
     denoiser: ConditionedDenoiser, data: DataModule, sigma: float, *, seed: int, batch_size: int
 ) -> Likelihood:
-    """The bound on the images with one ε each: p(ℓ) is an autoencoder's prior N(0, I), or the p_σ of a model of latents.
+    """The bound on the images, with one ε each.
 
+    p(ℓ) is N(0, I) if the network is an autoencoder, else the density p_σ of the latents.
     The dequantisation and the encoding of sample i depend on (seed, i) only.
 
     Raises:
@@ -97,7 +99,7 @@ def _bound(
         latent = posterior.sample(noise)
         log_likelihood = autoencoder.law.log_prob(x, autoencoder.decoded(latent))
         return log_likelihood + standard_normal(latent) - posterior.log_prob(latent)
-    drawn = autoencoder.drawn(x, noise)
+    drawn = autoencoder.sample_latent(x, noise)
     return drawn.bound(denoiser.log_prob(drawn.z, x.new_full((len(x),), sigma), denoiser.cond_of(label)))
 
 

@@ -89,9 +89,9 @@ def classify(
 
 
 def calibration_error(confidence: Tensor, correct: Tensor) -> float:
-    """ECE ∈ [0, 1] of predictions with `confidence` ∈ (0, 1], (N,), where `correct` ∈ {0, 1}, (N,), says which are true.
+    """ECE ∈ [0, 1] of predictions, NaN if a confidence is not finite.
 
-    NaN if a confidence is not finite.
+    confidence (N,) ∈ (0, 1] is their probability, correct (N,) is 1 where they are true and 0 elsewhere.
     """
     if not bool(confidence.isfinite().all()):
         return math.nan

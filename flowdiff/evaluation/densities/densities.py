@@ -26,8 +26,8 @@ from flowdiff.models.networks.base import Density, FlowDensity
 
 log = logging.getLogger(__name__)
 
-# The limits of `auto`, which keep a measurement much cheaper than the samples of the Fréchet distance: evaluations of the
-# density, and pairs of samples, whose interpolation inverts the flow, which is slow for some families.
+# The limits of `auto`, which keep a measurement much cheaper than the samples of the Fréchet distance: evaluations of
+# the density, and pairs of samples, whose interpolation inverts the flow, which is slow for some families.
 AUTO_EVALUATIONS, AUTO_PAIRS = 10_000, 20
 PAIRS = 100  # pairs of samples that interpolate=true measures
 

@@ -77,7 +77,7 @@ def permuted(x: Tensor, seed: int = 0) -> Tensor:
 
 
 def neighbours(data: Dataset) -> list[tuple[str, DataModule]]:
-    """(name, data) of each other data set of the same shape whose files are in the same root folder; never downloads."""
+    """(name, data) of each other data set of the same shape with files in the same root folder; never downloads."""
     if not isinstance(data, TorchvisionSet):
         return []
     found: list[tuple[str, DataModule]] = []

@@ -60,7 +60,7 @@ def draw_interpolation(denoiser: ConditionedDenoiser, data: DataModule, sigma: f
     """Paths in z between two test samples of a class, one row or curve per class; raises as `interpolate` does."""
     pairs = min(data.num_classes or 8, ROWS)
     seen = in_model_space(denoiser, data)
-    found = interpolate(denoiser, seen, sigma, denoiser.cond_of, seed=PICTURE_SEED, batch_size=500, pairs=pairs)
+    found = interpolate(denoiser, seen, sigma, seed=PICTURE_SEED, batch_size=500, pairs=pairs)
     if len(data.shape) == 1:
         plots.paths(found.curved.cpu(), points_of(data), path)
         return

@@ -91,7 +91,7 @@ def search_space(overrides: Sequence[Override]) -> dict[str, str | BaseDistribut
     space: dict[str, str | BaseDistribution] = {}
     for override in overrides:
         searched = override.is_sweep_override()
-        space[override.get_key_element()] = _distribution(override) if searched else override.input_line
+        space[override.get_key_element()] = _distribution(override) if searched else str(override.input_line)
     if all(isinstance(word, str) for word in space.values()):
         raise ConfigurationError(
             "hydra/sweeper=optuna has nothing to search: give at least one choice(…), range(…) or interval(…), e.g. "
@@ -104,21 +104,26 @@ def _distribution(override: Override) -> BaseDistribution:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
+    if not isinstance(value, ChoiceSweep | RangeSweep | IntervalSweep):
+        raise _not_searchable(override, "it is a glob")
     log = "log" in value.tags
     if value.tags - {"log"} or (log and isinstance(value, ChoiceSweep)):
         raise _not_searchable(override, "the only tag is log, and only a range or an interval can have it")
     if isinstance(value, RangeSweep | IntervalSweep):
         low = value.start
         high, step = (value.stop, value.step) if isinstance(value, RangeSweep) else (value.end, None)
+        if low is None or high is None:
+            raise _not_searchable(override, "an end is missing")
         whole = all(isinstance(number, int) for number in (low, high, step) if number is not None)
-        kind = IntDistribution if whole else FloatDistribution
         if step is not None and step > 0:
             start, width = Decimal(str(low)), Decimal(str(step))  # Optuna counts the steps exactly
-            high = (int if whole else float)(start + (Decimal(str(high)) - start) // width * width)
+            high = float(start + (Decimal(str(high)) - start) // width * width)
         # On a logarithmic axis Optuna has no step, except the step 1 of whole numbers.
-        further = {} if step is None or (log and whole and step == 1) else {"step": step}
+        step = None if log and whole and step == 1 else step
         try:
-            return kind(low, high, log=log, **further)
+            if whole:
+                return IntDistribution(int(low), int(high), log=log, step=1 if step is None else int(step))
+            return FloatDistribution(low, high, log=log, step=step)
         except ValueError as error:
             raise _not_searchable(override, str(error).splitlines()[0].rstrip(".")) from None
     return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))

@@ -30,13 +30,7 @@ WEIGHTS = "a folder with config.json and weights, as `save_pretrained` writes it
 
 @final
 class PretrainedKL(Autoencoder):
-    """A diffusers AutoencoderKL as an Autoencoder.
-
-    Args:
-        vae: the diffusers model.
-        shape: shape of one image, (C, H, W).
-        latent_shape: shape of one latent.
-    """
+    """A diffusers AutoencoderKL as an Autoencoder."""
 
     calibrated = False
 

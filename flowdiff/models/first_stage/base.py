@@ -61,19 +61,11 @@ class FirstStage(nn.Module, ABC):
 
 
 class LoadedModel(Protocol):
-    """What another run has to know about the trained model of a run folder."""
+    """The trained model of a run folder, as far as a first stage uses it."""
 
     @property
     def network(self) -> Network:
-        """The network."""
-
-    @property
-    def first_stage(self) -> FirstStage:
-        """The space in which the network works."""
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, None for an unconditional model."""
+        """The trained network."""
 
 
 class LatentSample(NamedTuple):

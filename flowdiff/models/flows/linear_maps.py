@@ -37,7 +37,8 @@ class LinearMap(Flow, ABC):
         Args:
             shape: shape of one sample; the maps act on its D = prod(shape) numbers.
             n: number of layers, ≥ 1.
-            args, settings: what the class's constructor takes beside the shape.
+            *args: further arguments of the constructor.
+            **settings: further arguments of the constructor, by name.
         """
 
     @staticmethod

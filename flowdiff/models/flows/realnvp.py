@@ -1,4 +1,4 @@
-"""RealNVP: affine couplings, each of which transforms one half of the dimensions with parameters read from the other.
+"""RealNVP: affine couplings; each transforms one half of the dimensions with parameters from a net of the other half.
 
     z_kept = x_kept,   z_moved = x_moved·e^s + t,   log|det ∂z/∂x| = Σ s
     (a, t) = net(x_kept; e),   s = b·tanh(a/b),     e the embedding of (¼ ln σ, c), b the scale bound

@@ -49,7 +49,7 @@ class MaskedFlow(Flow, ABC):
         shape: shape of one sample, of any rank, flattened to D = prod(shape) dimensions.
         embed_dim: width of the embedding e = cond.vector (B, embed_dim).
         activation: nonlinearity of the masked nets.
-        univariate: makes what turns the parameters h_i, of the given shapes, into zuko's transform τ.
+        univariate: makes the function from the parameters h_i, of the given shapes, to zuko's transform τ.
         shapes: shapes of the parameters of τ for one dimension.
         n_flows: maps applied one after the other, ≥ 1.
         hidden: width of the masked nets, ≥ 1.

@@ -74,7 +74,8 @@ class Density(Network):
         """Exact samples x ~ p_σ(·|c), (B, *shape), one for each entry of sigma (B,)."""
 
     def compile_for_training(self) -> None:
-        self.log_prob = torch.compile(self.log_prob)  # type: ignore[method-assign]  # the output is its gradient
+        # The score is the gradient of log_prob, so log_prob is compiled.
+        self.log_prob = torch.compile(self.log_prob)  # type: ignore[method-assign]  # shadows it on this instance
 
 
 class FlowDensity(Density):
@@ -100,7 +101,7 @@ class NoisyClassifier(Network):
         """log p(c|x, σ) for each of the C classes, (B, C) nats, for x (B, *shape) and sigma (B,) > 0."""
 
     def compile_for_training(self) -> None:
-        self.class_log_prob = torch.compile(self.class_log_prob)  # type: ignore[method-assign]
+        self.class_log_prob = torch.compile(self.class_log_prob)  # type: ignore[method-assign]  # on this instance
 
 
 class AutoencoderNetwork(Network):

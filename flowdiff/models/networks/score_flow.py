@@ -90,7 +90,7 @@ class ScoreFlow(FlowDensity):
         with torch.enable_grad(), nullcontext() if twice else first_order():
             inner = x.detach().clone().requires_grad_(True)
             log_prob = self.log_prob(inner, sigma, cond)
-            with full_precision(x):  # the backward pass of what was computed in full precision
+            with full_precision(x):  # the backward pass of the whitening and the embedding
                 (score,) = torch.autograd.grad(log_prob.sum(), inner, create_graph=twice, retain_graph=differentiable)
         if not differentiable:
             return log_prob.detach(), score

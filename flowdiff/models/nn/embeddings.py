@@ -26,9 +26,6 @@ class NoiseEmbedding(nn.Module):
 
     e = W₂ SiLU(W₁ γ(asinh(c_noise))),  with fixed frequencies from 0.25 to 16 in γ
 
-    Args:
-        dim: width of the embedding.
-
     Source: Tancik et al., Fourier features let networks learn high frequency functions in low dimensional domains,
     2020.
     """

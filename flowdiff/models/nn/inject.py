@@ -31,10 +31,6 @@ class FiLM(nn.Module):
 
     u ← u·(1 + γ(e)) + β(e),  γ and β linear
 
-    Args:
-        embed_dim: width of e.
-        width: number of features of u.
-
     Source: Perez et al., FiLM: visual reasoning with a general conditioning layer, 2018.
     """
 

@@ -11,13 +11,7 @@ from flowdiff.models.nn.residual import NetSettings, ResidualNet
 
 @final
 class ResidualMLP(ResidualNet):
-    """Residual net (B, in_features) → (B, out_features) that depends on the condition; 0 at the start.
-
-    Args:
-        in_features: width of the input.
-        out_features: width of the output.
-        settings: width, depth, activation and condition of the net.
-    """
+    """Residual net (B, in_features) → (B, out_features) that depends on the condition; 0 at the start."""
 
     def __init__(self, in_features: int, out_features: int, settings: NetSettings):
         super().__init__(in_features, out_features, settings, nn.Linear, nn.Linear)

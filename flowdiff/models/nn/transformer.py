@@ -1,6 +1,6 @@
 """A strictly causal transformer: the output at token i depends on the tokens u_0 … u_{i−1} and no others.
 
-The input is the sequence shifted by one place behind a learned start token, so that output 0 has a token to depend on.
+The input is the sequence shifted by one place after a learned start token, so that output 0 has a token to depend on.
 Each layer, with AdaLN(h) = LN(h)·(1 + γ(e)) + β(e), γ and β linear and zero at the start:
 
     h ← h + Attention(AdaLN(h)),      h ← h + W₂ act(W₁ AdaLN(h))
@@ -60,12 +60,7 @@ def typed(modules: nn.ModuleList, kind: type[Item]) -> list[Item]:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys, over given keys and values, the sequence itself, or both.
-
-    Args:
-        width: width of the tokens.
-        heads: number of heads, a divisor of width.
-    """
+    """Multi-head attention with normalised queries and keys, over given keys and values or the sequence itself."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -110,10 +105,6 @@ class AdaLN(nn.Module):
     """Layer normalisation of h (B, T, width) with scale and shift from an embedding e (B, embed_dim).
 
     h ← LN(h)·(1 + γ(e)) + β(e),  γ and β linear and 0 at the start
-
-    Args:
-        embed_dim: width of e.
-        width: width of h.
 
     Source: Peebles, Xie, Scalable diffusion models with transformers, 2023.
     """
@@ -257,12 +248,6 @@ class Reader:
     """The outputs o_0, o_1, … of a PastTransformer one by one, each at the cost of one token.
 
     Every layer stores the keys and values of the tokens so far. Call `first`, then `after` with u_0, u_1, ….
-
-    Args:
-        net: the transformer.
-        e: embedding (B, embed_dim).
-        context: extra tokens to attend to, or None.
-        fused: use the fused attention kernel.
     """
 
     def __init__(self, net: PastTransformer, e: Tensor, context: Context | None, fused: bool):

@@ -82,7 +82,7 @@ def test_another_density_can_give_the_start():
     other = oracles.Mixture(torch.full((1, 2), 5.0), torch.tensor([0.01]))
     seen = []
     generate(
-        MIXTURE, EULER, KARRAS, (2,), n=50, seed=0, start="flow", start_density=other,
+        MIXTURE, EULER, KARRAS, (2,), n=50, seed=0, start="flow", start_density=other.network,
         callback=lambda *step: seen.append(step),
     )  # fmt: skip
     torch.testing.assert_close(seen[0][2], torch.full((50, 2), 5.0), rtol=0, atol=0.06)  # 6 deviations

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from public_samplers import CASES, difference, k_diffusion
 
 from flowdiff import registry
 from flowdiff.noise import BrownianPath
 from flowdiff.testing import oracles
+from flowdiff.testing.public_samplers import CASES, difference, k_diffusion
 
 MIXTURE = oracles.two_by_two()
 NOISE = torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -1,8 +1,9 @@
-"""The numbers of an autoencoder, on the one whose likelihood is known."""
+"""The numbers of an autoencoder, for the VAE whose likelihood is known."""
 
 import linear_gaussian
 import pytest
 import torch
+from gaussian_flow import GaussianFlow
 from torch import nn
 
 from flowdiff.data.encoded import in_model_space
@@ -10,15 +11,15 @@ from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.densities.autoencoding import image_bound, latent_statistics
 from flowdiff.models.autoencoder.posterior import standard_normal
 from flowdiff.models.first_stage.base import AutoencoderStage
-from flowdiff.models.first_stage.identity import IdentityFirstStage
 from flowdiff.models.networks.base import AutoencoderNetwork
+from flowdiff.testing.models import model_of
 
 N = 300
 
 
 @pytest.fixture
 def samples(points):
-    """Data of the linear-Gaussian VAE's own law, float32 (N, 4), as the test split."""
+    """Samples of the linear-Gaussian VAE, float32 (N, 4), as the test split."""
     generator = torch.Generator().manual_seed(5)
     latent, noise = (torch.randn(N, d, generator=generator) for d in (2, 4))
     x = latent @ linear_gaussian.W.T + linear_gaussian.B + linear_gaussian.S * noise
@@ -26,41 +27,43 @@ def samples(points):
     return type(points)("linear", split, split, None, None)
 
 
-class Alone(AutoencoderNetwork):
-    """The VAE as the network of a model, and as the model."""
-
-    is_density, is_autoencoder = False, True
-    first_stage = IdentityFirstStage((4,))
-    forward = from_prior = None
+class VAENetwork(AutoencoderNetwork):
+    """The VAE as the network of a model."""
 
     def __init__(self):
         super().__init__()
         self.autoencoder = linear_gaussian.vae().float()
         self.autoencoder.encoder.float()
-        self.register_buffer("sigma_data", torch.ones(()))
 
-    @property
-    def network(self):
-        return self
+    def forward(self, x, c_noise, cond=None):
+        raise NotImplementedError("an autoencoder does not denoise")
+
+    def from_prior(self, n, generator=None):
+        raise NotImplementedError("no test samples from it")
 
 
-class Behind(nn.Module):
-    """The true density of the VAE's latents, and its first stage."""
+class LatentDensity(GaussianFlow):
+    """The true density of a stage's latents."""
 
-    is_density, is_autoencoder = True, False
-
-    def __init__(self):
+    def __init__(self, stage):
         super().__init__()
-        self.first_stage = AutoencoderStage(
-            linear_gaussian.vae(), scale="none", chunk_size=7, precision="float32", cache_dir="unused"
-        )
-        self.first_stage.shift.copy_(torch.tensor([0.3, -1.0]))
-        self.first_stage.scale.copy_(torch.tensor([2.0, 0.1]))
-        self.register_buffer("sigma_data", torch.ones(()))
-        self.autoencoder, self.network = self.first_stage, object()
+        self.stage = stage
 
     def log_prob(self, z, sigma, cond=None):
-        return standard_normal(self.first_stage.latent(z)) - self.first_stage.log_volume
+        return standard_normal(self.stage.latent(z)) - self.stage.log_volume
+
+
+def vae_model():
+    """A model whose network is the VAE."""
+    return model_of(VAENetwork(), shape=(4,))
+
+
+def latent_model():
+    """A density of the latents of the VAE."""
+    stage = AutoencoderStage(linear_gaussian.vae(), scale="none", chunk_size=7, precision="float32", cache_dir="unused")
+    stage.shift.copy_(torch.tensor([0.3, -1.0]))
+    stage.scale.copy_(torch.tensor([2.0, 0.1]))
+    return model_of(LatentDensity(stage), first_stage=stage)
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +73,9 @@ def in_single_precision(monkeypatch):
     monkeypatch.setattr(linear_gaussian, "B", linear_gaussian.B.float())
 
 
-@pytest.mark.parametrize("model", [Alone, Behind])
+@pytest.mark.parametrize("model", [vae_model, latent_model])
 def test_the_bound_of_the_true_posterior_and_prior_is_exact(model, samples):
-    found = image_bound(model(), samples, 0.002, lambda label: None, seed=0, batch_size=100)
+    found = image_bound(model(), samples, 0.002, seed=0, batch_size=100)
     covariance = (linear_gaussian.W @ linear_gaussian.W.T + linear_gaussian.S**2 * torch.eye(4)).double()
     exact = torch.distributions.MultivariateNormal(linear_gaussian.B.double(), covariance)
     expected = -exact.log_prob(samples.test.x.double()).mean().item() / 4
@@ -82,13 +85,13 @@ def test_the_bound_of_the_true_posterior_and_prior_is_exact(model, samples):
 
 
 def test_the_test_loss_of_an_autoencoder_is_its_bound(samples):
-    loss, error = denoising_loss(Alone(), samples, lambda label: None, seed=0, batch_size=100, num_levels=2)
-    bound = image_bound(Alone(), samples, 0.002, lambda label: None, seed=0, batch_size=100)
+    loss, error = denoising_loss(vae_model(), samples, seed=0, batch_size=100, num_levels=2)
+    bound = image_bound(vae_model(), samples, 0.002, seed=0, batch_size=100)
     assert loss == pytest.approx(bound.mean, abs=4 * error)
 
 
 def test_statistics_of_latents(samples):
-    vae = Alone().autoencoder
+    vae = vae_model().autoencoder
     found, seen = latent_statistics(vae, samples, 100)
     x = samples.test.x
     q = vae.posterior(x)
@@ -100,22 +103,22 @@ def test_statistics_of_latents(samples):
     assert found["reconstruction_mse"] == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
-def test_a_unit_that_says_nothing_is_not_active(samples):
-    vae = Alone().autoencoder
+def test_a_unit_that_hardly_depends_on_the_image_is_not_active(samples):
+    vae = vae_model().autoencoder
     told = vae.encoder
     vae.encoder = nn.Sequential(told, Silent())
     assert latent_statistics(vae, samples, 100)[0]["active_units"] == 1
 
 
 class Silent(nn.Module):
-    """The second unit's mean is 0.05·x's own, variance 0.0025: below what counts."""
+    """Scales the second unit's mean by 0.05: its variance, about 0.0025, is below the threshold."""
 
     def forward(self, moments):
         return moments * torch.tensor([1.0, 0.05, 1.0, 1.0])
 
 
-def test_data_behind_a_first_stage_are_latents(samples):
-    model = Behind()
+def test_the_data_of_a_latent_model_are_latents(samples):
+    model = latent_model()
     seen = in_model_space(model, samples)
     assert (seen.shape, seen.levels) == ((2,), None)
-    assert in_model_space(Alone(), samples) is samples
+    assert in_model_space(vae_model(), samples) is samples

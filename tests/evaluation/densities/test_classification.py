@@ -6,8 +6,11 @@ import pytest
 import torch
 from given_data import GivenData
 
+from flowdiff import registry
 from flowdiff.data.base import TensorSplit
-from flowdiff.evaluation.densities.classification import calibration_error, classify, evenly, log_joint
+from flowdiff.data.readers import evenly
+from flowdiff.evaluation.densities.classification import calibration_error, classify, log_joint
+from flowdiff.testing.models import model_of
 from flowdiff.testing.oracles import Mixture
 
 
@@ -16,12 +19,17 @@ def labelled(x, labels):
     return GivenData("labelled", split, split, None, 2)
 
 
+def model(mixture):
+    """A class-conditional model of a mixture of two classes."""
+    return model_of(mixture.network, conditioner=registry.create("conditioner", "one_hot", num_classes=2))
+
+
 def test_posterior_of_two_gaussians_is_the_logistic_function():
     # log p(0|x)/p(1|x) of N(±m, s²) in one dimension is 2·m·x/(s² + σ²).
     oracle = Mixture(torch.tensor([[1.5], [-1.5]]), torch.tensor([0.5, 0.5]))
     x = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
     sigma = torch.full((9,), 0.8, dtype=torch.float64)
-    joint = log_joint(oracle, x, sigma, oracle.classes, 2)
+    joint = log_joint(model(oracle), x, sigma)
     assert torch.allclose(joint.logsumexp(1), oracle.log_prob(x, sigma, oracle.null(9)), atol=1e-12)
     found = joint.log_softmax(1)
     odds = 2 * 1.5 * x[:, 0] / (0.25 + 0.64)
@@ -29,35 +37,33 @@ def test_posterior_of_two_gaussians_is_the_logistic_function():
 
 
 def test_accuracy_and_calibration_of_the_true_posterior():
-    """The data are drawn from the mixture itself, so that its posterior is calibrated and its errors are Bayes'."""
+    """The data are drawn from the mixture itself: its posterior is calibrated, and its error is the Bayes error."""
     n = 4000
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(2, (n,), generator=generator)
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     x = means[labels] + 0.5 * torch.randn(n, 2, generator=generator)
     data = labelled(x, labels)
-    oracle = Mixture(means, torch.tensor([0.5, 0.5]))
-    oracle.sigma_data, oracle.is_classifier = torch.ones(()), False
-    found = classify(oracle, data, 0.5, oracle.classes, seed=1, batch_size=512)
+    oracle = model(Mixture(means, torch.tensor([0.5, 0.5])))
+    found = classify(oracle, data, 0.5, seed=1, batch_size=512)
     bayes = 0.5 * (1 + math.erf(1 / math.sqrt(2 * (0.25 + 0.25))))  # Φ(1/√(s² + σ²))
     assert found.accuracy == pytest.approx(bayes, abs=4 * found.standard_error)
     # Fifteen bins of 4,000 points: an empirical bin accuracy is off by about √(0.1·15/4000) = 0.02.
     assert found.calibration_error < 0.03
-    again = classify(oracle, data, 0.5, oracle.classes, seed=1, batch_size=7)
+    again = classify(oracle, data, 0.5, seed=1, batch_size=7)
     assert again == pytest.approx(found)
 
 
-def test_overconfidence_is_seen():
+def test_overconfidence_raises_the_calibration_error():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(2, (2000,), generator=generator)
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     data = labelled(means[labels] + torch.randn(2000, 2, generator=generator), labels)  # twice as wide as believed
-    oracle = Mixture(means, torch.tensor([0.3, 0.3]))
-    oracle.sigma_data, oracle.is_classifier = torch.ones(()), False
-    assert classify(oracle, data, 0.1, oracle.classes, seed=1, batch_size=500).calibration_error > 0.1
+    oracle = model(Mixture(means, torch.tensor([0.3, 0.3])))
+    assert classify(oracle, data, 0.1, seed=1, batch_size=500).calibration_error > 0.1
 
 
-def test_calibration_error_is_that_of_torchmetrics():
+def test_calibration_error_equals_that_of_torchmetrics():
     from torchmetrics.functional.classification import binary_calibration_error
 
     generator = torch.Generator().manual_seed(0)

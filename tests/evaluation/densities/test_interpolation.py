@@ -1,4 +1,4 @@
-"""Great circles, and paths of a model whose flow is known."""
+"""Great circles, and paths through the base points of a model whose flow is known."""
 
 import copy
 import math
@@ -10,10 +10,6 @@ from flowdiff.errors import DataError
 from flowdiff.evaluation.densities.interpolation import POINTS, great_circle, interpolate, likelihood_between
 
 
-def unconditional(label):
-    return None
-
-
 def test_a_great_circle_stays_on_the_sphere_and_turns_evenly():
     a, b = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])
     path = great_circle(a, b, torch.linspace(0, 1, 5))[0]
@@ -22,14 +18,14 @@ def test_a_great_circle_stays_on_the_sphere_and_turns_evenly():
 
 
 @pytest.mark.parametrize("factor", [2.0, -1.0], ids=["parallel", "opposite"])
-def test_between_points_of_one_line_it_is_that_line(factor):
+def test_between_points_on_a_line_through_0_the_path_is_that_line(factor):
     a = torch.tensor([[1.0, 2.0]])
     path = great_circle(a, factor * a, torch.linspace(0, 1, 3))[0]
     torch.testing.assert_close(path, torch.stack([a[0], (1 + factor) / 2 * a[0], factor * a[0]]))
 
 
 def test_paths_join_test_samples_of_one_class(tiny, gaussian):
-    paths = interpolate(gaussian(0.1, 0.5), tiny, 0.2, unconditional, seed=0, batch_size=7, pairs=12)
+    paths = interpolate(gaussian(0.1, 0.5), tiny, 0.2, seed=0, batch_size=7, pairs=12)
     assert paths.curved.shape == paths.straight.shape == (12, POINTS, 3, 8, 8)
     assert paths.label.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     for end in (0, -1):
@@ -42,19 +38,19 @@ def test_paths_join_test_samples_of_one_class(tiny, gaussian):
     low, high = norms[:, [0, -1]].aminmax(dim=1)
     assert (norms >= low[:, None] - 1e-3).all()
     assert (norms <= high[:, None] + 1e-3).all()
-    again = interpolate(gaussian(0.1, 0.5), tiny, 0.2, unconditional, seed=0, batch_size=500, pairs=12)
+    again = interpolate(gaussian(0.1, 0.5), tiny, 0.2, seed=0, batch_size=500, pairs=12)
     torch.testing.assert_close(again.curved, paths.curved)
 
 
 def test_a_path_is_as_likely_as_its_ends_and_the_straight_line_likelier(digits, gaussian):
-    # Under N(0, std²·I) what counts is the distance from 0, and the chord of a sphere passes nearer to it.
-    found = likelihood_between(gaussian(0.0, 0.8), digits, 0.02, unconditional, seed=0, batch_size=100, pairs=60)
+    # N(0, std²·I) depends on the distance from 0 only, and the chord of a sphere passes nearer to 0.
+    found = likelihood_between(gaussian(0.0, 0.8), digits, 0.02, seed=0, batch_size=100, pairs=60)
     assert found.metric == "bpd"
     assert found.straight < found.mean - 5 * found.standard_error
 
 
-def test_classes_of_single_samples_have_nothing_between_them(points, gaussian):
+def test_classes_with_a_single_sample_cannot_be_interpolated(points, gaussian):
     lonely = copy.copy(points)
     lonely.test = type(points.test)(points.test.x[:2], torch.tensor([0, 1]))
     with pytest.raises(DataError, match="no class has two test samples"):
-        interpolate(gaussian(), lonely, 0.02, unconditional, seed=0, batch_size=10, pairs=4)
+        interpolate(gaussian(), lonely, 0.02, seed=0, batch_size=10, pairs=4)

@@ -1,4 +1,4 @@
-"""AUROC of known scores, what permuting does, and which other data sets are at hand."""
+"""AUROC of known scores, the permutation, and the other data sets that are found on disk."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ def test_auroc_of_normal_scores():
     assert auroc(foreign, own) == pytest.approx(1 - auroc(own, foreign))
 
 
-def test_ties_count_half_and_what_is_no_number_is_none():
+def test_ties_count_half_and_a_nan_makes_the_auroc_nan():
     assert auroc(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])) == 0.75
     assert auroc(torch.zeros(5), torch.zeros(3)) == 0.5
     assert math.isnan(auroc(torch.tensor([0.0, torch.nan]), torch.zeros(2)))
@@ -34,12 +34,12 @@ def test_permuting_keeps_every_value_and_moves_all_samples_alike():
     assert not torch.equal(y, x)
 
 
-def test_a_density_that_knows_where_the_ink_is_tells_permuted_digits(digits, gaussian):
+def test_a_density_that_knows_where_the_ink_is_detects_permuted_digits(digits, gaussian):
     mean = torch.cat([digits.quantize(2 * (digits.train.x + 0.5) / 17 - 1)]).mean(0)
-    scores = outlier_scores(gaussian(mean, 0.4), digits, 0.1, lambda label: None, seed=0, batch_size=100)
+    scores = outlier_scores(gaussian(mean, 0.4), digits, 0.1, seed=0, batch_size=100)
     assert scores["permuted"] > 0.99
-    blind = outlier_scores(gaussian(0.0, 0.4), digits, 0.1, lambda label: None, seed=0, batch_size=100, most=50)
-    # It sees the norm of an image only, which dequantisation alone changes.
+    blind = outlier_scores(gaussian(0.0, 0.4), digits, 0.1, seed=0, batch_size=100, most=50)
+    # It depends on the norm of an image only, and only the dequantisation noise changes that.
     assert blind["permuted"] == pytest.approx(0.5, abs=0.02)
 
 
@@ -63,17 +63,17 @@ def idx_files(tmp_path):
     return lambda name: registry.create("dataset", name, root=str(tmp_path), download=False)
 
 
-def test_the_other_set_of_the_same_shape_is_used_where_it_is_at_hand(idx_files, tmp_path, gaussian, monkeypatch):
+def test_the_other_set_of_the_same_shape_is_used_if_it_is_on_disk(idx_files, tmp_path, gaussian, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("tried to download"))
     data = idx_files("mnist")
     data.setup()
     assert [name for name, _ in neighbours(data)] == ["fashion_mnist"]
     dark = 2 * 10.5 / 256 - 1
-    scores = outlier_scores(gaussian(dark, 0.1), data, 0.1, lambda label: None, seed=0, batch_size=3)
+    scores = outlier_scores(gaussian(dark, 0.1), data, 0.1, seed=0, batch_size=3)
     assert scores == {"permuted": pytest.approx(0.5, abs=0.5), "fashion_mnist": 1.0}
     (tmp_path / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte").unlink()
     assert neighbours(data) == []
 
 
-def test_data_from_elsewhere_have_no_neighbours(tiny):
+def test_other_kinds_of_data_have_no_neighbours(tiny):
     assert neighbours(copy.copy(tiny)) == []

@@ -2,6 +2,7 @@
 
 import io
 import math
+from functools import partial
 
 import pytest
 from optuna.distributions import FloatDistribution
@@ -10,13 +11,15 @@ from runs import TINY, settings
 
 from flowdiff.launch.board import Board, Row
 from flowdiff.launch.pending import pending_jobs
+from flowdiff.launch.search.pruning import pruning
 from flowdiff.launch.search.study import Search, Settings
 from flowdiff.launch.status import statuses
 from flowdiff.runs.identity import run_id
 from flowdiff.runs.job import Job
-from flowdiff.training import run as training
+from flowdiff.training.run import train
 
 CONFIG = settings(*TINY)  # 8 steps, validated every 4
+train_trial = partial(train, more_callbacks=pruning)
 SPACE = {"optimizer.lr": FloatDistribution(1e-4, 1e-2)}
 
 
@@ -39,7 +42,7 @@ def test_a_hopeless_run_ends_at_its_first_validation_and_can_continue(tmp_path, 
     trial = study.assign(study.ask(), run_id(CONFIG), TINY)
     job = job_in(tmp_path, f"run-{run_id(CONFIG)}")
     folder = job.folder
-    assert job.execute(training.train) == {}
+    assert job.execute(train_trial) == {}
     pruned = folder.pruned()
     assert (pruned["step"], pruned["metric"], pruned["study"]) == (4, metric, study.name)
     assert math.isfinite(pruned["value"])
@@ -50,7 +53,7 @@ def test_a_hopeless_run_ends_at_its_first_validation_and_can_continue(tmp_path, 
 
     job.prepare(force=False)
     assert folder.pruned() is None
-    assert job.execute(training.train)["steps"] == 8  # its trial is closed, so nothing prunes it
+    assert job.execute(train_trial)["steps"] == 8  # its trial is closed, so nothing prunes it
     assert folder.is_complete
 
 
@@ -70,4 +73,4 @@ def test_a_pruned_run_is_run_again_only_with_retry(tmp_path):
 def test_a_run_outside_the_search_is_not_pruned(tmp_path):
     study = study_with_an_unbeatable_trial(tmp_path)
     study.assign(study.ask(), "12345678", [])
-    assert job_in(tmp_path, "run").execute(training.train)["steps"] == 8
+    assert job_in(tmp_path, "run").execute(train_trial)["steps"] == 8

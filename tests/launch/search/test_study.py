@@ -1,12 +1,11 @@
 """A study in a file: what it asks for, what it learns from run folders, and what the process of a run sees of it."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, replace
 
 import pytest
-from cli_process import ROOT
+from cli_process import python
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from flowdiff.errors import ConfigurationError, RunError
@@ -70,13 +69,13 @@ def test_without_optuna_a_sentence_names_the_extra(monkeypatch):
         require_optuna()
 
 
-def test_only_searches_import_optuna():
-    probe = (
-        "import sys, hydra_plugins.flowdiff, flowdiff.launch.search.sweeper; from pathlib import Path\n"
-        "from flowdiff.launch.search.study import OpenTrial\n"
-        "assert OpenTrial.find(Path('none'), '12345678') is None\nprint('optuna' in sys.modules)"
+def test_only_searches_import_optuna(tmp_path):
+    probe = tmp_path / "probe.py"
+    probe.write_text(
+        "import sys; from pathlib import Path; from flowdiff.launch.search.study import OpenTrial\n"
+        "assert OpenTrial.find(Path(), '12345678') is None\nprint('optuna' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python(probe, cwd=tmp_path)  # in an interpreter that has imported training, sampling and the sweeper, too
     assert done.stdout == "False\n", done.stderr
 
 

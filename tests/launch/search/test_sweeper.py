@@ -1,11 +1,11 @@
-"""`python train.py -m hydra/sweeper=optuna`: the space one types, and a search from the command line to its folder."""
+"""`python train.py -m hydra/sweeper=optuna`: the search space, and a search from the command line to its folder."""
 
 import re
 import shlex
 
 import optuna
 import pytest
-from cli_process import killed, outcomes, script
+from cli_process import check_interrupted_sweep, outcomes, script
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from runs import TINY
@@ -39,7 +39,10 @@ def parsed(*overrides):
     ],
 )
 def test_hydras_grammar_is_a_space(words, distribution):
-    assert parsed(f"a.b={words}", "c=1") == {"a.b": distribution, "c": "c=1"}
+    assert parsed("a.b=3", f"a.b={words}", "c=1,2", "c=1") == {
+        "a.b": distribution,
+        "c": "c=1",
+    }  # the later override counts
 
 
 @pytest.mark.parametrize(
@@ -49,35 +52,23 @@ def test_hydras_grammar_is_a_space(words, distribution):
         *("tag(exp,interval(0,1))", "tag(log,range(0.1,0.9,step=0.2))"),
     ],
 )
-def test_what_is_no_space_is_a_sentence(words):
+def test_what_is_not_a_space_is_a_sentence(words):
     with pytest.raises(ConfigurationError, match=rf"^a={re.escape(words)} cannot be searched over \(.*\): give choice"):
         parsed(f"a={words}")
 
 
-def test_the_later_word_on_a_key_counts():
-    assert parsed("a=1,2", "b=1,2", "a=3") == {"a": "a=3", "b": CategoricalDistribution(("1", "2"))}
-
-
-def test_nothing_to_search_is_a_sentence():
-    with pytest.raises(ConfigurationError, match=r"nothing to search: give at least one choice"):
-        parsed("a=1")
-
-
-FIXED = [
-    *(o for o in TINY if "max_steps" not in o and "every_n" not in o),
-    "trainer.max_steps=6",
-    "metrics.every_n_steps=2",
-]
 OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.seed=1"]
-SEARCH = [*OPTUNA, *FIXED, "optimizer.lr=tag(log,interval(1e-4,1e-2))", "flow.n_flows=range(1,3)"]
+ANY_STEPS = [o for o in TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
+FIXED = [*ANY_STEPS, "trainer.max_steps=6", "metrics.every_n_steps=2"]
+LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
 
 
-def in_folder(name, n_trials, *more):
-    return [*SEARCH, f"hydra.sweep.dir=multirun/{name}", f"hydra.sweeper.n_trials={n_trials}", *more]
+def search(name, n_trials, *more, space=(LR, "flow.n_flows=range(1,3)")):
+    return [*OPTUNA, *FIXED, *space, f"hydra.sweep.dir=multirun/{name}", f"hydra.sweeper.n_trials={n_trials}", *more]
 
 
 def studies(folder):
-    """The trials of the studies in a sweep folder."""
+    """The studies in a sweep folder."""
     backend = optuna.storages.journal.JournalFileBackend(str((folder / "study.journal").absolute()))
     storage = optuna.storages.JournalStorage(backend)
     return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
@@ -89,34 +80,29 @@ def run_folders(folder):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Several searches after one another; (exit status, stderr) of each, and the folder they ran in."""
+    """Several searches, one after the other: (exit status, stderr) of each, and their folder."""
     cwd = tmp_path_factory.mktemp("searches")
     commands = {
-        "first": in_folder("s", 2, "hydra.sweeper.n_jobs=2"),
-        "again": in_folder("s", 2, "hydra.sweeper.n_jobs=1"),
-        "partly_senseless": [
-            *OPTUNA,
-            *FIXED,
-            "hydra.sweep.dir=multirun/partly",
-            "hydra.sweeper.n_trials=6",
-            "hydra.sweeper.sampler=random",
-            "hydra.sweeper.pruner=none",
-            "scaling=edm,score",
-        ],
-        "senseless": in_folder("none", 2, "optimizer.learning_rate=range(1,9)"),
-        "metric": in_folder("s", 2, "hydra.sweeper.metric=fid"),
-        "settings": in_folder("none", 0),
-        "space": [*OPTUNA, *FIXED, "hydra.sweep.dir=multirun/none"],
+        "first": search("s", 2, "hydra.sweeper.n_jobs=2"),
+        "again": search("s", 2, "hydra.sweeper.n_jobs=1"),
+        "partly_senseless": search(
+            *("partly", 6, "hydra.sweeper.sampler=random", "hydra.sweeper.pruner=none"), space=["scaling=edm,score"]
+        ),
+        "senseless": search("none", 2, "optimizer.learning_rate=range(1,9)"),
+        "metric": search("s", 2, "hydra.sweeper.metric=fid"),
+        "settings": search("none", 0),
+        "space": search("none", 2, space=[]),
     }
     results = dict(zip(commands, outcomes("train", list(commands.values()), cwd), strict=True))
     return results, cwd / "multirun"
 
 
-def test_a_search_leaves_its_trials_their_runs_and_a_picture(ran):
+def test_a_search_leaves_its_trials_their_runs_and_a_picture_and_repeats_none(ran):
     results, multirun = ran
-    assert results["first"] == (0, "")
+    assert results["first"] == results["again"] == (0, "")
     study, _ = studies(multirun / "s")
     folders = run_folders(multirun / "s")
+    assert len(study.trials) == len(folders) == 2  # the first trials of the search for another metric are the same runs
     assert {trial.user_attrs["run"] for trial in study.trials} == set(folders)
     for trial in study.trials:
         folder = folders[trial.user_attrs["run"]]
@@ -130,32 +116,24 @@ def test_a_search_leaves_its_trials_their_runs_and_a_picture(ran):
     assert (multirun / "s" / "search.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_command_repeats_nothing(ran):
-    results, multirun = ran
-    assert results["again"] == (0, "")
-    assert len(studies(multirun / "s")[0].trials) == 2
-    assert (
-        len(run_folders(multirun / "s")) == 2
-    )  # nor does a search for another metric, whose first trials are the same
-
-
-def test_trials_that_make_no_sense_are_told_so_and_the_others_run_once(ran):
+def test_trials_that_make_no_sense_are_refused_and_the_others_run_once(ran):
     results, multirun = ran
     assert results["partly_senseless"] == (0, "")
     (study,) = studies(multirun / "partly")
     states = {(trial.params["scaling"], trial.state.name) for trial in study.trials}
-    assert states == {("edm", "FAIL"), ("score", "COMPLETE")}  # of six, by the sampler's seed, some are either
-    assert all("do not go together" in t.user_attrs["refused"] for t in study.trials if t.state.name == "FAIL")
-    assert len(run_folders(multirun / "partly")) == 1  # score again is the same run again
+    assert states == {("edm", "FAIL"), ("score", "COMPLETE")}  # with this seed, both occur among the six trials
+    refused = [trial.user_attrs["refused"] for trial in study.trials if trial.state.name == "FAIL"]
+    assert all("scaling=edm" in sentence for sentence in refused)
+    assert len(run_folders(multirun / "partly")) == 1  # the same parameters again are the same run
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("senseless", r"2 trials in a row make no sense; the last one: .*learning_rate is not a setting of optimizer"),
-        ("metric", r"hydra.sweeper.metric=fid was not measured: .* has .*val_loss.*; take one of these"),
+        ("senseless", r"2 trials in a row are invalid; the last one: .*learning_rate is not a setting of optimizer"),
+        ("metric", r"hydra.sweeper.metric=fid was not measured: .* has .*val_loss.*; choose one of these"),
         ("settings", r"hydra.sweeper.n_trials=0 is not allowed: input should be greater than 0"),
-        ("space", r"hydra/sweeper=optuna has nothing to search"),
+        ("space", r"hydra/sweeper=optuna has nothing to search: give at least one choice"),
     ],
 )
 def test_bad_input_is_a_sentence(ran, name, message):
@@ -168,41 +146,32 @@ def test_bad_input_is_a_sentence(ran, name, message):
 
 
 @pytest.mark.slow
-def test_hopeless_trials_are_ended_early_and_the_best_is_a_command_to_copy(ran):
-    study, _ = studies(ran[1] / "s")
-    for _ in range(3):  # so that the median of the trials is beyond reach
+def test_hopeless_trials_end_early_and_the_best_is_printed_as_a_command(ran):
+    sweep = ran[1] / "s"
+    study, _ = studies(sweep)
+    for _ in range(3):  # no trial can reach the median of these
         unbeaten = study.ask(study.trials[0].distributions)
         unbeaten.set_user_attr("overrides", [*FIXED, "flow.n_flows=1"])
         for step in (2, 4):
             unbeaten.report(-1e9, step)
         study.tell(unbeaten, -1e9)
-    done = script("train", *in_folder("s", 7, "hydra.sweeper.startup_trials=5"), cwd=ran[1].parent)
+    done = script("train", *search("s", 7, "hydra.sweeper.startup_trials=5"), cwd=sweep.parents[1])
     assert done.returncode == 0, done.stderr
     assert "2 runs: 2 pruned" in done.stdout
     assert [trial.state.name for trial in study.trials] == [*["COMPLETE"] * 5, *["PRUNED"] * 2]
     assert shlex.join(["python", "train.py", *FIXED, "flow.n_flows=1"]) in done.stdout
-    for trial in study.trials[5:]:
-        folder = run_folders(ran[1] / "s")[trial.user_attrs["run"]]
-        assert folder.pruned()["step"] == 2
-        assert not folder.is_complete
+    pruned = [run_folders(sweep)[trial.user_attrs["run"]] for trial in study.trials[5:]]
+    assert [(folder.pruned()["step"], folder.is_complete) for folder in pruned] == [(2, False)] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_search_that_is_killed_ends_as_an_undisturbed_one(tmp_path):
-    shared = [*OPTUNA, *(o for o in FIXED if not o.startswith(("trainer.max_steps", "metrics.every_n_steps")))]
-    shared += ["trainer.max_steps=80", "metrics.every_n_steps=40", "optimizer.lr=tag(log,interval(1e-4,1e-2))"]
-    shared += ["hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2", "hydra.sweeper.pruner=none"]
-    undisturbed, disturbed = tmp_path / "a" / "s", tmp_path / "b" / "s"
-    done = script("train", *shared, f"hydra.sweep.dir={undisturbed}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert killed([*shared, f"hydra.sweep.dir={disturbed}"], disturbed, 1, tmp_path)
-    done = script("train", *shared, f"hydra.sweep.dir={disturbed}", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    ours, theirs = (
-        [(t.number, t.state.name, t.params, t.value, t.user_attrs["run"]) for t in studies(folder)[0].trials]
-        for folder in (disturbed, undisturbed)
-    )
-    assert ours == theirs
-    assert len(ours) == 3
-    assert len(run_folders(disturbed)) == len(run_folders(undisturbed)) == 3
+def test_a_search_that_is_killed_ends_like_an_undisturbed_one(tmp_path):
+    sizes = ["trainer.max_steps=80", "metrics.every_n_steps=40", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
+    command = [*OPTUNA, *ANY_STEPS, *sizes, LR, "hydra.sweeper.pruner=none"]
+    found = []
+    for folder in check_interrupted_sweep(command, 1, tmp_path):
+        trials = studies(folder)[0].trials
+        found.append([(t.number, t.state.name, t.params, t.value, t.user_attrs["run"]) for t in trials])
+        assert len(trials) == len(run_folders(folder)) == 3
+    assert found[0] == found[1]

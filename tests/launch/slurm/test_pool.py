@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import sys
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import yaml
+from fake_slurm import FakeSlurm
 from rich.console import Console
 from submitit.core.utils import DelayedSubmission
 from sweep_workers import WORKER, config, job
@@ -23,34 +21,16 @@ from flowdiff.launch.slurm.task import Task
 from flowdiff.runs.job import Job
 from flowdiff.runs.ownership import owned
 
-# sbatch records its script, its environment and the files in the run folders at that time.
-PROGRAMS = {
-    "sbatch": """
-        import glob, json, os, sys
-        seen = {"script": open(sys.argv[1]).read(), "env": dict(os.environ), "files": glob.glob("s/*/*")}
-        json.dump(seen, open("sbatch.json", "w"))
-        if os.path.exists("refuse"):
-            sys.exit("sbatch: error: invalid partition specified: moon\\nsbatch: error: Batch job submission failed")
-        print("Submitted batch job 7")
-    """,
-    "srun": "",
-    "scancel": "open('scancelled', 'w').write(__import__('sys').argv[1])",
-    "squeue": "print(open('squeue').read())",
-    "sinfo": "print('cpu*|(null)\\ngpu|gpu:a100:4(S:0-1)')",
-}
-
 
 @pytest.fixture(autouse=True)
-def machine(tmp_path, monkeypatch):
+def slurm(tmp_path, monkeypatch) -> FakeSlurm:
     """A working folder on a machine that has SLURM's commands."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, code in PROGRAMS.items():
-        (programs / name).write_text(f"#!{sys.executable}\n{dedent(code)}")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    fake = FakeSlurm(tmp_path / "bin", ("sbatch", "srun", "scancel", "squeue", "sinfo"))
+    fake.answer("sbatch", "Submitted batch job 7")
+    fake.answer("sinfo", "cpu*|(null)\ngpu|gpu:a100:4(S:0-1)")
+    monkeypatch.setenv("PATH", f"{fake.folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    Path("squeue").touch()
+    return fake
 
 
 def settings(**changes) -> Settings:
@@ -80,12 +60,10 @@ def finished() -> Job:
     return given
 
 
-def sbatch(key: str):
-    return json.loads(Path("sbatch.json").read_text())[key]
-
-
-def submitted_task() -> Task:
-    return DelayedSubmission.load(Path("s", FOLDER, "7_0_submitted.pkl")).function
+def submitted() -> tuple[str, Task]:
+    """The batch script of the job, and its first task."""
+    script = Path("s", FOLDER, "7_submission.sh").read_text()
+    return script, DelayedSubmission.load(Path("s", FOLDER, "7_0_submitted.pkl")).function
 
 
 def wants(**accelerator) -> dict:
@@ -144,55 +122,61 @@ def test_an_array_job_is_submitted_recorded_and_reported():
     (one,) = submissions(Path("s"))
     assert (one.job_id, one.tasks) == ("7", [["seed-1-abc", "seed-2-abc"], ["seed-3-abc"]])
     for line in ("--array=0-1%2", "--partition=cpu", "--mem=1536MB", "--signal=USR2@120", "--requeue", "--time=240"):
-        assert f"#SBATCH {line}\n" in sbatch("script")
-    assert [j.config["seed"] for j in submitted_task().jobs] == [1, 2]
-    assert all(j.path.is_absolute() for j in submitted_task().jobs)
+        assert f"#SBATCH {line}\n" in submitted()[0]
+    task = submitted()[1]
+    assert [job.config["seed"] for job in task.jobs] == [1, 2]
+    assert all(job.path.is_absolute() for job in task.jobs)
 
 
 def test_a_single_run_is_an_array_job_too():
     run(*jobs_of(1))
-    assert "#SBATCH --array=0-0%1\n" in sbatch("script")
-    assert submitted_task().jobs[0].config["seed"] == 1
+    script, task = submitted()
+    assert "#SBATCH --array=0-0%1\n" in script
+    assert task.jobs[0].config["seed"] == 1
 
 
-def test_a_job_that_submits_does_not_pass_on_its_own_environment(monkeypatch):
+def test_a_job_that_submits_does_not_pass_on_its_own_environment(slurm, monkeypatch):
     inside = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": "3"}
     kept = {"SLURM_CONF": "/etc/here", "SBATCH_ACCOUNT": "mine"}
     for key, value in (inside | kept).items():
         monkeypatch.setenv(key, value)
     run(*jobs_of(1))
-    assert {k: v for k, v in sbatch("env").items() if k.startswith(("SLURM", "SBATCH", "CUDA"))} == kept
+    assert {
+        k: v for k, v in slurm.calls[-1]["environment"].items() if k.startswith(("SLURM", "SBATCH", "CUDA"))
+    } == kept
     assert os.environ["SLURM_CPUS_PER_TASK"] == "1"
 
 
-def test_a_refused_job_changes_nothing(finished):
-    Path("refuse").touch()
+def test_a_refused_job_changes_nothing(slurm, finished):
+    slurm.refuse(
+        "sbatch", "sbatch: error: invalid partition specified: moon\nsbatch: error: Batch job submission failed"
+    )
     with pytest.raises(ConfigurationError, match=r"nothing was submitted: sbatch: error: invalid partition .* moon;"):
         run(finished, *jobs_of(2), force=True)
     assert finished.folder.is_complete
     assert sorted(os.listdir("s")) == ["seed-1-abc"]
 
 
-def test_force_empties_a_folder_only_after_sbatch_has_accepted_the_job(finished):
+def test_force_empties_a_folder_only_after_sbatch_has_accepted_the_job(slurm, finished):
     run(finished, force=True)
-    assert "s/seed-1-abc/result.json" in sbatch("files")
+    assert "s/seed-1-abc/result.json" in slurm.calls[-1]["files"]
     assert list(finished.path.iterdir()) == []
 
 
-def test_a_job_that_cannot_be_recorded_is_cancelled(monkeypatch):
+def test_a_job_that_cannot_be_recorded_is_cancelled(slurm, monkeypatch):
     def full(sweep, submission):
         raise OSError("no space")
 
     monkeypatch.setattr("flowdiff.launch.slurm.pool.record", full)
     with pytest.raises(OSError, match="no space"):
         run(*jobs_of(1))
-    assert Path("scancelled").read_text() == "7"
+    assert slurm.asked[-1] == "scancel 7"
 
 
-def test_runs_that_are_complete_queued_or_running_are_not_submitted(finished):
+def test_runs_that_are_complete_queued_or_running_are_not_submitted(slurm, finished):
     queued, running, new = jobs_of(2, 3, 4)
     run(queued)
-    Path("squeue").write_text("7_0|PENDING\n")
+    slurm.queue(task_7_0="PENDING")
     with owned(running.path):
         rows, output = run(queued, finished, running, new)
     assert [row.state for row in rows] == ["queued", "skipped", "busy", "queued"]

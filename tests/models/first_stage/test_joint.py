@@ -43,7 +43,7 @@ def vae_of(run):
 @pytest.fixture(scope="module", autouse=True)
 def _a_vae():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "_load", vae_of)
+        patch.setattr(assembly, "load", vae_of)
         yield
 
 
@@ -63,7 +63,7 @@ def begun(*overrides):
 
 def bound(denoiser, data):
     sigma = denoiser.sampling.schedule.sigma_min
-    return image_bound(denoiser, data, sigma, denoiser.cond_of, seed=0, batch_size=250).mean
+    return image_bound(denoiser, data, sigma, seed=0, batch_size=250).mean
 
 
 def test_it_starts_from_the_same_values_as_with_a_frozen_autoencoder(tmp_path):

@@ -1,7 +1,7 @@
-"""A real SLURM of one node for the tests of this folder: munge, slurmctld and slurmd.
+"""A real SLURM of one node for the tests in this folder: munge, slurmctld and slurmd.
 
-It uses what is installed (Debian: munge, slurm-client, slurmctld, slurmd), needs root, lies in a folder and on ports of
-its own, listens on loopback only, and goes away with everything that ran on it. Partition `urgent` preempts `debug`.
+It uses the installed programs (Debian: munge, slurm-client, slurmctld, slurmd) and needs root. It has its own folder
+and ports, listens on loopback only, and is removed with everything that ran on it. Partition `urgent` preempts `debug`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# Seconds that a start may take on a busy machine; a job that is requeued starts again only after them.
+# cred_expire: a start may take this long on a busy machine; a requeued job starts again only after it.
 AuthInfo=socket={folder}/munge/socket,cred_expire=12
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -67,14 +67,14 @@ PartitionName=urgent Nodes={host} DefaultTime=10 PriorityTier=100 PreemptMode=OF
 
 @pytest.fixture(scope="package")
 def cluster():
-    """SLURM is up and SLURM_CONF points to it; the test is skipped, with the reason, where it cannot be had."""
+    """Start SLURM and set SLURM_CONF; skip the tests, with the reason, where that is impossible."""
     reason = _missing()
     if reason:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="flowdiff-slurm-"))
     with pytest.MonkeyPatch.context() as patch:
         for key in [key for key in os.environ if key.startswith(("SLURM", "SBATCH", "SRUN", "SQUEUE"))]:
-            patch.delenv(key)  # of a cluster that these tests may themselves run on
+            patch.delenv(key)  # of a cluster on which these tests may run themselves
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         try:
             try:
@@ -115,7 +115,7 @@ def _start(folder: Path) -> None:
         ports = {"ctld_port": one.getsockname()[1], "slurmd_port": other.getsockname()[1]}
     (folder / "slurm.conf").write_text(CONFIG.format(host=_host(), folder=folder, cpus=CPUS, **ports).lstrip())
     munge = [f"--{name}={folder}/munge/{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
-    # --force: a folder that others may not enter is as good as any here.
+    # --force: munged otherwise refuses a folder that other users cannot enter.
     _run("munged", "--force", "--num-threads=2", f"--key-file={key}", *munge)
     _run("slurmctld")
     _run("slurmd")
@@ -137,7 +137,9 @@ def _stop(folder: Path) -> None:
     for path in (folder / "slurmd.pid", folder / "slurmctld.pid", folder / "munge" / "pid-file"):
         with suppress(OSError, ValueError):
             _end(int(path.read_text()))
-    for path in Path("/proc").glob("[0-9]*/environ"):  # what a job has left behind knows the folder, and nobody else
+    for path in Path("/proc").glob(
+        "[0-9]*/environ"
+    ):  # only processes left by jobs have the folder in their environment
         with suppress(OSError):
             if str(folder).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
                 os.kill(int(path.parent.name), signal.SIGKILL)
@@ -161,7 +163,7 @@ def _run(*command: str, check: bool = True) -> str:
 
 
 def _path() -> str:
-    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # where Debian has the daemons
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # where Debian puts the daemons
 
 
 def _host() -> str:

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import runs
-from cli_process import ROOT, outcomes
+from cli_process import ROOT, numbers, outcomes
+from sweep_workers import wait_until
 
-from flowdiff.launch.slurm.queue import job_words
+from flowdiff.launch.slurm.queue import slurm_states
 from flowdiff.launch.slurm.submission import submissions
 from flowdiff.launch.slurm.task import seconds
 from flowdiff.launch.status import statuses
-from flowdiff.runs import lock
+from flowdiff.runs.ownership import owner
 from flowdiff.runs.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PLUGIN = '''
-"""σ as edm draws it, a second later until there is a file `go`: runs that wait for us without taking the machine."""
-import time
+"""edm, but each call takes a second until there is a file `go`: slow runs that leave the CPU free."""
 from pathlib import Path
 
 from flowdiff.registry import create, register
@@ -43,8 +42,8 @@ class Paced:
         return self.edm(n, generator, device)
 '''
 EVERY = 10  # steps between two checkpoints
-STEPS = 60  # seconds, until we let them go
-LONG = 120  # of the run that needs more than its time limit
+STEPS = 60  # of most runs; one per second until the file `go` exists
+LONG = 120  # steps of the run that needs more than its time limit
 TINY = [o for o in runs.TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
 TINY += [f"metrics.every_n_steps={EVERY}", "plugins=[paced.py]", "sigma_sampler=paced"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
@@ -52,12 +51,12 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
 
 @pytest.fixture(scope="module")
 def submitted(cluster, tmp_path_factory):
-    """Several sweeps, submitted by one process that is gone by now: (exit status, stderr) of each, and the folder."""
+    """Several sweeps, submitted by one process that has ended: (exit status, stderr) of each, and their folder."""
     cwd = tmp_path_factory.mktemp("submitted")
     (cwd / "paced.py").write_text(PLUGIN)
     steps = f"trainer.max_steps={STEPS}"
     two = "hydra.launcher.array_parallelism=2"
-    later = "+hydra.launcher.additional_parameters.hold=true"  # what nothing happens to
+    later = "+hydra.launcher.additional_parameters.hold=true"  # not interrupted
     wandb = ["logger=wandb", "logger.mode=offline"]
     ddp = ["accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2"]
     settings = {
@@ -77,38 +76,38 @@ def submitted(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ended(submitted):
-    """The folder, after everything has happened to the sweeps and all of them are over."""
+    """The folder after all interruptions and the end of all sweeps, and the states that each sweep was in."""
     _, cwd = submitted
     array, long, ranks = (cwd / "multirun" / name for name in ("array", "long", "ranks"))
     seen = {name: set() for name in ("array", "long", "ranks", "packed")}
 
     def until(condition):
-        deadline = time.monotonic() + 400
-        while not condition():
-            assert time.monotonic() < deadline, slurm("squeue", "--array")
-            time.sleep(1)
+        def watch():
             for name, states in seen.items():
                 states |= {(status.state, status.note) for status in statuses(cwd / "multirun" / name)}
+            return condition()
+
+        wait_until(watch, 400, 1)
 
     def preempt(sweep, run):
         until(lambda: steps_of(sweep, run) > 3)
-        # It delivers the signal, and then, where other tasks of the array are pending, tries again and again.
+        # scancel delivers the signal, and repeats it while other tasks of the array are pending.
         with subprocess.Popen(["scancel", "--signal=USR2", job_of(sweep, run)], stderr=subprocess.DEVNULL) as asking:
             until(lambda: starts_again(sweep, run))
             asking.terminate()
 
     slow = of_seed(long, 0)
     until(lambda: steps_of(long, slow) > 3)
-    # As if it had been given two minutes at most. SLURM looks about twice a minute.
+    # A time limit in about two minutes. SLURM checks it about twice a minute.
     used = seconds(slurm("squeue", "--noheader", "--format=%M", f"--jobs={job_of(long, slow)}").strip())
     slurm("scontrol", "update", f"JobId={job_of(long, slow)}", f"TimeLimit={used // 60 + 2:.0f}")
     first, second, third = (of_seed(array, seed) for seed in (1, 2, 3))
     preempt(array, first)
     until(lambda: steps_of(array, second) > EVERY + 3)
-    os.kill(lock.owner(array / second)["pid"], signal.SIGKILL)
+    os.kill(owner(array / second)["pid"], signal.SIGKILL)
     preempt(ranks, of_seed(ranks, 0))
     until(lambda: steps_of(array, third) > 3)
-    # All the processors of the node: whatever runs has to go.
+    # A job that takes all processors of the node preempts everything else.
     slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     until(lambda: "time limit" in starts_again(long, slow))
     slurm("scontrol", "update", f"JobId={job_of(long, slow)}", "TimeLimit=60")
@@ -131,10 +130,8 @@ def submitted_to(sweep: Path) -> list[str]:
 
 
 def of_seed(sweep: Path, seed: int) -> str:
-    """The name of a run's folder, from the record of what was submitted."""
-    (name,) = (
-        run for one in submissions(sweep) for task in one.tasks for run in task if run.startswith(f"seed-{seed}__")
-    )
+    """The name of a run's folder, from the record of the submission."""
+    (name,) = (run for run in submitted_to(sweep) if run.startswith(f"seed-{seed}__"))
     return name
 
 
@@ -148,7 +145,7 @@ def steps_of(sweep: Path, run: str) -> int:
 
 
 def starts_again(sweep: Path, run: str) -> list[str]:
-    """Why SLURM was asked to start the run's task again."""
+    """The reasons for which the run's task was requeued."""
     file = sweep / "slurm" / f"{job_of(sweep, run)}_requeued.jsonl"
     return [json.loads(line)["reason"] for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -157,36 +154,16 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def wait_until(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, slurm("squeue", "--array")
-        time.sleep(0.2)
-
-
-def rows(folder: RunFolder) -> list[dict[str, str]]:
-    with folder.metrics.open() as file:
-        timed = ("samples_per_second", "train_seconds")
-        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
-
-
 def undisturbed(path: Path, seed: int, steps: int) -> RunFolder:
-    """The same run in this process, without pauses."""
+    """The same run in this process, without pauses or interruptions."""
     plain = [o for o in TINY if not o.startswith(("plugins", "sigma_sampler"))]
     runs.train(path, *plain, f"trainer.max_steps={steps}", f"seed={seed}")
     return RunFolder(path)
 
 
-def test_submitting_returns_at_once_and_only_what_can_run(submitted):
+def test_submitting_returns_at_once_and_a_refused_sweep_leaves_nothing(submitted):
     results, cwd = submitted
-    assert {name: status for name, (status, _) in results.items()} == {
-        "long": 0,
-        "array": 0,
-        "ranks": 0,
-        "nowhere": 2,
-        "again": 0,
-        "packed": 0,
-    }
+    assert {name: status for name, (status, _) in results.items()} == {**dict.fromkeys(results, 0), "nowhere": 2}
     assert results["array"] == (0, "")
     assert "invalid partition specified: moon" in results["nowhere"][1]
     assert len(results["nowhere"][1].splitlines()) == 1
@@ -206,41 +183,41 @@ def test_every_run_ends_complete_and_was_never_lost(ended):
 
 
 @pytest.mark.parametrize(("seed", "reason"), [(1, "preemption"), (2, "kill"), (3, "preemption")])
-def test_a_run_that_was_stopped_or_killed_ends_as_if_it_had_not(ended, tmp_path, seed, reason):
+def test_a_stopped_or_killed_run_ends_as_if_undisturbed(ended, tmp_path, seed, reason):
     array = ended[0] / "multirun" / "array"
     run = of_seed(array, seed)
     assert reason in starts_again(array, run)
-    went_on(RunFolder(array / run), STEPS)
-    assert rows(RunFolder(array / run)) == rows(undisturbed(tmp_path / "run", seed, STEPS))
+    check_resumed(RunFolder(array / run), STEPS)
+    assert numbers(RunFolder(array / run)) == numbers(undisturbed(tmp_path / "run", seed, STEPS))
 
 
-def test_a_run_that_needs_more_than_its_time_limit_ends_as_any_other(ended, tmp_path):
+def test_a_run_that_needs_more_than_its_time_limit_ends_as_if_undisturbed(ended, tmp_path):
     sweep = ended[0] / "multirun" / "long"
     run = of_seed(sweep, 0)
     assert "time limit" in starts_again(sweep, run)
-    went_on(RunFolder(sweep / run), LONG)
-    assert rows(RunFolder(sweep / run)) == rows(undisturbed(tmp_path / "run", 0, LONG))
-    # W&B has a fragment of every start, and all are of one run.
+    check_resumed(RunFolder(sweep / run), LONG)
+    assert numbers(RunFolder(sweep / run)) == numbers(undisturbed(tmp_path / "run", 0, LONG))
+    # W&B has a fragment of every start, and all belong to one run.
     fragments = [path.name.rpartition("-")[2] for path in (sweep / run / "wandb").glob("offline-run-*")]
     assert len(fragments) > 2
     assert set(fragments) == {run.rpartition("-")[2]}
 
 
-def test_a_run_of_two_processes_goes_on_too(ended):
+def test_a_run_of_two_processes_is_resumed_too(ended):
     sweep = ended[0] / "multirun" / "ranks"
     run = of_seed(sweep, 0)
     assert "#SBATCH --ntasks-per-node=2\n" in next((sweep / "slurm").glob("*.sh")).read_text()
-    went_on(RunFolder(sweep / run), STEPS)
+    check_resumed(RunFolder(sweep / run), STEPS)
 
 
-def went_on(folder: RunFolder, steps: int) -> None:
-    """It was trained once, in several starts."""
+def check_resumed(folder: RunFolder, steps: int) -> None:
+    """Check that it was trained once, in several starts."""
     assert folder.result()["steps"] == steps
     log = (folder.path / "train.log").read_text()
-    begun = [line for line in log.splitlines() if " training and " in line]  # said when the data has been read
-    later = [int(line.split("going on from step ")[1].split()[0]) for line in log.splitlines() if "going on" in line]
+    begun = [line for line in log.splitlines() if " training and " in line]  # logged when the data has been read
+    later = [int(step) for step in re.findall(r"continuing from step (\d+)", log)]
     assert len(begun) > 1
-    assert len(later) == len(begun) - 1  # all but the first start went on
+    assert len(later) == len(begun) - 1  # all starts but the first resumed
     assert later == sorted(later)
     assert later[0] > 0
 
@@ -256,7 +233,7 @@ def test_packed_runs_share_a_task(ended):
 def test_a_cancelled_task_is_not_started_again(cluster, tmp_path):
     (tmp_path / "paced.py").write_text(PLUGIN)
     sweep = tmp_path / "multirun" / "cancelled"
-    # From inside a job, whose own share is nothing to the jobs it submits.
+    # Submitted from inside a job, whose resources do not limit the jobs that it submits.
     command = [sys.executable, ROOT / "train.py", "-m", "seed=1", *TINY, *SLURM, f"hydra.sweep.dir={sweep}"]
     command += ["trainer.max_steps=1000", "hydra.launcher.cpus_per_task=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -269,9 +246,9 @@ def test_a_cancelled_task_is_not_started_again(cluster, tmp_path):
     job = job_of(sweep, run)
     assert f"submitted SLURM job {submissions(sweep)[0].job_id}: 1 runs" in done.stdout
     assert "flowdiff status" in done.stdout
-    wait_until(lambda: steps_of(sweep, run) > 3)
+    wait_until(lambda: steps_of(sweep, run) > 3, 120, 0.2)
     slurm("scancel", job)
-    wait_until(lambda: job_words([job.partition("_")[0]])[job] == "CANCELLED")
+    wait_until(lambda: slurm_states([job.partition("_")[0]])[job] == "CANCELLED", 120, 0.2)
     folder = RunFolder(sweep / run)
     assert "SIGTERM stopped the run after step" in (folder.path / "train.log").read_text()
     assert folder.failure() is None

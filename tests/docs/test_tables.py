@@ -10,7 +10,7 @@ import pytest
 
 from flowdiff import registry
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FAMILIES = registry.names("flow")
 
 

@@ -1,7 +1,7 @@
-"""Samplers as k-diffusion and diffusers have them, called the way this project's are: a denoiser, x, a grid.
+"""The samplers of k-diffusion and diffusers behind one interface, to compare this package's samplers with them.
 
-`CASES` names what there is and what it is to be equal to here. A `Case` gives the grid it walks and, on that grid,
-their samples: `sigmas(num_steps)` and `samples(denoiser, x, sigmas)`, x at noise level sigmas[0] in data units.
+Each entry of `CASES` names a public sampler and the sampler here that must give the same samples. k-diffusion is
+optional: pip install torchsde && pip install --no-deps k-diffusion
 """
 
 from __future__ import annotations
@@ -19,18 +19,28 @@ from torch import Tensor
 
 from flowdiff import registry
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+DenoiserFunction = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) → D, in data units
+BY_TABLE = ("DDIMScheduler", "DDPMScheduler")  # these count in steps of a table of levels
 
 
 class Case(NamedTuple):
-    """One public sampler: its package, its name there, ours with its settings, its grid and how it samples."""
+    """One public sampler and its equal here.
+
+    Attributes:
+        package: k-diffusion or diffusers.
+        theirs: the sampler's name in that package.
+        ours: the registered name of the sampler here.
+        settings: hyperparameters of the sampler here that differ from its YAML.
+        sigmas: number of steps → the noise levels that the public sampler uses.
+        samples: (denoiser, x, sigmas) → its samples; x is at noise level sigmas[0], in data units.
+    """
 
     package: str
     theirs: str
     ours: str
     settings: dict[str, Any]
     sigmas: Callable[[int], Tensor]
-    samples: Callable[[Denoiser, Tensor, Tensor], Tensor]
+    samples: Callable[[DenoiserFunction, Tensor, Tensor], Tensor]
 
     def __str__(self) -> str:
         return f"{self.package}-{self.theirs}"
@@ -38,16 +48,16 @@ class Case(NamedTuple):
 
 @cache
 def k_diffusion() -> types.ModuleType | None:
-    """k_diffusion.sampling, None where it is not installed.
+    """The module k_diffusion.sampling, or None if the package is not installed.
 
-    The package's own __init__ would import its models and metrics too, and with clip a setuptools that has been gone
-    since: an empty package of the same name and place stands in for it.
+    The package's own __init__ also imports its models, its metrics and clip, which needs a part of setuptools that no
+    longer exists. An empty package with the same name and path takes its place.
     """
     found = importlib.util.find_spec("k_diffusion")
     if found is None:
         return None
     package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
+    package.__path__ = list(found.submodule_search_locations or ())
     sys.modules.setdefault("k_diffusion", package)
     return importlib.import_module("k_diffusion.sampling")
 
@@ -60,35 +70,35 @@ def _karras_above_zero(num_steps: int) -> Tensor:
     return _karras(num_steps)[:-1]
 
 
-def _k(function: str, denoiser: Denoiser, x: Tensor, sigmas: Tensor, **settings: Any) -> Tensor:
+def _k(function: str, denoiser: DenoiserFunction, x: Tensor, sigmas: Tensor, **settings: Any) -> Tensor:
     return getattr(k_diffusion(), function)(denoiser, x, sigmas, disable=True, **settings)
 
 
 def _scheduler(name: str, num_steps: int, settings: dict[str, Any]) -> Any:
-    """A diffusers scheduler with its grid of `num_steps` steps."""
+    """A diffusers scheduler that is set to `num_steps` steps."""
     import diffusers
 
     scheduler = getattr(diffusers, name)(1000, **settings)
     scheduler.set_timesteps(num_steps)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # rounded timesteps may repeat, and then name no unique step
+    if name not in BY_TABLE:
+        scheduler.set_begin_index(0)  # it cannot find its step by a rounded timestep, which may repeat
     return scheduler
 
 
 def _table_grid(name: str, settings: dict[str, Any], num_steps: int) -> Tensor:
-    """The levels of a scheduler that counts in steps of its table: DDIM, DDPM."""
+    """The levels of a scheduler in BY_TABLE."""
     scheduler = _scheduler(name, num_steps, settings)
     sigmas = (1 / scheduler.alphas_cumprod.double() - 1).sqrt()[scheduler.timesteps]
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 def _sigma_grid(name: str, settings: dict[str, Any], num_steps: int) -> Tensor:
-    """The levels of a scheduler that keeps them, each once (diffusers' heun holds them twice)."""
+    """The levels that a scheduler stores, each once: diffusers' Heun stores them twice."""
     return torch.unique(_scheduler(name, num_steps, settings).sigmas.double()).flip(0)
 
 
-def _preserving(name: str, settings: dict[str, Any], denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
-    """Schedulers in variance-preserving coordinates, x_VP = x/√(σ²+1)."""
+def _preserving(name: str, settings: dict[str, Any], denoiser: DenoiserFunction, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Samples of a scheduler in variance-preserving coordinates, x_VP = x/√(σ²+1)."""
     scheduler = _scheduler(name, len(sigmas) - 1, settings | {"prediction_type": "sample"})
     x_vp = x / (sigmas[0] ** 2 + 1).sqrt()
     random = {"generator": torch.Generator().manual_seed(1)} if name == "DDPMScheduler" else {}
@@ -98,11 +108,11 @@ def _preserving(name: str, settings: dict[str, Any], denoiser: Denoiser, x: Tens
     return x_vp * (sigmas[-1] ** 2 + 1).sqrt()
 
 
-def _exploding(name: str, settings: dict[str, Any], denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Tensor:
-    """Schedulers in variance-exploding coordinates, their network predicting the noise."""
+def _exploding(name: str, settings: dict[str, Any], denoiser: DenoiserFunction, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Samples of a scheduler in variance-exploding coordinates, whose network predicts the noise."""
     scheduler = _scheduler(name, len(sigmas) - 1, settings)
     for t in scheduler.timesteps:
-        scheduler.scale_model_input(x, t)  # for its other purpose, to find the place in the grid
+        scheduler.scale_model_input(x, t)  # this sets step_index
         sigma = scheduler.sigmas[scheduler.step_index].double()
         eps = (x - denoiser(x, x.new_full((len(x),), float(sigma)))) / sigma
         x = scheduler.step(eps.to(x), t, x).prev_sample
@@ -114,9 +124,8 @@ def _k_case(function: str, ours: str, settings: dict[str, Any], grid: Callable =
 
 
 def _diffusers_case(label: str, name: str, ours: str, settings: dict[str, Any], theirs: dict[str, Any]) -> Case:
-    by_table = name in ("DDIMScheduler", "DDPMScheduler")
-    grid = _table_grid if by_table else _sigma_grid
-    preserving = by_table or name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+    grid = _table_grid if name in BY_TABLE else _sigma_grid
+    preserving = name in BY_TABLE or name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
     walk = _preserving if preserving else _exploding
     return Case("diffusers", label, ours, settings, partial(grid, name, theirs), partial(walk, name, theirs))
 
@@ -129,7 +138,7 @@ def _multistep(order: int) -> dict[str, Any]:
 NO_NOISE = {"eta": 0.0}
 TRAILING = {"clip_sample": False, "timestep_spacing": "trailing"}
 KARRAS = {"use_karras_sigmas": True}
-# with bh1 theirs is no number at σ' = 0
+# at σ' = 0 theirs is NaN with bh1
 ENDS = {"bh1": {"final_sigmas_type": "sigma_min"}, "bh2": {"final_sigmas_type": "zero"} | KARRAS}
 CASES = [
     _k_case("sample_euler", "euler", {}),
@@ -137,7 +146,7 @@ CASES = [
     _k_case("sample_dpm_2", "dpm_solver_2", {}),
     _k_case("sample_dpmpp_2s_ancestral", "dpmpp_2s", {}, eta=0.0),
     _k_case("sample_dpmpp_2m", "dpmpp_2m", {}),
-    # theirs extrapolates to σ' = 0, where every method here is x' = D
+    # theirs extrapolates to σ' = 0, where every method here sets x' = D
     _k_case("sample_lms", "lms", {}, _karras_above_zero),
     _diffusers_case("DDIM", "DDIMScheduler", "ddim", {}, TRAILING),
     _diffusers_case("DDPM", "DDPMScheduler", "ddpm", {}, TRAILING | {"variance_type": "fixed_small"}),
@@ -160,8 +169,8 @@ CASES = [
 ]
 
 
-def difference(case: Case, denoiser: Denoiser, noise: Tensor, num_steps: int) -> float:
-    """‖ours − theirs‖/‖theirs‖ from the same noise on their grid of `num_steps` steps; noise standard normal."""
+def difference(case: Case, denoiser: DenoiserFunction, noise: Tensor, num_steps: int) -> float:
+    """‖ours − theirs‖/‖theirs‖ from the same standard normal noise, on the public sampler's noise levels."""
     sigmas = case.sigmas(num_steps)
     x = float(sigmas[0]) * noise
     theirs = case.samples(lambda x, sigma, **_: denoiser(x, sigma), x, sigmas.to(x))

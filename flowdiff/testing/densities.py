@@ -1,0 +1,88 @@
+"""Laws of a density and its score, given as functions of x: for flows, networks, and anything else with a density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowdiff.shapes import append_dims
+from flowdiff.testing.compare import require, require_at_most, require_close
+
+LogProb = Callable[[Tensor], Tensor]
+"""x (B, …) → log p(x) in nats, (B,)."""
+
+
+def jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """∂ function(x)_b / ∂ x_b for each sample b of x (B, …) with D numbers: (B, D, D)."""
+    D = x[0].numel()
+    full = torch.autograd.functional.jacobian(lambda v: function(v).flatten(1).sum(0), x)
+    return full.reshape(D, len(x), D).transpose(0, 1)
+
+
+def density_integrates_to_one(log_prob: LogProb, draws: Tensor, *, points: int = 160, tolerance: float = 1e-3) -> None:
+    """∫p = 1 on a grid of two dimensions that covers all draws.
+
+    Args:
+        log_prob: the density of the plane.
+        draws: exact samples (N, 2), N so large that the mass outside of their box is below the tolerance.
+        points: number of grid points along each dimension.
+        tolerance: largest |∫p − 1|: about one sample in N lies outside of the box.
+    """
+    with torch.no_grad():
+        low, high = draws.amin(0), draws.amax(0)
+        margin = 0.15 * (high - low)
+        ends = zip(low - margin, high + margin, strict=True)
+        axes = [torch.linspace(float(a), float(b), points, dtype=draws.dtype) for a, b in ends]
+        p = log_prob(torch.cartesian_prod(*axes)).exp()
+    mass = float(p.sum()) * math.prod(float(axis[1] - axis[0]) for axis in axes)
+    detail = f"the integral over a grid of {points}×{points} points is {mass:.6g}, and ±{tolerance:g} is allowed"
+    require(abs(mass - 1) <= tolerance, "∫p = 1", detail)
+
+
+def score_is_gradient(log_prob: LogProb, score: Tensor, x: Tensor, step: Tensor) -> None:
+    """The score is ∇ₓ log p, by central differences.
+
+    Args:
+        log_prob: log p.
+        score: the score at x, (B, …).
+        x: (B, …) float64.
+        step: (B,), small against the scale on which log p changes; the error is step²·third derivative.
+    """
+    slopes = []
+    with torch.no_grad():
+        for unit in torch.eye(x[0].numel(), dtype=x.dtype):
+            move = append_dims(step, x.ndim) * unit.view(x.shape[1:])
+            slopes.append((log_prob(x + move) - log_prob(x - move)) / (2 * step))
+    require_close(score, torch.stack(slopes, 1).view_as(x), "score = ∇ₓ log p", rtol=1e-5, atol=1e-5)
+
+
+def score_jacobian_is_symmetric(log_prob: LogProb, x: Tensor) -> None:
+    """∂s/∂x is symmetric, because it is the Hessian of log p: x (B, …) float64, s by autograd."""
+
+    def score(v: Tensor) -> Tensor:
+        return torch.autograd.grad(log_prob(v).sum(), v, create_graph=True)[0]
+
+    J = jacobians(score, x.detach().requires_grad_())
+    size = J.abs().amax((1, 2), keepdim=True).expand_as(J)
+    require_at_most((J - J.mT).abs(), 1e-9 * torch.minimum(size, 1 + J.abs()), "∂s/∂x = (∂s/∂x)ᵀ")
+
+
+def samples_follow_the_density(score: Tensor, x: Tensor) -> None:
+    """With x ~ p of D dimensions E[s(x)] = 0 and E[(x − μ)·s(x)] = −D for any μ (Stein's identity).
+
+    Args:
+        score: the score of p at x, (N, D).
+        x: exact samples (N, D), N at least a few thousand.
+    """
+    n, D = x.shape
+    inner = ((x - x.mean(0)) * score).sum(1)
+    five_errors = 5 * float(inner.std()) / n**0.5
+    law = "samples follow the density"
+    # The check can tell a wrong scale of 20 % from the right one.
+    require(five_errors < 0.2 * D, law, f"5 standard errors of E[(x − μ)·s] are {five_errors:.3g}: give more samples")
+    found = float(inner.mean())
+    require(abs(found + D) <= five_errors, law, f"E[(x − μ)·s] is {found:.4g} instead of {-D} ± {five_errors:.2g}")
+    require_at_most(score.mean(0).abs(), 5 * score.std(0) / n**0.5, f"{law}, E[s] = 0")

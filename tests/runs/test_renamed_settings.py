@@ -1,0 +1,94 @@
+"""Renamed settings: old configs are read in today's names, and run ids are hashed with the first names."""
+
+import copy
+
+import pytest
+import yaml
+
+from flowdiff import config
+from flowdiff.runs import identity
+from flowdiff.runs.collect import read_run
+from flowdiff.runs.renamed_settings import RENAMED, in_current_names, in_first_names
+from flowdiff.runs.run_folder import RunFolder
+
+FIRST = {
+    "seed": 0,
+    "metrics": {
+        "name": "default",
+        "sigma_eval": None,
+        "ode": True,
+        "ode_rtol": 1e-5,
+        "ode_atol": 1e-5,
+        "ode_probes": None,
+        "classify": None,
+        "outliers": False,
+        "interpolate": True,
+    },
+}
+NOW = {
+    "seed": 0,
+    "metrics": {
+        "name": "default",
+        "sigma_eval": "auto",
+        "ode": {"measure": True, "rtol": 1e-5, "atol": 1e-5, "probes": None},
+        "classify": "auto",
+        "outliers": False,
+        "interpolate": True,
+    },
+}
+# The metrics settings of the default run that are hashed. Adding, renaming or removing one changes the id of every run,
+# unless flowdiff/runs/renamed_settings.py contains it.
+HASHED_METRICS = {
+    *("name", "every_n_steps", "periodic_num_samples", "num_samples", "repeats", "sigmas_per_sample", "sigma_eval"),
+    *("sigma_sweep", "batch_size", "cache_dir", "frechet", "compare", "inception_weights", "likelihood"),
+    *("ode", "ode_rtol", "ode_atol", "ode_probes", "classify", "outliers", "interpolate"),
+}
+
+
+def test_old_and_new_names_are_translated_into_each_other():
+    assert in_current_names(FIRST) == NOW
+    assert in_first_names(NOW) == FIRST
+
+
+def test_names_of_the_wanted_version_stay():
+    assert in_current_names(NOW) == NOW
+    assert in_first_names(FIRST) == FIRST
+
+
+def test_the_argument_is_not_changed():
+    before = copy.deepcopy(FIRST), copy.deepcopy(NOW)
+    in_current_names(FIRST)
+    in_first_names(NOW)
+    assert before == (FIRST, NOW)
+
+
+@pytest.mark.parametrize("given", [{}, {"metrics": None}, {"metrics": {"name": "default"}}, {"metrics": {"ode": {}}}])
+def test_configs_without_these_settings_stay(given):
+    assert in_current_names(given) == in_first_names(given) == given
+
+
+def test_the_default_run_keeps_its_id():
+    settings = config.resolved(config.compose([]))
+    assert identity.run_id(settings) == "9c32aa42"
+    assert set(in_first_names(settings)["metrics"]) == HASHED_METRICS
+    assert identity.run_id(in_first_names(settings)) == "9c32aa42"
+
+
+@pytest.mark.parametrize("renamed", RENAMED, ids=lambda renamed: renamed.now)
+def test_todays_names_are_settings(renamed):
+    group, *keys = renamed.now.split(".")
+    nodes = [config.defaults(group, option) for option in config.options(group)]
+    for key in keys:
+        nodes = [node[key] for node in nodes if isinstance(node, dict) and key in node]
+    assert nodes
+
+
+def test_the_folder_of_an_old_run_loads(tmp_path):
+    settings = config.resolved(config.compose([]))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(in_first_names(settings)))
+    folder = RunFolder(tmp_path)
+    assert folder.config() == config.of_run(folder) == settings
+    assert identity.run_id(folder.config()) == "9c32aa42"
+    found = read_run(tmp_path, "old").config
+    assert found["metrics.ode.measure"] == "false"
+    assert found["metrics.classify"] == "auto"
