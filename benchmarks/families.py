@@ -1,24 +1,23 @@
-"""Writes docs/flows.md: what every registered flow promises, and what it costs on the digits at its default settings.
+"""Writes docs/flows.md: what every registered flow promises, and its cost on the digits at its default settings.
 
     python benchmarks/families.py [--batch 256] [--threads 1] [--seconds 10] [--output docs/flows.md]
 
-Costs are those of the flow alone, float32, on a CPU, after every parameter has been moved by 0.3·N(0, 1/fan_in), since
-some inverses are easy at the start: a forward pass without grad, and in multiples of it log_prob (whitening and the
-embedding of σ and class included), the score in eval mode and the inverse. They take turns; figures are medians.
+Costs are measured in float32 on a CPU. First 0.3·N(0, 1/fan_in) is added to every parameter of the flow, because some
+inverses are easy for an untrained flow. The page shows the seconds of a forward pass of the flow alone without grad,
+and in multiples of them log_prob (with whitening and the embedding of σ and class), the score in eval mode and the
+inverse. The four take turns, and times are medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import statistics
-import time
 import typing
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measuring import median_seconds
 from rich.progress import track
 
 import flowdiff
@@ -29,7 +28,7 @@ from flowdiff.models.flows.base import Flow
 
 EMBED = 16
 GAIN = 0.3
-# Kind of samples → (a shape of it, the layout).
+# Kind of samples → an example of their shape.
 KINDS = {"vectors": (6,), "images": (1, 8, 8)}
 PROMISES = ("flow", "samples", "smooth in x", "derivatives", "at the start", "inverse", "`inject`")
 COSTS = ("flow", "parameters", "forward", "log_prob", "score", "inverse")
@@ -39,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of measuring, per flow")
+    parser.add_argument("--seconds", type=float, default=10.0, help="measuring time per flow")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "flows.md")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -57,8 +56,8 @@ Made by `python benchmarks/families.py` from the registry, the YAML files in `co
 ## What they promise
 
 Every flow is a bijection that knows its log-determinant, in both directions and under every condition; the tests in
-`tests/models/flows/test_laws.py` hold it to that. *Smooth in x*: C² behind a smooth activation, so that the score has no jumps
-and score losses see all of it. *Derivatives*: `twice` can be trained on the score by double backward, any by
+`tests/models/flows/test_laws.py` hold it to that. *Smooth in x*: C² behind a smooth activation, so that the score has
+no jumps and score losses see all of it. *Derivatives*: `twice` can be trained on the score by double backward, any by
 `loss.gradient=directional`, `forward mode` also by `loss.gradient=forward_mode`. *Inverse*: `to rounding`, or how far
 the inverse of z may lie from x, and how it is found. *`inject`*: how (σ, c) may enter the nets.
 
@@ -81,7 +80,7 @@ def markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def promises(name: str) -> tuple[str, ...]:
-    """The row of PROMISES."""
+    """A row of the table with the columns PROMISES."""
     component = registry.resolve("flow", name)
     taken = {kind: flow for kind, shape in KINDS.items() if (flow := built(name, shape))}
     flow = next(iter(taken.values()))
@@ -104,7 +103,7 @@ def promises(name: str) -> tuple[str, ...]:
 
 
 def built(name: str, shape: tuple[int, ...]) -> Flow | None:
-    """The flow at its default settings behind a smooth activation, None if it takes no such samples."""
+    """The flow at its default settings with a smooth activation, or None if it refuses samples of this shape."""
     activation = registry.create("activation", "softplus")
     try:
         return registry.create("flow", name, shape=shape, embed_dim=EMBED, activation=activation, token_dim=0)
@@ -113,7 +112,7 @@ def built(name: str, shape: tuple[int, ...]) -> Flow | None:
 
 
 def cost(name: str, batch: int, seconds: float) -> tuple[str, ...]:
-    """The row of COSTS."""
+    """A row of the table with the columns COSTS."""
     torch.manual_seed(0)
     engine = flowdiff.build(f"flow={name}", f"dataset.batch_size={batch}", "accelerator=cpu", "logger=csv")
     engine.measure()
@@ -127,15 +126,15 @@ def cost(name: str, batch: int, seconds: float) -> tuple[str, ...]:
         x = x0 + sigma.view(-1, *[1] * (x0.ndim - 1)) * torch.randn_like(x0)
         y, e = network.whitening(x, sigma)[0], network._embed(sigma, cond)
         z = network.flow(y, e)[0]
-    ways = {
+    functions = {
         "forward": lambda: network.flow(y, e),
         "log_prob": lambda: network.log_prob(x, sigma, cond),
         "score": lambda: network(x, sigma, cond),
         "inverse": lambda: network.flow.inverse(z, e),
     }
-    with torch.no_grad():  # which the score lifts for itself
-        found = medians(ways, seconds)
-    times = (f"{1e3 * found['forward']:.1f} ms", *(f"{found[way] / found['forward']:.1f} ×" for way in list(ways)[1:]))
+    with torch.no_grad():  # the score enables gradients itself
+        forward, *others = median_seconds(functions, rounds=3, warmup=1, seconds=seconds).values()
+    times = (f"{1e3 * forward:.1f} ms", *(f"{other / forward:.1f} ×" for other in others))
     return (f"`{name}`", f"{sum(p.numel() for p in network.parameters()):,}", *times)
 
 

@@ -1,13 +1,13 @@
-"""What flows cost on latents of SDXL's size, (4, 64, 64), beside a UNet of as many parameters each.
+"""The cost of flows on latents of SDXL's size, (4, 64, 64), each beside a UNet with as many parameters.
 
     python benchmarks/sdxl_latents.py [--device cpu] [--batch 4] [--threads 1] [--seconds 5] [--output FOLDER]
 
 The latents are random, so no autoencoder is needed. A training step is the loss, its backward pass and the optimiser's
-step, in float32, of the denoising loss (double backward) and, of flows, of the likelihood; a score evaluation is one
-call in eval mode. Ways of one model take turns, figures are medians of at least three. On one CPU thread processor time
-is counted, so that other work on the machine changes little. MiB are the most that is held at once, weights and
-Adam's moments included. FOLDER/results.csv gets the rows of this device in place of its last ones, and the table in
-FOLDER/README.md, between its two marks, is made anew from the file.
+step in float32: with the denoising loss (double backward), and for flows also with the likelihood. A score evaluation
+is one call in eval mode. The functions of one model take turns, and times are medians of at least three calls. On one
+CPU thread the clock counts processor time, so that other work on the machine changes little. MiB are the peak of the
+allocated memory, with weights and Adam's moments. The new rows replace this device's rows in FOLDER/results.csv, and
+the table between the two marks of FOLDER/README.md is written again from that file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import csv
 import gc
 import math
 import re
-import statistics
 import time
 import warnings
 from bisect import bisect_left
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from flows import peak_mebibytes
+from measuring import median_seconds, peak_memory
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -48,8 +47,8 @@ UNET = [
     "network.channels=[32,64,128,128]",
     "network.attention=[false,false,true,true]",
 ]
-STEP = 8  # widths of the UNet are multiples of it, its groups
-COLUMNS = {  # of the table: how a number is shown
+STEP = 8  # the UNet's widths are multiples of its number of groups
+COLUMNS = {  # column of the table → how its value is printed
     "device": str,
     "batch": str,
     "model": str,
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring, per model")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measuring time per model")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "experiments/sdxl_latents")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -79,11 +78,11 @@ def main() -> None:
         rows.append(measured(name, [*FLOWS[name], "whitening=dct"], given))
         widths = widths_for(int(rows[-1]["parameters"]))
         rows.append(measured(f"unet {widths}", [*UNET, f"network.channels={widths}"], given))
-    keep(rows, given.output)
+    write(rows, given.output)
 
 
 def measured(name: str, overrides: list[str], given: argparse.Namespace) -> dict[str, str | float]:
-    """A row of the table."""
+    """A row of the table: one model."""
     gc.collect()
     torch.manual_seed(0)
     settings = settings_of(overrides)
@@ -102,13 +101,13 @@ def measured(name: str, overrides: list[str], given: argparse.Namespace) -> dict
         losses[loss](denoiser, x0, sigma, noise).loss.mean().backward()
         optimizer.step()
 
-    @torch.no_grad()  # which a flow's score lifts for itself
+    @torch.no_grad()  # a flow's score enables gradients itself
     def score() -> None:
         denoiser.eval().score(x0 + noise, sigma)
         denoiser.train()
 
-    ways: dict[str, Callable[[], None]] = {f"{loss} step": lambda loss=loss: step(loss) for loss in losses}
-    ways["score"] = score
+    functions: dict[str, Callable[[], None]] = {f"{loss} step": lambda loss=loss: step(loss) for loss in losses}
+    functions["score"] = score
     parameters = sum(p.numel() for p in denoiser.parameters())
     row: dict[str, str | float] = {
         "device": device_name(given.device),
@@ -116,12 +115,13 @@ def measured(name: str, overrides: list[str], given: argparse.Namespace) -> dict
         "model": name,
         "parameters": parameters,
     }
-    seconds = medians(ways, given)
-    for way, call in ways.items():
+    clock = time.process_time if given.device == "cpu" and given.threads == 1 else time.perf_counter
+    times = median_seconds(functions, rounds=3, warmup=1, seconds=given.seconds, clock=clock, device=given.device)
+    for task, call in functions.items():
         optimizer.zero_grad()
-        there = 4 * parameters * (3 if "step" in way else 1) / 2**20  # weights, and the two moments
-        row[f"{way} s"] = seconds[way]
-        row[f"{way} MiB"] = there + peak_mebibytes(call, given.device)
+        held = 4 * parameters * (3 if "step" in task else 1) / 2**20  # the weights; in a step also Adam's two moments
+        row[f"{task} s"] = times[task]
+        row[f"{task} MiB"] = held + peak_memory(call, given.device)
     return row
 
 
@@ -132,7 +132,7 @@ def settings_of(overrides: list[str]) -> dict:
 
 
 def assembled(settings: dict) -> Denoiser:
-    """The unconditional model of latents that a config describes, its whitening fitted to random ones."""
+    """The unconditional model of latents that a config describes; its whitening is fitted to random latents."""
     parts = {"shape": SHAPE, "cond_dim": 0, "token_dim": 0, "num_classes": None}
     for group in ("activation", "whitening", "flow"):
         if group in settings:
@@ -143,7 +143,7 @@ def assembled(settings: dict) -> Denoiser:
 
 
 def widths_for(parameters: int) -> list[int]:
-    """The widths [w, 2w, 4w, v] of a UNet of nearly as many parameters, the first no larger than v = 4w would have."""
+    """Widths [w, 2w, 4w, v] of a UNet that has nearly as many parameters; w is the one that v = 4w would need."""
     node = settings_of(UNET)["network"]
 
     def count(w: int, v: int) -> int:
@@ -158,33 +158,17 @@ def widths_for(parameters: int) -> list[int]:
     return [w, 2 * w, 4 * w, v]
 
 
-def medians(ways: dict[str, Callable[[], None]], given: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each, called in turn until the time is up; once unmeasured and three times at least."""
-    on_cpu = given.device == "cpu"
-    clock = time.process_time if on_cpu and given.threads == 1 else time.perf_counter
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    start = time.perf_counter()
-    while min(map(len, taken.values())) < 4 or time.perf_counter() - start < given.seconds:
-        for way, call in ways.items():
-            began = clock()
-            call()
-            if not on_cpu:
-                torch.cuda.synchronize(given.device)
-            taken[way].append(clock() - began)
-    return {way: statistics.median(values[1:]) for way, values in taken.items()}
-
-
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device != "cpu" else "cpu"
 
 
-def keep(rows: list[dict], folder: Path) -> None:
-    """Print the rows, put them in the place of this device's in results.csv, and that into README.md."""
+def write(rows: list[dict], folder: Path) -> None:
+    """Print the rows, write them over this device's rows in results.csv, and that file's table into README.md."""
     table = Table(title=f"latents {SHAPE}", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="left" if COLUMNS[column] is str else "right")
     for row in rows:
-        table.add_row(*shown(row))
+        table.add_row(*printed(row))
     Console(width=180).print(table)
     file, readme = folder / "results.csv", folder / "README.md"
     old = list(csv.DictReader(file.open())) if file.is_file() else []
@@ -193,12 +177,12 @@ def keep(rows: list[dict], folder: Path) -> None:
         writer = csv.DictWriter(out, list(COLUMNS))
         writer.writeheader()
         writer.writerows(rows)
-    lines = [tuple(COLUMNS), tuple("---" if show is str else "---:" for show in COLUMNS.values()), *map(shown, rows)]
+    lines = [tuple(COLUMNS), tuple("---" if show is str else "---:" for show in COLUMNS.values()), *map(printed, rows)]
     markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     readme.write_text(MARKS.sub(lambda found: found[1] + markdown + found[2], readme.read_text()))
 
 
-def shown(row: dict) -> tuple[str, ...]:
+def printed(row: dict) -> tuple[str, ...]:
     return tuple(show(row[column]) if row.get(column) not in (None, "") else "" for column, show in COLUMNS.items())
 
 

@@ -174,8 +174,10 @@ def section(group: str, name: str, component: type, node: Mapping[str, Any]) -> 
     if brings:
         yield f"Brings {', '.join(brings)} with it, unless the command line says otherwise.\n"
     yield from table(settings(group, name, component, node, described.args))
-    for error in described.raises:
-        yield f"Refused: {error}\n"
+    needs = [f"{need.reason}; {need.remedy}." for need in registry.requirements(component)]
+    refused = [*needs, *described.raises]
+    if refused:
+        yield "\n".join(["Refused:\n", *(f"- {' '.join(why.split())}" for why in refused)]) + "\n"
     if described.example:
         yield f"{described.example}\n"
     if described.source:
@@ -266,6 +268,7 @@ def table(rows: Iterator[Setting]) -> Iterator[str]:
     yield "| setting | default | allowed | meaning |\n| --- | --- | --- | --- |"
     for row in rows:
         meaning = re.sub(r"(?<!\\)\|", r"\\|", " ".join(row.meaning.split()))
+        meaning = re.sub(r"(?<!`)\bNone\b", "`null`", meaning)  # as YAML and the command line write it
         yield f"| `{row.key}` | {code(row.default)} | {row.allowed} | {meaning} |"
     yield ""
 
@@ -291,10 +294,10 @@ def allowed(hint: Any) -> str:
     if origin is typing.Annotated:
         return " ".join(filter(None, [allowed(arguments[0]), limits(arguments[1:])]))
     if origin is not None:
+        if origin is dict:
+            return "mapping"
         inner = ", ".join(allowed(argument) for argument in arguments if argument is not Ellipsis)
-        kind = {list: "list", tuple: "list", dict: "mapping"}.get(
-            origin, getattr(origin, "__name__", str(origin)).lower()
-        )
+        kind = {list: "list", tuple: "list"}.get(origin, getattr(origin, "__name__", str(origin)).lower())
         return f"{kind} of {inner}" if inner else kind
     return getattr(hint, "__name__", str(hint))
 

@@ -27,7 +27,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     pages |= {f"experiments/{folder.name}.md": folder / "README.md" for folder in experiments()}
     pages |= {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}
     for uri, file in pages.items():
-        files.append(File.generated(config, uri, content=with_links(file, uri)))
+        wide = "---\nhide: [toc]\n---\n\n" if uri.startswith("experiments/") else ""  # their tables are wide
+        files.append(File.generated(config, uri, content=wide + with_links(file, uri)))
     for folder in experiments():
         for file in sorted([*folder.glob("*.png"), *folder.glob("*.csv")]):
             files.append(File.generated(config, f"experiments/{folder.name}/{file.name}", abs_src_path=str(file)))

@@ -12,7 +12,7 @@ from flowdiff.errors import ConfigurationError
 
 
 def require(condition: bool | Tensor, law: str, detail: str) -> None:
-    """Raise AssertionError "<law> is broken: <detail>." unless the condition is true.
+    """Raise AssertionError 'the law "<law>" is broken: <detail>.' unless the condition is true.
 
     Args:
         condition: whether the law holds.
@@ -20,7 +20,7 @@ def require(condition: bool | Tensor, law: str, detail: str) -> None:
         detail: what was found and what is right.
     """
     if not condition:
-        raise AssertionError(f"{law} is broken: {detail}.")
+        raise AssertionError(f'the law "{law}" is broken: {detail}.')
 
 
 def require_close(found: Tensor, right: Tensor, law: str, *, rtol: float = 0.0, atol: float = 0.0) -> None:
@@ -32,7 +32,7 @@ def require_close(found: Tensor, right: Tensor, law: str, *, rtol: float = 0.0, 
     found, right = found.detach(), right.detach()
     error, allowed = (found - right).abs(), atol + rtol * right.abs()
     error = torch.where(found == right, torch.zeros_like(error), error)  # the difference of infinities is NaN
-    _require_below(error, allowed, law, lambda at: f"{found[at]:.6g} instead of {right[at]:.6g}")
+    _require_below(error, allowed, law, lambda at: f"{found[at]:.6g} instead of {right[at] + 0:.6g}")
 
 
 def require_at_most(values: Tensor, limit: Tensor | float, law: str) -> None:

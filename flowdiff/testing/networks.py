@@ -114,9 +114,7 @@ def depends_on_the_condition(network: Network, x: Tensor, sigma: Tensor, cond: C
     require(changed > 1e-6 * float(F.abs().max()), "F depends on the condition", detail)
 
 
-def samples_of_a_batch_are_independent(
-    network: Network, x: Tensor, sigma: Tensor, cond: Conditioning | None
-) -> None:
+def samples_of_a_batch_are_independent(network: Network, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> None:
     """F of a sample alone is F of it in a batch."""
     together = network(x, sigma, cond)
     for i in range(len(x)):
@@ -196,9 +194,7 @@ def log_prob_and_score_agree(density: Density, x: Tensor, sigma: Tensor, cond: C
 _GRAPH = "the score has a graph in training only"
 
 
-def score_has_a_graph_only_in_training(
-    density: Density, x: Tensor, sigma: Tensor, cond: Conditioning | None
-) -> None:
+def score_has_a_graph_only_in_training(density: Density, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> None:
     """In train mode the score is the same as in eval mode, with a graph, and without one under no_grad."""
     expected = density(x, sigma, cond)
     density = copy.deepcopy(density).train()

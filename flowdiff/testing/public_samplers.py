@@ -139,7 +139,10 @@ NO_NOISE = {"eta": 0.0}
 TRAILING = {"clip_sample": False, "timestep_spacing": "trailing"}
 KARRAS = {"use_karras_sigmas": True}
 # at σ' = 0 theirs is NaN with bh1
-ENDS = {"bh1": {"final_sigmas_type": "sigma_min"}, "bh2": {"final_sigmas_type": "zero"} | KARRAS}
+ENDS: dict[str, dict[str, Any]] = {
+    "bh1": {"final_sigmas_type": "sigma_min"},
+    "bh2": {"final_sigmas_type": "zero"} | KARRAS,
+}
 CASES = [
     _k_case("sample_euler", "euler", {}),
     _k_case("sample_heun", "heun", {}),

@@ -13,7 +13,7 @@ from flowdiff.diffusion.samplers.base import Sampler
 from flowdiff.diffusion.schedules.formulas import Karras
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing import oracles
-from flowdiff.testing.compare import require, require_at_most, require_close, require_refused
+from flowdiff.testing.compare import require, require_at_most, require_close, require_like, require_refused
 
 MIXTURE = oracles.two_by_two()
 
@@ -62,7 +62,9 @@ def last_step_is_the_denoiser(sampler: Sampler) -> None:
     seen: list[Tensor] = []
     x = start(5, 80.0, torch.float32)
     got = sampler(MIXTURE, x, [80.0, 60.0, 0.0], None, seeded(), lambda *step: seen.append(step[-1]))
-    require_close(got, seen[-1], "the last step to σ = 0 gives D in float32")
+    law = "the last step to σ = 0 gives D in float32"
+    require_like(got, x, law)
+    require_close(got, seen[-1], law)
 
 
 def denoiser_is_called_for_the_batch_and_never_at_zero(sampler: Sampler) -> None:
@@ -80,7 +82,9 @@ def denoiser_is_called_for_the_batch_and_never_at_zero(sampler: Sampler) -> None
     given = start(40, 5.0, torch.float32)
     got = sampler(denoiser, given, [5.0, 1.0, 0.2, 0.0], MIXTURE.classes(k), seeded()).double()
     # the last step, from σ = 0.2, puts each sample into its class: the norm of two normal numbers is below 5
-    require_at_most((got - MIXTURE.means[k]).norm(dim=1), 5 * MIXTURE.stds[k], "samples are near the mean of their class")
+    require_at_most(
+        (got - MIXTURE.means[k]).norm(dim=1), 5 * MIXTURE.stds[k], "samples are near the mean of their class"
+    )
 
 
 def steps_of_no_length_change_nothing(sampler: Sampler) -> None:

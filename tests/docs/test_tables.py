@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,10 @@ FAMILIES = registry.names("flow")
 
 @pytest.fixture(scope="module")
 def families():
-    """benchmarks/families.py, which no package holds."""
-    spec = importlib.util.spec_from_file_location("families", ROOT / "benchmarks" / "families.py")
-    module = sys.modules["families"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["families"]
+    """The module benchmarks/families.py, which belongs to no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module("families")
 
 
 def tables() -> list[list[tuple[str, ...]]]:

@@ -84,7 +84,7 @@ def gaussian():
 @pytest.fixture
 def raw(gaussian):
     """(mean, std) → the exact denoiser of N(mean, std²·I), whose network is not a density."""
-    return lambda *args, **kwargs: gaussian(*args, **kwargs, network=lambda *args: ScoreOf(GaussianFlow(*args)))
+    return lambda mean=0.0, std=0.5: gaussian(mean, std, network=lambda mean, std: ScoreOf(GaussianFlow(mean, std)))
 
 
 @pytest.fixture

@@ -191,9 +191,7 @@ def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, condit
     assert found["auroc_permuted"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_auto_classifies_as_many_samples_as_are_cheap_and_true_classifies_all(
-    metrics_of, tiny, conditional, monkeypatch
-):
+def test_auto_classifies_a_cheap_number_of_samples_and_true_all(metrics_of, tiny, conditional, monkeypatch):
     monkeypatch.setattr(module, "AUTO_EVALUATIONS", 100)
     for asked, n in (("auto", 25), (True, 60)):
         metrics = metrics_of(tiny, frechet=False, classify=asked, outliers=False, interpolate=False)
@@ -267,9 +265,7 @@ def test_fewer_samples_than_features_are_warned_about_once(metrics_of, digits, d
 def test_the_number_of_samples_is_reported_if_a_comparison_does_not_use_all(metrics_of, points):
     compare = {"mmd": {"num_samples": 299}, "precision_recall": {"neighbours": 3, "num_samples": 300}}
     found = metrics_of(points, num_samples=60, compare=compare).quality(lambda n, seed: points.train.x[:n], 0)
-    assert {key: n for key, n in found.items() if key.endswith("_n")} == {
-        "mmd2_n": 299
-    }  # fewer than the 300 of the floor
+    assert {key: n for key, n in found.items() if key.endswith("_n")} == {"mmd2_n": 299}  # the floor has 300
 
 
 def test_the_extractor_sees_real_samples_once_and_part_of_the_features_of_a_large_split_are_kept(

@@ -1,7 +1,7 @@
 import pytest
-from fake_runs import write_run, write_sweep
 
 from flowdiff.report import Report, read
+from flowdiff.testing.fake_runs import write_run, write_sweep
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 from browser import CHROMIUM, DRIVER, chromium
-from fake_runs import write_run, write_runs
 from PIL import Image
 
 from flowdiff.report import page, report
+from flowdiff.testing.fake_runs import write_run, write_runs
 
 
 @pytest.fixture(scope="module")

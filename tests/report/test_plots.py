@@ -3,7 +3,6 @@ import itertools
 
 import numpy as np
 import pytest
-from fake_runs import write_run, write_runs
 from PIL import Image
 
 from flowdiff.report import read
@@ -11,6 +10,7 @@ from flowdiff.report.plots import by_parameter, pareto, pareto_front, plots, tra
 from flowdiff.report.series import series
 from flowdiff.report.style import COLOURS, png
 from flowdiff.report.text import row_title
+from flowdiff.testing.fake_runs import write_run, write_runs
 
 
 def figures(report):

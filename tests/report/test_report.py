@@ -3,11 +3,11 @@ import subprocess
 import sys
 
 import pytest
-from fake_runs import write_run, write_runs
 
 from flowdiff.cli.report import main
 from flowdiff.errors import RunError
 from flowdiff.report import read, report
+from flowdiff.testing.fake_runs import write_run, write_runs
 
 FILES = {"report.csv", "report.md", "report.html", "sampling.csv", "plots"}
 

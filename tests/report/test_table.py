@@ -3,11 +3,11 @@ import statistics
 from math import inf, nan
 
 import pytest
-from fake_runs import write_run
 
 from flowdiff.report import read
 from flowdiff.report.table import direction
 from flowdiff.report.text import column_notes, report_notes, to_markdown
+from flowdiff.testing.fake_runs import write_run
 
 LOWER = "fid fd_cnn bpd test_loss train_seconds kid"
 HIGHER = "precision recall samples_per_second label_accuracy is"

@@ -3,10 +3,10 @@ from math import inf, nan
 
 import pandas as pd
 import pytest
-from fake_runs import write_run, write_runs
 from rich.console import Console
 
 from flowdiff.report import read, text
+from flowdiff.testing.fake_runs import write_run, write_runs
 
 
 def heads(markdown):

@@ -1,11 +1,11 @@
 """The curve of distance against accuracy along the guidance scale, and the sampling settings as columns."""
 
 import pytest
-from fake_runs import write_run
 
 from flowdiff.report import read
 from flowdiff.report.plots import plots
 from flowdiff.report.style import png
+from flowdiff.testing.fake_runs import write_run
 
 HEAD = "sampler,num_steps,guidance,guidance_scale,guidance_interval,fd_cnn,sample_accuracy,sample_accuracy_floor\n"
 

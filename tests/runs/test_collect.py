@@ -3,10 +3,10 @@ import os
 import shutil
 
 import pytest
-from fake_runs import write_run, write_runs
 
 from flowdiff.errors import RunError
 from flowdiff.runs.collect import collect, curves, evaluations, is_housekeeping, missing_keys_note, swept_parameters
+from flowdiff.testing.fake_runs import write_run, write_runs
 
 
 def test_finds_runs_at_any_depth_and_each_once(tmp_path):

@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
 from flowdiff import registry
 from flowdiff.config import defaults
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.flows.base import Flow
+from flowdiff.testing.flows import TOKEN_DIM
+from flowdiff.testing.inputs import perturb
 
 SMOOTH = ["softplus", "swish", "tanh"]  # C^∞ activations, required by the laws of second derivatives
 # Settings for every flow that has them: narrow nets and few blocks keep the tests fast.
@@ -23,7 +24,6 @@ SMALL_OF = {  # further settings of single flows
     "naf": {"n_flows": 2, "signal": 4, "monotone_hidden": 8},
     "tarflow": {"n_flows": 2},
 }
-TOKEN_DIM = 3  # width of the condition tokens, for the flows that read them
 Case = tuple[str, dict]
 
 
@@ -125,14 +125,3 @@ def halvings(shape: tuple[int, ...]) -> int:
     while all(side % 2 ** (n + 1) == 0 for side in shape[1:]) and len(shape) == 3:
         n += 1
     return n
-
-
-def perturb(module: nn.Module, gain: float = 0.5, seed: int = 1) -> nn.Module:
-    """Add gain·N(0, 1/fan_in) to every parameter: zero-initialised layers get outputs of order one."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            taps = min(p[0, 0].numel(), 4) if p.ndim > 1 else 1  # 4 taps of a 3×3 kernel lie on a grid of 2×2 pixels
-            fan_in = taps * p.shape[1] if p.ndim > 1 else 1
-            p += gain * torch.randn(p.shape, generator=generator).to(p) / fan_in**0.5
-    return module

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flowdiff.launch.local import EXIT_BUSY, EXIT_FAILED, LocalPool, Worker, train_here
 from flowdiff.launch.slots import Slot, available_cores, visible_gpus
@@ -171,8 +171,8 @@ def main(folder: str, status: str) -> None:
     here = slurm_job()
     pickled = JobPaths(folder, here).submitted_pickle
     wait_for(pickled.is_file, RECORD_TIMEOUT, f"{pickled} is missing: the submission of {here} was not completed.")
-    task = DelayedSubmission.load(pickled).function
-    assert isinstance(task, Task)
+    submission: Any = DelayedSubmission.load(pickled)
+    task: Task = submission.function
     task.finish(int(status), here)
     sys.exit(int(status))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from flowdiff.runs.ownership import owned
 @pytest.fixture(autouse=True)
 def slurm(tmp_path, monkeypatch) -> FakeSlurm:
     """A working folder on a machine that has SLURM's commands."""
-    fake = FakeSlurm(tmp_path / "bin", ("sbatch", "srun", "scancel", "squeue", "sinfo"))
+    fake = FakeSlurm(tmp_path / "bin", ("sbatch", "srun", "scancel", "squeue", "sinfo", "scontrol"))
     fake.answer("sbatch", "Submitted batch job 7")
     fake.answer("sinfo", "cpu*|(null)\ngpu|gpu:a100:4(S:0-1)")
     monkeypatch.setenv("PATH", f"{fake.folder}{os.pathsep}{os.environ['PATH']}")
@@ -133,6 +135,15 @@ def test_a_single_run_is_an_array_job_too():
     script, task = submitted()
     assert "#SBATCH --array=0-0%1\n" in script
     assert task.jobs[0].config["seed"] == 1
+
+
+def test_the_batch_script_requeues_a_killed_task(slurm):
+    run(*jobs_of(1))
+    slurm.queue(task_RUNNING="None|10:00|10:00:00")
+    (teardown,) = (line for line in submitted()[0].splitlines() if "flowdiff.launch.slurm.task" in line)
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(["bash", "-c", f"(exit 137); {teardown}"], env={**os.environ, **array}, check=False)
+    assert (done.returncode, slurm.asked[-1]) == (137, "scontrol requeue 7_0")
 
 
 def test_a_job_that_submits_does_not_pass_on_its_own_environment(slurm, monkeypatch):

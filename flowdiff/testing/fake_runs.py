@@ -1,8 +1,12 @@
-"""Run folders as training leaves them, without training: made-up numbers from a seeded generator."""
+"""Run folders as training writes them, without training: for tests of code that reads runs.
+
+The numbers are invented, and drawn from a generator that is seeded by the settings.
+"""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import random
@@ -19,8 +23,8 @@ EVALUATED = "sampler num_steps schedule guidance guidance_scale start sigma_star
 ACTIVATION_FACTORS = {"elu": 1.0, "tanh": 1.3, "softplus": 0.9, "swish": 0.95}
 
 
-def config(folder: Path, seed: int = 0, **groups: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved config of realistic size, updated with `groups`."""
+def fake_config(folder: Path, seed: int = 0, **groups: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config of realistic size, updated with the settings of `groups`."""
     filler = {"scale": 0.5, "levels": [64, 64], "enabled": True, "rate": None}
     made: dict[str, Any] = {"seed": seed, "resume": None, "plugins": [], "tags": ["fake"]}
     made |= {group: {"name": f"{group}_a", **filler} for group in GROUPS.split()}
@@ -50,12 +54,22 @@ def write_run(
     picture: bool = True,
     **groups: Mapping[str, Any],
 ) -> Path:
-    """Write one run folder.
+    """Write one run folder; returns its path.
 
-    `metrics` and `result` update the content of result.json, which only a complete run has, and `groups` the config.
-    `error` makes a failed.json; metrics.csv has `rows` rows up to `steps`.
+    Args:
+        folder: where; it must not exist.
+        seed: seed of the run and of its invented numbers.
+        metrics: metrics that result.json gets as given.
+        result: further keys of result.json that it gets as given.
+        complete: whether result.json is written.
+        error: message of a failed.json; None writes none.
+        steps: optimiser steps.
+        rows: rows of metrics.csv, spread over the steps.
+        evaluations: whether the run was sampled again (evaluations.csv).
+        picture: whether samples.png is written.
+        **groups: settings by config group, e.g. flow={"n_flows": 2}.
     """
-    settings = config(folder, seed, **groups)
+    settings = fake_config(folder, seed, **groups)
     flow, activation = settings["flow"], settings["activation"]["name"]
     draw = random.Random(f"{seed} {flow} {activation} {settings['network']}")
     n, unet = flow["n_flows"], settings["network"]["name"] == "unet"
@@ -69,8 +83,8 @@ def write_run(
     for i in range(1, rows + 1):
         step = steps * i // rows
         loss = 0.2 + fd / 100 + 3 * math.exp(-step / 200) + abs(draw.gauss(0, 0.02))
-        measured = f"{loss + 0.02:.5f}" if i % 5 == 0 else "", f"{fd * (1 + 300 / step):.4f}" if i % 10 == 0 else ""
-        curve.append((step, f"{loss:.5f}", *measured))
+        evaluated = f"{loss + 0.02:.5f}" if i % 5 == 0 else "", f"{fd * (1 + 300 / step):.4f}" if i % 10 == 0 else ""
+        curve.append((step, f"{loss:.5f}", *evaluated))
     _write_csv(folder / "metrics.csv", "step train_loss val_loss fd_cnn", curve)
     if picture:
         noise = np.random.default_rng(seed).integers(0, 256, (80, 80), dtype=np.uint8)
@@ -89,17 +103,30 @@ def write_run(
         measured = {"test_loss": 0.2 + fd / 100, "fd_cnn": fd, "fd_cnn_sd": 0.3, "fd_cnn_floor": 1.25}
         measured |= {"num_samples": 1000} | ({} if unet else {"bpd": 3 + fd / 60, "bpd_se": 0.02})
         measured |= {"samples_per_second": 900 / n * draw.gauss(1, 0.05), "nfe": 35, "extractor_accuracy": 0.98}
-        made = {"run_id": f"{abs(hash(str(folder))):x}"[:8], "name": folder.name, "sweep": folder.parent.name}
-        made |= {"overrides": [f"flow.n_flows={n}", f"activation={activation}", f"seed={seed}"], "seed": seed}
-        made |= {"metrics": measured | (metrics or {}), "parameters": 250_000 if unet else 20_000 * n, "steps": steps}
-        made |= {"seconds": {"train": 12.0 * n * draw.gauss(1, 0.03), "total": 14.0 * n}, "device": "cpu"}
-        made |= {"versions": {"torch": "2"}, "git_commit": None, **(result or {})}
+        made = {
+            "run_id": f"{abs(hash(str(folder))):x}"[:8],
+            "name": folder.name,
+            "sweep": folder.parent.name,
+            "overrides": [f"flow.n_flows={n}", f"activation={activation}", f"seed={seed}"],
+            "seed": seed,
+            "metrics": {**measured, **(metrics or {})},
+            "parameters": 250_000 if unet else 20_000 * n,
+            "steps": steps,
+            "seconds": {"train": 12.0 * n * draw.gauss(1, 0.03), "total": 14.0 * n},
+            "device": "cpu",
+            "versions": {"torch": "2"},
+            "git_commit": None,
+            **(result or {}),
+        }
         (folder / "result.json").write_text(json.dumps(made))
     return folder
 
 
 def write_runs(root: Path, *lines: str) -> Path:
-    """Write a small run per line, as "flow.n_flows=2 metrics.fid=3" (arguments of write_run), into root/0, root/1, …"""
+    """Write small runs into root/0, root/1, …; returns root.
+
+    Each line holds the arguments of one `write_run`, e.g. "flow.n_flows=2 metrics.fid=3".
+    """
     for i, line in enumerate(lines):
         given: dict[str, Any] = {"picture": False, "rows": 1}
         for key, _, text in (part.partition("=") for part in line.split()):
@@ -111,15 +138,16 @@ def write_runs(root: Path, *lines: str) -> Path:
 
 
 def write_sweep(root: Path) -> Path:
-    """n_flows × activation × seed, a unet beside them, one failed run and one that was stopped."""
-    for activation, n, seed in ((a, n, s) for a in ("elu", "softplus") for n in (1, 2, 5, 10) for s in range(3)):
-        settings = {"flow": {"n_flows": n}, "activation": {"name": activation}}
-        write_run(root / f"n_flows={n},activation={activation},seed={seed}", seed, evaluations=True, **settings)
+    """Write a sweep of n_flows × activation × seed, a unet, one failed run and one that was stopped; returns root."""
+    for activation, n, seed in itertools.product(("elu", "softplus"), (1, 2, 5, 10), range(3)):
+        folder = root / f"n_flows={n},activation={activation},seed={seed}"
+        write_run(folder, seed, evaluations=True, flow={"n_flows": n}, activation={"name": activation})
     for seed in range(3):
         write_run(root / f"network=unet,seed={seed}", seed, network={"name": "unet", "channels": 32, "depth": 3})
-    failed = {"error": "Traceback (most recent call last):\n  …\nRuntimeError: loss is nan at step 40", "steps": 40}
-    settings = {"flow": {"n_flows": 10}, "activation": {"name": "tanh"}}
-    write_run(root / "n_flows=10,activation=tanh", complete=False, rows=4, **failed, **settings)
+    error = "Traceback (most recent call last):\n  …\nRuntimeError: loss is nan at step 40"
+    folder = root / "n_flows=10,activation=tanh"
+    tanh = {"name": "tanh"}
+    write_run(folder, complete=False, error=error, steps=40, rows=4, flow={"n_flows": 10}, activation=tanh)
     write_run(root / "n_flows=20", steps=700, complete=False, picture=False, flow={"n_flows": 20})
     return root
 

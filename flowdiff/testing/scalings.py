@@ -1,0 +1,38 @@
+"""The laws of scalings and weightings: functions of the noise level with the shape and the type of sigma."""
+
+from __future__ import annotations
+
+import torch
+
+from flowdiff.diffusion.scalings import Scaling
+from flowdiff.diffusion.weightings import Weighting
+from flowdiff.testing.compare import require, require_finite, require_like
+
+SIGMA = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
+
+
+def check_scaling(scaling: Scaling) -> None:
+    """Hold a scaling to its laws: four finite coefficients like sigma, and c_out ≠ 0, so that F can reach every D.
+
+    Raises:
+        AssertionError: the first law that is broken, by how much and where.
+    """
+    for sigma in (SIGMA, SIGMA.float()):
+        coefficients = scaling(sigma, torch.tensor(0.5, dtype=sigma.dtype))
+        for name, value in coefficients._asdict().items():
+            require_like(value, sigma, f"{name} is like sigma")
+            require_finite(value, f"{name} is finite at σ = {sigma.tolist()}")
+        require((coefficients.c_out != 0).all(), "c_out ≠ 0", f"at σ = {sigma.tolist()} it is {coefficients.c_out}")
+
+
+def check_weighting(weighting: Weighting) -> None:
+    """Hold a weighting to its laws: finite weights > 0 like sigma.
+
+    Raises:
+        AssertionError: the first law that is broken, by how much and where.
+    """
+    for sigma in (SIGMA, SIGMA.float()):
+        weight = weighting(sigma, torch.tensor(0.7, dtype=sigma.dtype))
+        require_like(weight, sigma, "the weights are like sigma")
+        require_finite(weight, f"the weights are finite at σ = {sigma.tolist()}")
+        require((weight > 0).all(), "the weights are above 0", f"at σ = {sigma.tolist()} they are {weight.tolist()}")
