@@ -82,9 +82,12 @@ def in_browser(page: Path, scratch: Path) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as browser:
         try:
             logged = (re.search(r'"seconds (\{.*?\})"', line) for line in browser.stderr)
-            return json.loads(next(found[1] for found in logged if found))
+            found = next(filter(None, logged), None)
         finally:
             browser.terminate()
+    if found is None:
+        raise SystemExit(f"{CHROMIUM} ended without measuring the page.")
+    return json.loads(found[1])
 
 
 def main() -> None:

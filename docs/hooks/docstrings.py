@@ -11,6 +11,7 @@ from typing import Any
 import griffe
 
 CODE = re.compile(r"(`[^`]*`)")
+EXAMPLE = re.compile(r"^Example:\n(?:(?: {4}.*)?(?:\n|\Z))+", re.MULTILINE)  # its body is code
 EQUATION_LINES = 4  # an equation is a paragraph of at most this many lines
 
 
@@ -24,7 +25,8 @@ class EquationsOfDocstrings(griffe.Extension):
 
 
 def as_markdown(docstring: str) -> str:
-    """A cleaned docstring with its equations in ```text blocks and `*` and `<` escaped outside of code."""
+    """A cleaned docstring with its equations and its example as code, and `*` and `<` escaped outside of code."""
+    docstring = EXAMPLE.sub(lambda found: re.sub(r"(?m)^(?=.)", "    ", found[0]).lstrip(), docstring)
     blocks = re.split(r"\n[ \t]*\n", docstring)
     return "\n\n".join(_equation(block) if is_equation(block) else _escaped(block) for block in blocks)
 
@@ -49,7 +51,7 @@ def _equation(paragraph: str) -> str:
 
 
 def _escaped(paragraph: str) -> str:
-    if paragraph.startswith("    ") or paragraph.lstrip().startswith(">>>"):
+    if paragraph.startswith(("    ", "Example:")) or paragraph.lstrip().startswith(">>>"):
         return paragraph  # an indented block: an equation or an example already
     lines = []
     for line in paragraph.splitlines():

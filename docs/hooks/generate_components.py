@@ -25,25 +25,32 @@ from flowdiff.yaml_defaults import CONF, defaults
 
 # What each group decides: the first sentence of its page, and its row in the overview.
 GROUPS = {
-    "dataset": "The data, with their batch size and loader workers.",
-    "network": "What the denoiser is made of: a score flow, a raw network, a noisy classifier or an autoencoder.",
+    "dataset": "The data, with their batch size and loader workers. `checkerboard`, `swiss_roll` and unlabelled images "
+    "need `conditioner=none`.",
+    "network": "What the denoiser is made of: a score flow or a raw network. `classifier` trains a classifier of "
+    "noised samples for `guidance=classifier`, `vae` an autoencoder for `first_stage=vae`.",
     "flow": "The family of the score flow; `flow.n_flows` is its number of blocks.",
     "activation": "The bijection between the layers of `linear_activation`, and the nonlinearity inside every net.",
     "whitening": "The exact first layer of a score flow, which knows σ in closed form.",
     "scaling": "How the output of a network becomes a denoiser; a score flow takes `score`.",
-    "loss": "The training objective.",
+    "loss": "The training objective. `cross_entropy` is for `network=classifier`, `elbo` for `network=vae`.",
     "weighting": "w(σ) of `loss=denoising` and `loss=hybrid`.",
     "sigma_sampler": "The noise levels seen in training.",
-    "conditioner": "What the model is conditioned on, and how often training drops the label.",
-    "schedule": "The noise levels of sampling, from σ_max down to 0.",
+    "conditioner": "What the model is conditioned on, and how often training drops the label. `one_hot` is for "
+    "`network=classifier`.",
+    "schedule": "The noise levels of sampling, from σ_max down to 0. `optimal` measures where a run's own trajectories "
+    "bend.",
     "sampler": "The steps from one noise level of the schedule to the next.",
-    "guidance": "A denoiser that wraps the denoiser and leads samples away from a model that knows less.",
-    "optimizer": "The optimizer, its learning rate schedule and the average of the weights.",
+    "guidance": "A denoiser that wraps the denoiser and leads samples away from a model that knows less. Each takes "
+    "`interval`, `rescale` and `dynamic_threshold`.",
+    "optimizer": "The optimizer, with warm-up, a cosine or constant learning rate, and the average of the weights.",
     "metrics": "What is measured, when, and on how many samples.",
     "comparison": "How generated samples are compared with test samples: the lines of `metrics.compare`.",
     "accelerator": "Devices, precision and `torch.compile`.",
-    "logger": "Where curves and pictures go besides `metrics.csv`, which is always written.",
-    "first_stage": "The space the model works in: the space of the data, or the latents of an autoencoder.",
+    "logger": "Where curves and pictures go besides `metrics.csv`, which is always written. W&B is offline "
+    "without a key.",
+    "first_stage": "The space the model works in: the space of the data, or the latents of an autoencoder, which is "
+    "frozen or (`vae`) trained together with the model.",
 }
 # Hydra's own groups and the debugging presets, which are YAML alone.
 PLAIN_GROUPS = {
@@ -226,7 +233,7 @@ def describe(component: type) -> Described:
             elif part.kind.value == "admonition" and part.value.kind == "source":
                 said.source = f"{part.title} {part.value.contents}"
             elif part.kind.value == "admonition":
-                said.example = f"**{part.title}**\n\n```python\n{part.value.contents}\n```"
+                said.example = f"**{part.title}**\n\n{part.value.contents}"
             elif part.kind.value == "examples":
                 said.example = "\n".join(f"```python\n{text}\n```" for _, text in part.value)
             else:

@@ -25,21 +25,30 @@ def jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def density_integrates_to_one(log_prob: LogProb, draws: Tensor, *, points: int = 160, tolerance: float = 1e-3) -> None:
     """∫p = 1 on a grid of two dimensions that covers all draws.
 
+    A sum over a grid is not exact for a density with kinks or sharp peaks, but its error vanishes on finer grids: where
+    the sum is wrong, grids of twice and four times as many points decide.
+
     Args:
         log_prob: the density of the plane.
         draws: exact samples (N, 2), N so large that the mass outside of their box is below the tolerance.
         points: number of grid points along each dimension.
         tolerance: largest |∫p − 1|: about one sample in N lies outside of the box.
     """
-    with torch.no_grad():
-        low, high = draws.amin(0), draws.amax(0)
-        margin = 0.15 * (high - low)
+    low, high = draws.amin(0), draws.amax(0)
+    margin = 0.15 * (high - low)
+    masses = []
+    for finer in (1, 2, 4):
         ends = zip(low - margin, high + margin, strict=True)
-        axes = [torch.linspace(float(a), float(b), points, dtype=draws.dtype) for a, b in ends]
-        p = log_prob(torch.cartesian_prod(*axes)).exp()
-    mass = float(p.sum()) * math.prod(float(axis[1] - axis[0]) for axis in axes)
-    detail = f"the integral over a grid of {points}×{points} points is {mass:.6g}, and ±{tolerance:g} is allowed"
-    require(abs(mass - 1) <= tolerance, "∫p = 1", detail)
+        axes = [torch.linspace(float(a), float(b), finer * points, dtype=draws.dtype) for a, b in ends]
+        with torch.no_grad():
+            p = log_prob(torch.cartesian_prod(*axes)).exp()
+        masses.append(float(p.sum()) * math.prod(float(axis[1] - axis[0]) for axis in axes))
+        if abs(masses[-1] - 1) <= tolerance:
+            return
+    found = ", ".join(f"{mass:.6g}" for mass in masses)
+    require(
+        False, "∫p = 1", f"sums over grids of {points}² points and finer ones are {found}; ±{tolerance:g} is allowed"
+    )
 
 
 def score_is_gradient(log_prob: LogProb, score: Tensor, x: Tensor, step: Tensor) -> None:

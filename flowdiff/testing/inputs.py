@@ -49,8 +49,8 @@ def repeated(cond: Conditioning, i: int, n: int) -> Conditioning:
 
 def in_dtype(cond: Conditioning, dtype: torch.dtype) -> Conditioning:
     """The condition with vector and tokens in another floating-point type."""
-    parts = (None if part is None else part.to(dtype) for part in (cond.vector, cond.tokens))
-    return Conditioning(*parts, cond.mask)
+    vector, tokens = (None if part is None else part.to(dtype) for part in (cond.vector, cond.tokens))
+    return Conditioning(vector, tokens, cond.mask)
 
 
 def perturb(module: M, gain: float = 0.5, seed: int = 1) -> M:
@@ -60,5 +60,5 @@ def perturb(module: M, gain: float = 0.5, seed: int = 1) -> M:
         for p in module.parameters():
             taps = min(p[0, 0].numel(), 4) if p.ndim > 1 else 1  # 4 taps of a 3×3 kernel lie on a grid of 2×2 pixels
             fan_in = taps * p.shape[1] if p.ndim > 1 else 1
-            p += gain * torch.randn(p.shape, generator=generator).to(p) / fan_in**0.5
+            p.add_(gain * torch.randn(p.shape, generator=generator).to(p) / fan_in**0.5)
     return module

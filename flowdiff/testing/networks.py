@@ -229,10 +229,10 @@ def score_loss_gradient_is_exact(density: Density, x: Tensor, sigma: Tensor, con
     for sign in (1, -1):
         with torch.no_grad():
             for p, d in zip(parameters.values(), v, strict=True):
-                p += sign * h * d
+                p.add_(sign * h * d)
             ends.append(float(loss()))
             for p, d in zip(parameters.values(), v, strict=True):
-                p -= sign * h * d
+                p.sub_(sign * h * d)
     right = (ends[0] - ends[1]) / (2 * h)
     require(abs(slope - right) <= 1e-4 * abs(right), law, f"it is {slope:.8g} instead of {right:.8g} along a direction")
 

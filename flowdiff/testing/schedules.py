@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -50,11 +52,10 @@ def start_at_the_bottom_is_one_step(schedule: Schedule, share: float = 1.0) -> N
 
 def invalid_steps_and_starts_are_refused(schedule: Schedule) -> None:
     """There is at least one step, and the start is in (0, sigma_max]."""
-    require_refused(lambda: schedule(0), "num_steps=0 is refused", "num_steps=0 ")
+    require_refused(partial(schedule, 0), "num_steps=0 is refused", "num_steps=0 ")
     for start in (0.0, -1.0, schedule.sigma_max * 1.01, float("nan")):
-        require_refused(
-            lambda start=start: schedule(5, sigma_max=start), f"a start at {start} is refused", "a start at sigma="
-        )
+        law = f"a start at {start} is refused"
+        require_refused(partial(schedule, 5, sigma_max=start), law, "a start at sigma=")
 
 
 def _is_grid(sigmas: Tensor, num_steps: int, sigma_max: float) -> None:

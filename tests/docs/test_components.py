@@ -84,6 +84,11 @@ def test_docstrings_keep_their_stars_and_brackets(docstrings):
     assert text == "x (B, \\*shape) of conf/&lt;group>, `a*b`\n\nArgs:\n    **settings: of (B, \\*shape)."
 
 
+def test_the_body_of_an_example_is_code(docstrings):
+    text = docstrings.as_markdown("One.\n\nExample:\n    a = f(*b)\n\n    c = a\n\nSource: Me.")
+    assert text == "One.\n\nExample:\n        a = f(*b)\n\n        c = a\n\nSource: Me."
+
+
 def test_formulas_become_mathml(hooks):
     pytest.importorskip("latex2mathml")
     mathml = import_module("mathml")

@@ -1,4 +1,4 @@
-"""The laws of flowdiff.testing.flows for every registered flow, at the start and far from it, on every kind of sample."""
+"""The laws of flowdiff.testing.flows for every registered flow, at the start and far from it, on several shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from flow_cases import SMOOTH, every_flow, every_flow_and_activation, label, mak
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
-from flowdiff.testing import check_flow
 from flowdiff.testing import flows as laws
 from flowdiff.testing.flows import TOKEN_DIM
 from flowdiff.testing.inputs import condition, samples
@@ -138,17 +137,6 @@ def test_one_dimension_works(case, shape):
     flow, (x, cond) = make_flow(case, shape, EMBED, far=True), batch(4, shape)
     assert (flow(x, cond)[0] - x).abs().max() > 0.1
     laws.round_trip(flow, x, cond)
-
-
-@pytest.mark.slow
-@every_flow((2,), (1, 4, 4))
-def test_check_flow_composes_all_of_them(case, shape):
-    """The laws above once more, as an author of a plugin calls them, without tokens and with them."""
-    check_flow(partial(make_flow_for_tokens, case, shape), shape, EMBED)
-
-
-def make_flow_for_tokens(case, shape, token_dim):
-    return make_flow(case, shape, EMBED, token_dim=token_dim, seed=token_dim)
 
 
 def checkpoint_cases() -> list[tuple[str, dict, tuple[int, ...]]]:
