@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -95,10 +96,7 @@ def register(group: str, name: str, requires: typing.Iterable[Requirement] = ())
 
     def decorate(component: C) -> C:
         known = _components[group].get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (
-            component.__module__,
-            component.__qualname__,
-        ):
+        if known is not None and _source(known) != _source(component):
             raise ConfigurationError(
                 f"{group} {name!r} is already registered by {known.__module__}.{known.__qualname__}."
             )
@@ -107,6 +105,12 @@ def register(group: str, name: str, requires: typing.Iterable[Requirement] = ())
         return component
 
     return decorate
+
+
+def _source(component: type) -> tuple[str, str]:
+    """File and name of a class: a plugin may be imported twice, by its own name and by `plugins=[…]`."""
+    module = sys.modules.get(component.__module__)
+    return getattr(module, "__file__", None) or component.__module__, component.__qualname__
 
 
 def names(group: str) -> list[str]:
@@ -244,10 +248,11 @@ def import_plugin(path: str | Path) -> dict[str, list[str]]:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None  # the path is a file
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module_name]
         raise ConfigurationError(f"plugin {path} could not be imported: {type(error).__name__}: {error}.") from error
     added = {
         group: sorted(n for n, c in known.items() if c.__module__ == module_name)

@@ -1,4 +1,4 @@
-"""The law of imports: file by file they go down the list of rooms and never up, without a circle; some need no torch."""
+"""The law of imports: file by file they go down the list of rooms and never up, without a circle."""
 
 import ast
 import subprocess
@@ -155,7 +155,8 @@ def test_composing_needs_no_torch(code):
 
 def test_sampling_and_checking_a_job_need_no_lightning():
     code = (
-        "import flowdiff.api, flowdiff.launch.sweep; from flowdiff import config; from flowdiff.training import assembly; "
+        "import flowdiff.api, flowdiff.launch.sweep; from flowdiff import config; "
+        "from flowdiff.training import assembly; "
         "given = config.compose([]); config.check(given); assembly.assemble_run(config.resolved(given))"
     )
     assert imported(code, "lightning", "torchmetrics", "torchvision", "torch") == ["torch"]

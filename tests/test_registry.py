@@ -1,5 +1,6 @@
 """The registry: every YAML fits its constructor in both directions, and wrong settings end as sentences."""
 
+import importlib
 import inspect
 
 import pytest
@@ -179,3 +180,16 @@ def test_a_flow_plugin_brings_what_a_flow_needs_and_builds(tmp_path):
     assert engine.denoiser.network.flow.s.shape == (3, 1, 8, 8)
     with pytest.raises(ConfigurationError, match=r"flow\.n_flows=0 is not allowed"):
         config.check(config.compose([f"plugins=[{tmp_path / 'mine.py'}]", "flow=diagonal", "flow.n_flows=0"]))
+
+
+def test_a_plugin_may_also_be_imported_by_its_own_name(tmp_path, monkeypatch):
+    (tmp_path / "shear.py").write_text(
+        "from flowdiff.models.activations import Activation\nfrom flowdiff.registry import register\n\n\n"
+        '@register("activation", "shear")\nclass Shear(Activation):\n    def __init__(self): ...\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("shear")
+    assert registry.import_plugin(tmp_path / "shear.py") == {"activation": ["shear"]}
+    (tmp_path / "other.py").write_text((tmp_path / "shear.py").read_text())
+    with pytest.raises(ConfigurationError, match="activation 'shear' is already registered by"):
+        registry.import_plugin(tmp_path / "other.py")

@@ -116,4 +116,5 @@ def _named(group: str, node: Mapping[str, Any], setting: str | None) -> str:
     """A component, or one of its settings, as the command line names it."""
     if setting is None:
         return f"{group}={node['name']}"
-    return f"{group}.{setting}={str(node.get(setting)).lower() if isinstance(node.get(setting), bool) else node.get(setting)}"
+    value = node.get(setting)
+    return f"{group}.{setting}={str(value).lower() if isinstance(value, bool) else value}"

@@ -39,7 +39,7 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
 
 @contextmanager
 def hydra_initialized() -> Iterator[None]:
-    """Hydra's compose API on conf/, inside the `with`; an outer Hydra, as of a running sweep, is restored afterwards."""
+    """Hydra's compose API on conf/ inside the `with`; the Hydra of a running sweep is restored afterwards."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

@@ -1,4 +1,4 @@
-"""What the process of a run in a sweep does. Importing this module imports everything that a run needs, before a fork."""
+"""The process of a run in a sweep. Importing this module imports all that a run needs, before the process is forked."""
 
 from __future__ import annotations
 

@@ -19,7 +19,10 @@ from flowdiff.runs.ownership import LOCK_FILE
 from flowdiff.runs.renamed_settings import in_current_names
 
 # libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+try:
+    from yaml import CSafeLoader as YAML_LOADER
+except ImportError:  # PyYAML without libyaml
+    from yaml import SafeLoader as YAML_LOADER  # type: ignore[assignment]
 TAIL_BYTES = 4096  # read from the end of metrics.csv for the progress of a run
 
 

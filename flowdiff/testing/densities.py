@@ -84,14 +84,21 @@ def samples_follow_the_density(score: Tensor, x: Tensor) -> None:
 
     Args:
         score: the score of p at x, (N, D).
-        x: exact samples (N, D), N at least a few thousand.
+        x: exact samples (N, D), enough for `tells_a_wrong_scale`.
     """
-    n, D = x.shape
-    inner = ((x - x.mean(0)) * score).sum(1)
-    five_errors = 5 * float(inner.std()) / n**0.5
     law = "samples follow the density"
-    # The check can tell a wrong scale of 20 % from the right one.
-    require(five_errors < 0.2 * D, law, f"5 standard errors of E[(x − μ)·s] are {five_errors:.3g}: give more samples")
-    found = float(inner.mean())
-    require(abs(found + D) <= five_errors, law, f"E[(x − μ)·s] is {found:.4g} instead of {-D} ± {five_errors:.2g}")
-    require_at_most(score.mean(0).abs(), 5 * score.std(0) / n**0.5, f"{law}, E[s] = 0")
+    require(tells_a_wrong_scale(score, x), law, f"{len(x)} samples cannot tell: take more")
+    inner = ((x - x.mean(0)) * score).sum(1)
+    found, right, allowed = float(inner.mean()), -x.shape[1], _five_errors(inner)
+    require(abs(found - right) <= allowed, law, f"E[(x − μ)·s] is {found:.4g} instead of {right} ± {allowed:.2g}")
+    require_at_most(score.mean(0).abs(), 5 * score.std(0) / len(x) ** 0.5, f"{law}: E[s] = 0")
+
+
+def tells_a_wrong_scale(score: Tensor, x: Tensor) -> bool:
+    """Whether N samples are enough to tell a scale that is wrong by 20 % from the right one."""
+    return _five_errors(((x - x.mean(0)) * score).sum(1)) < 0.2 * x.shape[1]
+
+
+def _five_errors(values: Tensor) -> float:
+    """Five standard errors of the mean."""
+    return 5 * float(values.std()) / len(values) ** 0.5

@@ -1,7 +1,8 @@
 """Stopping a run so that it can be resumed: a signal only sets a flag; the run saves and stops at the end of the batch.
 
-The checkpoint is written under a temporary name and renamed, so that `last.ckpt` is always complete. It is renamed after
-the step's validation has been logged: a run that is killed earlier resumes from the previous checkpoint and repeats it.
+The checkpoint is written under a temporary name and renamed, so that `last.ckpt` is always complete. It is renamed
+after the step's validation has been logged: a run that is killed earlier resumes from the previous checkpoint and
+repeats the validation.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ class ResumableCheckpoint(Callback):
         good = self._published or self._resumed
         kept = f"The last good checkpoint is {self.path} (step {good:,})" if good else "There is no checkpoint yet"
         return Divergence(
-            f"Training diverged {what}. {kept}: train from scratch with a lower optimizer.lr or trainer.gradient_clip_val."
+            f"Training diverged {what}. {kept}: train from scratch with a lower optimizer.lr or "
+            "trainer.gradient_clip_val."
         )
 
     def _agree(self, trainer: Trainer) -> None:

@@ -2,7 +2,8 @@
 
 Reading a number from a GPU makes the program wait, so the loss and the gradient norm of every step are checked on the
 device, and the result is read only now and then. Nothing is lost in between: from the first bad step on the optimiser
-leaves the weights unchanged. A step draws its random numbers from its own index, so it can be repeated to find the layer.
+leaves the weights unchanged. A step draws its random numbers from its own index, so it can be repeated to find the
+layer.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def not_finite(module: nn.Module) -> str | None:
 def locate(module: nn.Module, loss_of: Callable[[Tensor], Tensor], n: int) -> tuple[str, Tensor] | None:
     """Where the loss of n samples, or its gradient, is not finite, and for which samples; None if it is finite.
 
-    loss_of(rows) is the loss of the samples at int64 positions `rows`, computed through `module`. The samples are halved
-    as long as one half alone fails, which takes up to 2·log₂ n passes.
+    loss_of(rows) is the loss of the samples at int64 positions `rows`, computed through `module`. The samples are
+    halved as long as one half alone fails, which takes up to 2·log₂ n passes.
     """
 
     def sound(rows: Tensor) -> bool:
@@ -126,9 +127,9 @@ def take(cond: Conditioning | None, rows: Tensor) -> Conditioning | None:
 def first_not_finite(module: nn.Module, compute: Callable[[], Any]) -> str:
     """Run `compute`, which calls `module` and a backward pass, and name the layer where the first NaN or Inf appeared.
 
-    In the forward pass this is the innermost layer with a finite input and an output that is not finite; in the backward
-    pass the layer with a finite derivative of its output but not of its input or weight; in a second backward pass the
-    same for the second derivative. Examples: "in flow.net.outer (Linear)", "in the derivative of flow.net.outer
+    In the forward pass this is the innermost layer with a finite input and an output that is not finite; in the
+    backward pass the layer with a finite derivative of its output but not of its input or weight; in a second backward
+    pass the same for the second derivative. Examples: "in flow.net.outer (Linear)", "in the derivative of flow.net.outer
     (Linear)". It is slow, because it reads every number.
     """
     with _watched(module) as watch, torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks

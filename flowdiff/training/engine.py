@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -35,7 +36,10 @@ MEASURE, VALIDATION = -2, -3
 
 
 class LossInputs(NamedTuple):
-    """Inputs of the loss: x0 (B, …), clean latents or, if the autoencoder is trained, images; σ (B,); noise; condition."""
+    """Inputs of the loss.
+
+    x0 (B, …) is clean latents or, if the autoencoder is trained along, images; sigma is (B,).
+    """
 
     x0: Tensor
     sigma: Tensor
@@ -132,7 +136,7 @@ class Engine(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The test loss on a test batch; it does not depend on the training loss, and noise and σ are the same every time."""
+        """The test loss on a test batch; it is independent of the training loss, and noise and σ never change."""
         generator = step_generator(self.seed, VALIDATION, batch_idx, self.global_rank, device=self.device)
         z0 = self.latents.to_model(batch.x, generator)
         sigma = stratified_sigmas(len(z0), 1, batch_idx)[:, 0].to(z0)
@@ -148,8 +152,9 @@ class Engine(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients as the trainer's arguments say; the norm is computed once, for clipping and for the sentinel."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        """Clip gradients as the trainer's arguments say; the norm is computed once, also for the sentinel."""
+        plugin = self.trainer.precision_plugin
+        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
         if scaler is not None and is_fused(optimizer):
             scaler.unscale_(optimizer)  # Lightning leaves unscaling to a fused optimiser, after clipping
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -165,7 +170,7 @@ class Engine(LightningModule):
         )
 
     def account(self, found: Found) -> str:
-        """What is not finite in a step, in which layer it appears first, and at which σ; repeats the step to find out."""
+        """Repeat a bad step to say what is not finite, in which layer it appears first, and at which σ."""
         finite = math.isfinite(found.loss)
         what = f"the norm of the gradient is {found.norm}" if finite else f"the loss is {found.loss}"
         loader = self.trainer.train_dataloader

@@ -23,7 +23,8 @@ def test_edm_is_log_normal():
 
 
 def test_log_uniform_stays_in_its_range():
-    sigma = registry.create("sigma_sampler", "log_uniform", sigma_min=0.1, sigma_max=10.0)(1000, generator=laws.seeded(0))
+    sampler = registry.create("sigma_sampler", "log_uniform", sigma_min=0.1, sigma_max=10.0)
+    sigma = sampler(1000, generator=laws.seeded(0))
     assert 0.1 * (1 - 1e-6) <= sigma.min().item() < 0.11
     assert 9.0 < sigma.max().item() <= 10 * (1 + 1e-6)
     with pytest.raises(ConfigurationError, match=r"sigma_min=10 and sigma_max=0\.1"):

@@ -9,6 +9,8 @@ import unicodedata
 import pytest
 from pages import ROOT, commands, links, pages, words
 
+import flowdiff
+
 READMES = ("README.md", "README.zh-CN.md")
 LINES, COLUMNS = 120, 120
 
@@ -47,6 +49,11 @@ def test_the_chinese_page_has_the_english_commands_code_tables_and_links():
 
 def table(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.startswith("| `"))
+
+
+def test_citation_and_changelog_name_this_version():
+    assert f"version: {flowdiff.__version__}\n" in text_of("CITATION.cff")
+    assert f"## {flowdiff.__version__}\n" in text_of("CHANGELOG.md")
 
 
 @pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -38,7 +38,7 @@ class Classifier(Guide):
         dynamic_threshold: quantile ∈ (0, 1] of |D| that becomes 1 where it exceeds 1; None for no threshold.
 
     Raises:
-        ConfigurationError: the model is unconditional, no run is given, or the run is not a classifier of the same data.
+        ConfigurationError: the model is unconditional, no run is given, or it is not a classifier of the same data.
 
     Source: Dhariwal & Nichol, Diffusion models beat GANs on image synthesis, 2021.
     """

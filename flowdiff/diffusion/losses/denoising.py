@@ -27,8 +27,8 @@ class Denoising(Loss):
         offset_noise: ≥ 0, standard deviation of one further normal number per channel that is added to the noise.
         gradient: how the score of a flow is differentiated: double_backward, directional or forward_mode.
 
-    Source: Vincent, A connection between score matching and denoising autoencoders, 2011; Karras et al., Elucidating the
-        design space of diffusion-based generative models, 2022; Guttenberg, Diffusion with offset noise, 2023.
+    Source: Vincent, A connection between score matching and denoising autoencoders, 2011; Karras et al., Elucidating
+        the design space of diffusion-based generative models, 2022; Guttenberg, Diffusion with offset noise, 2023.
     """
 
     def __init__(

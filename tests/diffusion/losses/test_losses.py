@@ -34,7 +34,8 @@ class Raw(Network):
 
 @pytest.fixture
 def denoiser():
-    return Denoiser(Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])).network, registry.create("scaling", "score")).double()
+    oracle = Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
+    return Denoiser(oracle.network, registry.create("scaling", "score")).double()
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import pytest
 import torch
 from flow_cases import label, make_flow, perturb, takes, variants
 
-from flowdiff import noise, registry
+from flowdiff import registry
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.networks.score_flow import ScoreFlow
+from flowdiff.testing import networks as laws
 
 EMBED, CLASSES = 8, 3
 # Every flow of vectors with its default settings; tests/models/flows/test_laws.py covers its variants and images.
@@ -71,17 +72,7 @@ def noised(shape=(3,), cond_dim: int = 0) -> tuple[torch.Tensor, torch.Tensor, C
 @STATES
 @COND_DIMS
 def test_score_is_the_gradient_of_log_prob(case, whitening, far, cond_dim):
-    model = make(case, whitening, cond_dim=cond_dim, far=far)
-    x, sigma, cond = noised(cond_dim=cond_dim)
-    score = model(x, sigma, cond)
-    h = 1e-5 * sigma  # central differences: error h²·third derivative, about 1e-10 of the score
-    slopes = []
-    with torch.no_grad():
-        for unit in torch.eye(3, dtype=x.dtype):
-            step = h[:, None] * unit
-            rise = model.log_prob(x + step, sigma, cond) - model.log_prob(x - step, sigma, cond)
-            slopes.append(rise / (2 * h))
-    torch.testing.assert_close(score, torch.stack(slopes, 1), rtol=1e-5, atol=1e-5)
+    laws.score_is_gradient(make(case, whitening, cond_dim=cond_dim, far=far), *noised(cond_dim=cond_dim))
 
 
 @SMOOTH_PAIRS
@@ -108,66 +99,21 @@ def test_the_flow_itself_depends_on_the_noise_level(case):
 @PAIRS
 @STATES
 def test_score_is_a_gradient_field(case, whitening, far):
-    """∂s/∂x is symmetric, because it is the Hessian of log p."""
-    model = make(case, whitening, far=far)
-    x, sigma, _ = noised()
-
-    def score(x):  # ScoreFlow.forward detaches x: its score has no graph to x, so take it from log_prob
-        return torch.autograd.grad(model.log_prob(x, sigma).sum(), x, create_graph=True)[0].sum(0)
-
-    J = torch.autograd.functional.jacobian(score, x).transpose(0, 1)  # (B, 3, 3)
-    size = J.abs().amax((1, 2), keepdim=True)
-    torch.testing.assert_close(J / size, J.mT / size, rtol=0, atol=1e-9)
+    laws.score_jacobian_is_symmetric(make(case, whitening, far=far), *noised())
 
 
 @PAIRS
 def test_score_works_without_gradients(case, whitening):
     """The score is the same under no_grad and in eval mode, without a graph, and in train mode, with a graph."""
     model = make(case, whitening)
-    x, sigma, _ = noised()
-    expected = model(x, sigma)
-    assert not expected.requires_grad
-    model.train()
-    with torch.no_grad():
-        silent = model(x, sigma)
-    assert not silent.requires_grad
-    training = model(x, sigma)
-    assert training.requires_grad
-    for score in (silent, training):
-        torch.testing.assert_close(score, expected, rtol=1e-12, atol=1e-12)
-    log_prob, score = model.eval().log_prob_and_score(x, sigma)
-    assert not log_prob.requires_grad
-    torch.testing.assert_close(score, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(log_prob, model.log_prob(x, sigma).detach(), rtol=1e-12, atol=1e-12)
-    assert all(p.grad is None for p in model.parameters())  # computing the score accumulates no gradients
+    for law in (laws.works_without_gradients, laws.score_has_a_graph_only_in_training, laws.log_prob_and_score_agree):
+        law(model, *noised())
 
 
 @PAIRS
 @COND_DIMS
 def test_the_gradient_of_a_score_loss_equals_central_differences(case, whitening, cond_dim):
-    """Double backward gives the derivative of a score loss along a random direction in parameter space."""
-    model = make(case, whitening, cond_dim=cond_dim).train()
-    x, sigma, cond = noised(cond_dim=cond_dim)
-
-    def loss() -> torch.Tensor:
-        # Scaled by σ, like every score loss; otherwise the smallest σ would dominate the sum.
-        return (sigma[:, None] * model(x, sigma, cond)).square().sum()
-
-    loss().backward()
-    parameters = list(model.parameters())
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
-    generator = torch.Generator().manual_seed(2)
-    v = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
-    slope = sum(float((p.grad * d).sum()) for p, d in zip(parameters, v, strict=True))
-    h, ends = 1e-6, []
-    for sign in (1, -1):
-        with torch.no_grad():
-            for p, d in zip(parameters, v, strict=True):
-                p += sign * h * d
-            ends.append(float(loss()))
-            for p, d in zip(parameters, v, strict=True):
-                p -= sign * h * d
-    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4)
+    laws.score_loss_gradient_is_exact(make(case, whitening, cond_dim=cond_dim), *noised(cond_dim=cond_dim))
 
 
 @PAIRS
@@ -195,48 +141,18 @@ def test_autocast_leaves_density_and_score_in_float32(case, whitening, far):
 @SMOOTH_PAIRS
 @STATES
 def test_density_integrates_to_one(case, whitening, far):
-    model = make(case, whitening, shape=(2,), far=far)
-    sigma = torch.full((20_000,), 0.5, dtype=torch.float64)
-    draws = model.sample(sigma, generator=torch.Generator().manual_seed(3))
-    low, high = draws.amin(0), draws.amax(0)
-    margin = 0.15 * (high - low)
-    ends = zip(low - margin, high + margin, strict=True)
-    axes = [torch.linspace(a, b, 256, dtype=torch.float64) for a, b in ends]
-    grid = torch.cartesian_prod(*axes)
-    with torch.no_grad():
-        p = model.log_prob(grid, sigma[:1].expand(len(grid))).exp()
-    cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
-    # The box omits about one sample in 20,000.
-    assert float(p.sum()) * cell == pytest.approx(1.0, abs=5e-4)
+    laws.density_integrates_to_one(make(case, whitening, shape=(2,), far=far))
 
 
 @SMOOTH_PAIRS
 def test_samples_follow_the_density(case, whitening):
-    """With x ~ p of D dimensions E[s(x)] = 0 and E[(x − μ)·s(x)] = −D for any μ (Stein's identity)."""
-    model = make(case, whitening)
-    n = 4000
-    sigma = torch.full((n,), 0.5, dtype=torch.float64)
-    x = model.sample(sigma, generator=torch.Generator().manual_seed(4))
-    score = model(x, sigma)
-    inner = ((x - x.mean(0)) * score).sum(1)
-    five_errors = 5 * float(inner.std()) / n**0.5
-    assert five_errors < 0.6  # the check can tell a wrong scale of 20% from the right one
-    assert float(inner.mean()) == pytest.approx(-3.0, abs=five_errors)
-    assert (score.mean(0).abs() < 5 * score.std(0) / n**0.5).all()
+    laws.samples_follow_the_density(make(case, whitening))
 
 
 @PAIRS
 def test_a_sample_depends_only_on_its_generator(case, whitening):
-    """With one generator per sample, sample i is the same in every batch; images keep their shape."""
-    shape = (1, 2, 2)
-    model = make(case, whitening, shape=shape)
-    sigma = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
-    together = model.sample(sigma, generator=noise.generators(7, range(3)))
-    assert together.shape == (3, *shape)
-    assert not together.requires_grad
-    for i in range(3):
-        alone = model.sample(sigma[i : i + 1], generator=noise.generators(7, [i]))
-        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-8, atol=1e-8)
+    model, sigma = make(case, whitening, shape=(1, 2, 2)), torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
+    laws.samples_depend_only_on_their_generators(model, sigma, None, (1, 2, 2))
 
 
 @having("identity_at_start")

@@ -35,9 +35,6 @@ def test_zero_at_the_start_then_depends_on_noise_level_and_condition(shape, cond
         assert (net(x, c_noise.flip(0), c) - F).abs().max() > 0.01
         if cond_dim:
             assert (net(x, c_noise, other) - F).abs().max() > 0.01
-        alone = net(x[1:], c_noise[1:], None if c is None else Conditioning(c.vector[1:]))
-    # float32 convolutions round differently in another batch size
-    torch.testing.assert_close(alone, F[1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["log", "sigma"])
@@ -51,16 +48,6 @@ def test_noise_levels_are_distinguished(kind):
     moved = (F[1:] - F[:-1]).norm(dim=1) / F.norm(dim=1).mean()
     assert (moved > 1e-3).all()
     assert (moved < 2).all()
-
-
-@pytest.mark.parametrize("token_dim", [0, TOKENS])
-def test_every_parameter_learns(token_dim):
-    net = perturb(make((1, 8, 8), 5, token_dim=token_dim, **SMALL))
-    x = torch.randn((4, 1, 8, 8), generator=torch.Generator().manual_seed(1))
-    cond = Conditioning(torch.eye(4, 5), torch.ones(4, 2, TOKENS) if token_dim else None)
-    net(x, torch.linspace(-1, 1, 4), cond).square().sum().backward()
-    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-    assert net.condition.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize(("shape", "levels"), [((1, 8, 8), 4), ((1, 28, 28), 3), ((1, 7, 7), 1)], ids=str)
