@@ -34,7 +34,7 @@ def density_integrates_to_one(log_prob: LogProb, draws: Tensor, *, points: int =
         points: number of grid points along each dimension.
         tolerance: largest |∫p − 1|: about one sample in N lies outside of the box.
     """
-    low, high = draws.amin(0), draws.amax(0)
+    low, high = draws.detach().amin(0), draws.detach().amax(0)
     margin = 0.15 * (high - low)
     masses = []
     for finer in (1, 2, 4):

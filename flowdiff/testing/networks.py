@@ -32,8 +32,8 @@ def check_network(
 ) -> None:
     """Hold a network, with random parameters, to every law of a network.
 
-    The output is shaped like x and depends on the noise level and the condition; samples of a batch are independent;
-    eval mode is deterministic; no_grad changes nothing; every parameter learns. A density is also held to the laws of
+    The output is shaped like x and depends on the noise level and the condition; eval mode is deterministic; samples of
+    a batch are independent; no_grad changes nothing; every parameter learns. A density is also held to the laws of
     densities: score = gradient of log p by finite differences, ∂s/∂x symmetric, exact gradients of score losses,
     samples that follow the density and belong to their generators, ∫p = 1 (for shape (2,)), and for a FlowDensity
     decode inverts encode.
@@ -52,11 +52,11 @@ def check_network(
     network = perturb(copy.deepcopy(network).double().eval(), gain)
     x, sigma, cond = noised(4, shape, cond_dim, token_dim)
     output_is_like_x(network, x, sigma, cond)
+    eval_mode_is_deterministic(network, x, sigma, cond)
     depends_on_the_noise_level(network, x, sigma, cond)
     if cond is not None:
         depends_on_the_condition(network, x, sigma, cond)
     samples_of_a_batch_are_independent(network, x, sigma, cond)
-    eval_mode_is_deterministic(network, x, sigma, cond)
     works_without_gradients(network, x, sigma, cond)
     every_parameter_learns(network, x, sigma, cond)
     if isinstance(network, NoisyClassifier):
@@ -108,14 +108,14 @@ def output_is_like_x(network: Network, x: Tensor, sigma: Tensor, cond: Condition
 
 def depends_on_the_noise_level(network: Network, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> None:
     """Another noise level changes F by more than rounding."""
-    F, other = network(x, sigma, cond), network(x, 2 * sigma, cond)
+    F, other = network(x, sigma, cond).detach(), network(x, 2 * sigma, cond).detach()
     changed = float((F - other).abs().max())
     require(changed > 1e-6 * float(F.abs().max()), "F depends on the noise level", f"2σ changes it by {changed:.2g}")
 
 
 def depends_on_the_condition(network: Network, x: Tensor, sigma: Tensor, cond: Conditioning) -> None:
     """Another condition changes F by more than rounding."""
-    F, other = network(x, sigma, cond), network(x, sigma, cond[torch.arange(len(x)).flip(0)])
+    F, other = network(x, sigma, cond).detach(), network(x, sigma, cond[torch.arange(len(x)).flip(0)]).detach()
     changed = float((F - other).abs().max())
     detail = f"the conditions of other samples change it by {changed:.2g}"
     require(changed > 1e-6 * float(F.abs().max()), "F depends on the condition", detail)
@@ -123,7 +123,7 @@ def depends_on_the_condition(network: Network, x: Tensor, sigma: Tensor, cond: C
 
 def samples_of_a_batch_are_independent(network: Network, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> None:
     """F of a sample alone is F of it in a batch."""
-    together = network(x, sigma, cond)
+    together = network(x, sigma, cond).detach()
     for i in range(len(x)):
         alone = network(x[i : i + 1], sigma[i : i + 1], _repeated(cond, i, 1))
         law = "F of a sample does not depend on its batch"

@@ -19,8 +19,7 @@ def without(*keys):
 
     def change(tree):
         for key in keys:
-            *path, last = key.split(".")
-            node = tree
+            node, (*path, last) = tree, key.split(".")
             for name in path:
                 node = node[name]
             del node[last]
@@ -28,74 +27,57 @@ def without(*keys):
     return change
 
 
-def unknown(config):
-    config["flow"]["old_key"] = 3
-
-
-def renamed(config):
-    config["flow"]["name"] = "an_old_flow"
-
-
-# What an older version may have left: name of the folder -> (its config, its result, its checkpoint); None as it is.
+CONFIG, RESULT, CHECKPOINT = "config.yaml", "result.json", "checkpoints/last.ckpt"
+# What an older version may have left: name of the folder -> (the file that differs, how).
 OLDER = {
-    "groups": (without("guidance", "first_stage", "logger"), None, None),
-    "keys": (without("metrics.periodic_num_samples", "trainer.benchmark", "plugins", "tags"), None, None),
-    "nameless": (without("network.name"), None, None),
-    "unknown": (unknown, None, None),
-    "renamed": (renamed, None, None),
-    "result": (None, without("metrics.fd_data_floor", "metrics.num_test", "seconds", "name", "device"), None),
-    "metrics": (None, without("metrics", "steps", "parameters"), None),
-    "weights": (None, None, lambda checkpoint: checkpoint["state_dict"].popitem()),
-    "optimizer": (None, None, without("optimizer_states", "callbacks")),
+    "groups": (CONFIG, without("guidance", "first_stage", "logger")),
+    "keys": (CONFIG, without("metrics.periodic_num_samples", "trainer.benchmark", "plugins", "tags")),
+    "nameless": (CONFIG, without("network.name")),
+    "unknown": (CONFIG, lambda config: config["flow"].update(old_key=3)),
+    "renamed": (CONFIG, lambda config: config["flow"].update(name="an_old_flow")),
+    "result": (RESULT, without("metrics.fd_data_floor", "metrics.num_test", "seconds", "name", "device")),
+    "metrics": (RESULT, without("metrics", "steps", "parameters")),
+    "weights": (CHECKPOINT, lambda checkpoint: checkpoint["state_dict"].popitem()),
+    "optimizer": (CHECKPOINT, without("optimizer_states", "callbacks")),
 }
-
-
 HALVES = [f"{name}_half" for name in OLDER if name != "result"]  # without its result, that one is metrics_half
+DAMAGED = {  # name of the folder -> (the file that differs, its text)
+    "cut": (RESULT, '{"run_id": '),
+    "empty": (RESULT, ""),
+    "unreadable": (CONFIG, "seed: ["),
+}
 
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory):
     root = tmp_path_factory.mktemp("older")
     train(root / "today", *TINY)
-    for name, (config, result, checkpoint) in OLDER.items():
-        for folder in (root / name, root / f"{name}_half"):
-            shutil.copytree(root / "today", folder)
-            _change(folder / "config.yaml", config, yaml.safe_load, lambda tree, path: path.write_text(yaml.dump(tree)))
-            _change(folder / "result.json", result, json.loads, lambda tree, path: path.write_text(json.dumps(tree)))
-            if checkpoint is not None:
-                file = folder / "checkpoints" / "last.ckpt"
-                tree = torch.load(file, weights_only=True)
-                checkpoint(tree)
-                torch.save(tree, file)
-        (root / f"{name}_half" / "result.json").unlink()
-    for name, text in (("cut", '{"run_id": '), ("empty", "")):
+    for name, (file, change) in OLDER.items():
         shutil.copytree(root / "today", root / name)
-        (root / name / "result.json").write_text(text)
-    shutil.copytree(root / "today", root / "unreadable")
-    (root / "unreadable" / "config.yaml").write_text("seed: [")
+        rewrite(root / name / file, change)
+        shutil.copytree(root / name, root / f"{name}_half")
+        (root / f"{name}_half" / RESULT).unlink()
+    for name, (file, text) in DAMAGED.items():
+        shutil.copytree(root / "today", root / name)
+        (root / name / file).write_text(text)
     return root
 
 
-def _change(path, change, read, write):
-    if change is not None:
-        tree = read(path.read_text())
-        change(tree)
-        write(tree, path)
+def rewrite(path, change):
+    """Change the content of a file; YAML is read as JSON is."""
+    is_text = path.suffix != ".ckpt"
+    tree = yaml.safe_load(path.read_text()) if is_text else torch.load(path, weights_only=True)
+    change(tree)
+    path.write_text(json.dumps(tree)) if is_text else torch.save(tree, path)
 
 
 @pytest.fixture(scope="module")
 def resumed(older):
-    names = [*OLDER, *HALVES, "cut", "empty", "unreadable"]
+    names = [*OLDER, *HALVES, *DAMAGED]
     before = sorted(path.relative_to(older) for path in older.rglob("last.ckpt"))
     found = outcomes("train", [[f"resume={name}"] for name in names], older)
     assert sorted(path.relative_to(older) for path in older.rglob("last.ckpt")) == before  # nothing is lost
     return dict(zip(names, found, strict=True))
-
-
-@pytest.fixture(scope="module")
-def sampled(older):
-    found = outcomes("sample", [[f"run={name}", "num_samples=4"] for name in OLDER], older)
-    return dict(zip(OLDER, found, strict=True))
 
 
 @pytest.mark.parametrize("name", OLDER)
@@ -105,7 +87,7 @@ def test_a_complete_run_is_complete_whatever_made_it(resumed, name):
     assert f"{name} is complete; force=true trains it from scratch." in said
 
 
-WORKING = ("groups", "keys", "result", "metrics")
+WORKING = ("groups", "keys", "result", "metrics", "optimizer")  # of these a sample can be drawn
 REFUSED = {
     "nameless": ("does not fit this version of flowdiff: network has no name", ANEW),
     "unknown": ("does not fit this version of flowdiff: flow.old_key is not a setting of flow=", ANEW),
@@ -125,33 +107,23 @@ def test_what_is_missing_is_as_by_default_and_the_run_goes_on(older, resumed, na
     assert result["metrics"]["test_loss"] > 0
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_one_sentence(resumed, name):
-    status, stderr = resumed[f"{name}_half"]
-    assert status == 2
-    assert all(words in stderr for words in REFUSED[name])
-    assert len(stderr.splitlines()) == 1
-
-
-def test_a_config_that_cannot_be_read_is_one_sentence(resumed):
-    status, stderr = resumed["unreadable"]
-    assert status == 2
-    assert stderr.startswith("unreadable/config.yaml cannot be read (")
-    assert len(stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize("name", OLDER)
-def test_an_older_run_is_sampled_or_refused_in_one_sentence(sampled, name):
-    status, stderr = sampled[name]
-    if name in (*WORKING, "optimizer"):
-        assert status == 0
-        assert "4 samples in" in stderr
-    elif name == "weights":
+def test_what_does_not_fit_is_one_sentence(resumed):
+    for name, words in {**REFUSED, "unreadable": ["unreadable/config.yaml cannot be read ("]}.items():
+        status, stderr = resumed[f"{name}_half" if name in REFUSED else name]
         assert (status, len(stderr.splitlines())) == (2, 1)
-        assert "is not a checkpoint of this run's configuration" in stderr
-    else:
-        assert (status, len(stderr.splitlines())) == (2, 1)
-        assert all(words in stderr for words in REFUSED[name])
+        assert all(part in stderr for part in words)
+
+
+def test_an_older_run_is_sampled_or_refused_in_one_sentence(older):
+    found = outcomes("sample", [[f"run={name}", "num_samples=4"] for name in OLDER], older)
+    sentences = {**REFUSED, "weights": ["is not a checkpoint of this run's configuration"]}
+    for name, (status, stderr) in zip(OLDER, found, strict=True):
+        if name in WORKING:
+            assert status == 0
+            assert "4 samples in" in stderr
+        else:
+            assert (status, len(stderr.splitlines())) == (2, 1)
+            assert all(words in stderr for words in sentences[name])
 
 
 def test_a_report_takes_them_all(older):

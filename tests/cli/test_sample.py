@@ -6,33 +6,24 @@ import shutil
 
 import numpy as np
 import pytest
-from cli_process import fresh, outcomes, script
+from cli_process import check_mistakes, fresh, script
 from runs import TINY, TINY_DIGITS, train
 
 from flowdiff import load, sample
 
-DIGITS = [*TINY_DIGITS, "guidance=none"]
+def trained(*overrides):
+    """A fixture: the folder of a run that is trained once for all tests of this module."""
+
+    def folder(tmp_path_factory):
+        train(path := tmp_path_factory.mktemp("sample"), *overrides)
+        return path
+
+    return pytest.fixture(scope="module")(folder)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample") / "run"
-    train(folder, *DIGITS)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample") / "toy"
-    train(folder, *TINY, "conditioner=none")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample") / "raw"
-    train(folder, *TINY, "network=mlp", "scaling=edm", "network.width=16", "network.depth=1")
-    return folder
+run = trained(*TINY_DIGITS, "guidance=none")
+toy = trained(*TINY, "conditioner=none")
+raw = trained(*TINY, "network=mlp", "scaling=edm", "network.width=16", "network.depth=1")
 
 
 def test_grid_and_arrays(run, tmp_path):
@@ -68,11 +59,15 @@ def test_three_ways_to_samples_side_by_side(run, toy, tmp_path):
         np.testing.assert_allclose(arrays[name], alone.numpy(), atol=1e-5)
 
 
+def last_rows(folder, n):
+    with (folder / "evaluations.csv").open() as file:
+        return list(csv.DictReader(file))[-n:]
+
+
 def test_each_way_is_measured(toy, tmp_path):
     done = script("sample", f"run={toy}", "start=compare", "sigma_start=0.4", "evaluate=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    with (toy / "evaluations.csv").open() as file:
-        rows = list(csv.DictReader(file))[-3:]
+    rows = last_rows(toy, 3)
     assert [(row["start"], row["sigma_start"], row["nfe"]) for row in rows] == [
         ("flow", "", "1.0"),
         ("flow", "0.4", "5.0"),
@@ -90,8 +85,7 @@ def test_help_says_what_the_ways_are(tmp_path):
 def test_sweep_of_steps_without_retraining(toy, tmp_path):
     done = script("sample", "-m", f"run={toy}", "sampler.num_steps=1,2", "num_samples=8", "evaluate=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    with (toy / "evaluations.csv").open() as file:
-        rows = list(csv.DictReader(file))[-2:]
+    rows = last_rows(toy, 2)
     assert [row["num_steps"] for row in rows] == ["1", "2"]
     assert [float(row["nfe"]) for row in rows] == [1.0, 3.0]  # heun: 2N − 1
     assert all(float(row["fd_data"]) > 0 for row in rows)
@@ -128,23 +122,15 @@ MISTAKES = [
 
 def test_mistakes_end_as_one_sentence(run, toy, raw, tmp_path):
     places = {"run": run, "toy": toy, "raw": raw, "tmp": tmp_path}
-    commands = [[a.format(**places) for a in arguments] for arguments, _ in MISTAKES]
-    for (_, sentence), (status, stderr) in zip(MISTAKES, outcomes("sample", commands, tmp_path), strict=True):
-        assert status == 2, stderr
-        assert sentence in stderr
-        assert len(stderr.strip().splitlines()) == 1
+    mistakes = [([a.format(**places) for a in arguments], sentence) for arguments, sentence in MISTAKES]
+    check_mistakes("sample", mistakes, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_and_foreign_checkpoints_are_sentences(run, toy, tmp_path):
-    foreign, missing = tmp_path / "foreign", tmp_path / "missing"
-    shutil.copytree(run, foreign)
-    shutil.copy(toy / "checkpoints" / "last.ckpt", foreign / "checkpoints" / "last.ckpt")
-    shutil.copytree(run, missing)
-    (missing / "checkpoints" / "last.ckpt").unlink()
-    answers = outcomes("sample", [[f"run={foreign}"], [f"run={missing}"]], tmp_path)
-    for (status, stderr), sentence in zip(
-        answers, ("is not a checkpoint of this run's configuration", "has no checkpoint"), strict=True
-    ):
-        assert status == 2
-        assert sentence in stderr
+    for name in ("foreign", "missing"):
+        shutil.copytree(run, tmp_path / name)
+    shutil.copy(toy / "checkpoints" / "last.ckpt", tmp_path / "foreign" / "checkpoints" / "last.ckpt")
+    (tmp_path / "missing" / "checkpoints" / "last.ckpt").unlink()
+    mistakes = [(["run=foreign"], "is not a checkpoint of this run's configuration")]
+    check_mistakes("sample", [*mistakes, (["run=missing"], "has no checkpoint")], tmp_path)

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from cli_process import ROOT
+from cli_process import code
 from fake_slurm import FakeSlurm
 
-from flowdiff.cli import cancel, status
+from flowdiff.cli import cancel, main, status
 from flowdiff.errors import RunError
 from flowdiff.launch.slurm.submission import Submission, cancelled_jobs, record
 from flowdiff.runs.run_folder import RunFolder
@@ -18,22 +18,19 @@ from flowdiff.runs.run_folder import RunFolder
 OWNER = """
 import signal, sys, time
 from pathlib import Path
-from flowdiff.{module} import {function}
+from flowdiff.launch.session import recorded_session
+from flowdiff.runs.ownership import owned
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(42))
-with {function}({arguments}):
+folder, *runs = sys.argv[1:]
+with recorded_session(Path(folder), runs) if runs else owned(Path(folder)):
     print("ready", flush=True)
     time.sleep(60)
 """
 
 
-def owner(module, function, arguments):
-    """Start a process that owns something until SIGTERM, and then exits with status 42."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", OWNER.format(module=module, function=function, arguments=arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def owner(folder, *runs):
+    """A process that owns a run folder, or the session of these runs, until SIGTERM; then it exits with status 42."""
+    process = code(OWNER, folder, *runs)
     with process.stdout as said:
         assert said.readline() == "ready\n"
     return process
@@ -66,7 +63,7 @@ def test_the_table_and_the_json_list_agree(sweep, capsys):
 
 def test_cancel_asks_the_process_of_a_run_to_stop(sweep, capsys):
     (run,) = sweep.iterdir()
-    process = owner("runs.ownership", "owned", f"Path({str(run)!r})")
+    process = owner(run)
     assert cancel.main([str(sweep)]) == 0
     assert process.wait(30) == 42
     assert f"asked process {process.pid} to stop" in capsys.readouterr().out
@@ -76,13 +73,12 @@ def test_cancel_asks_the_process_of_a_run_to_stop(sweep, capsys):
 
 def test_cancel_stops_the_leader_of_a_sweep_and_not_its_runs(sweep, capsys):
     (run,) = sweep.iterdir()
-    leader = owner("launch.session", "recorded_session", f"Path({str(sweep)!r}), [{run.name!r}, 'waiting']")
-    follower = owner("runs.ownership", "owned", f"Path({str(run)!r})")
+    leader, follower = owner(sweep, run.name, "waiting"), owner(run)
     assert cancel.main([str(sweep)]) == 0
     assert leader.wait(30) == 42
     assert capsys.readouterr().out.count("asked process") == 1
     assert follower.poll() is None
-    follower.send_signal(signal.SIGKILL)
+    follower.kill()
     follower.wait()
 
 
@@ -116,14 +112,10 @@ def test_cancel_without_slurm_is_one_sentence(sweep, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["status", "cancel", "sync", "report"])
-def test_a_missing_folder_is_one_sentence(tmp_path, command):
-    done = subprocess.run(
-        [sys.executable, "-c", "from flowdiff.cli import main; main()", command, tmp_path / "none"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "none does not exist" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_a_missing_folder_is_one_sentence(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setattr("sys.argv", ["flowdiff", command, str(tmp_path / "none")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    stderr = capsys.readouterr().err
+    assert (end.value.code, len(stderr.splitlines())) == (2, 1)
+    assert "none does not exist" in stderr

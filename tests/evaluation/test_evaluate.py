@@ -2,10 +2,9 @@
 
 import csv
 import socket
-import tempfile
 
 import pytest
-from cli_process import ROOT, Started, outcomes, script
+from cli_process import ROOT, outcomes, script, start
 from runs import TINY, TINY_DIGITS, train
 from wandb_files import offline_runs
 
@@ -79,14 +78,14 @@ def test_several_processes_share_the_samples_and_one_writes_and_logs_to_wandb(fo
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with tempfile.TemporaryFile() as said:
-        processes = [
-            Started(ROOT / "sample.py", command, tmp_path, said, said, RANK=rank, LOCAL_RANK=rank, **together)
-            for rank in "01"
-        ]
-        statuses = [process.wait(120) for process in processes]
-        said.seek(0)
-        assert statuses == [0, 0], said.read().decode()
+    said = tmp_path / "said"
+    processes = [
+        start(ROOT / "sample.py", *command, cwd=tmp_path, output=(said, said), RANK=rank, LOCAL_RANK=rank, **together)
+        for rank in "01"
+    ]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0], said.read_text()
     one, two = rows_of(run)
     assert one["num_samples"] == two["num_samples"] == "21"
     assert one["nfe"] == two["nfe"]

@@ -6,12 +6,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 import runs
-from cli_process import TESTS, Started, numbers
+from cli_process import REAL, TESTS, numbers, start
 from rich.console import Console
 from sweep_workers import job, jobs, wait_until
 
@@ -22,9 +22,7 @@ from flowdiff.runs.job import Job
 from flowdiff.runs.ownership import owned, owner
 
 # The server imports the real worker once for all tests of this process.
-PRELOAD = ("flowdiff.launch.worker", "sklearn.datasets", "matplotlib.pyplot")
-FAKE = Worker("sweep_workers", "work", PRELOAD)
-REAL = Worker("flowdiff.launch.worker", "work", PRELOAD)
+FAKE = Worker("sweep_workers", "work", (REAL.module, *REAL.preload))
 
 
 def sweep(given, worker=FAKE, jobs_per_device=2, retry="failed", force=False):
@@ -142,20 +140,18 @@ def test_a_stopped_sweep_leaves_no_process_and_continues_later(tmp_path, number)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def sweep_elsewhere(cwd: Path, output: BinaryIO) -> tuple[Started, tuple[Job, ...]]:
+def sweep_elsewhere(cwd: Path, output: str = os.devnull) -> tuple[BaseProcess, tuple[Job, ...]]:
     """A process that sweeps two jobs, once both run, and the jobs."""
-    process = Started(TESTS / "commands.py", ["sweep", "slow", "slow"], cwd, output, output)
+    process = start(TESTS / "commands.py", "sweep", "slow", "slow", cwd=cwd, output=(output, output))
     given = jobs(cwd / "s", "slow", "slow")
     wait_until(lambda: have_begun(given))
     return process, given
 
 
 def test_runs_die_with_a_sweep_that_is_killed(tmp_path):
-    with open(os.devnull, "wb") as null:
-        process, given = sweep_elsewhere(tmp_path, null)
+    process, given = sweep_elsewhere(tmp_path)
     assert all(owner(job.path) for job in given)
     process.kill()
-    process.wait()
     wait_until(lambda: not any(owner(job.path) for job in given))
     (tmp_path / "s" / "go").touch()
     assert sweep(given)[0] == ["done", "done"]
@@ -163,13 +159,14 @@ def test_runs_die_with_a_sweep_that_is_killed(tmp_path):
 
 def test_a_sweep_survives_the_loss_of_its_terminal(tmp_path):
     ours, terminal = os.openpty()
-    with os.fdopen(terminal, "wb", buffering=0) as output:
-        process, given = sweep_elsewhere(tmp_path, output)
+    process, given = sweep_elsewhere(tmp_path, os.ttyname(terminal))
+    os.close(terminal)
     assert b"seed" in os.read(ours, 10_000)
     os.close(ours)  # from here on writing to the terminal is an error
     os.kill(process.pid, signal.SIGHUP)
     (tmp_path / "s" / "go").touch()
-    assert process.wait(60) == 0
+    process.join(60)
+    assert process.exitcode == 0
     assert all(job.folder.is_complete for job in given)
 
 

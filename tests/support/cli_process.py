@@ -1,34 +1,33 @@
 """Run train.py and sample.py as a user would: in a process and a folder of their own.
 
-Except for `fresh`, the processes are forked from an interpreter that has already imported torch: see
-warm_interpreter.py.
+Except for `fresh`, the processes are forked from the fork server of multiprocessing, which has already imported torch.
 """
 
 from __future__ import annotations
 
-import atexit
 import csv
-import functools
+import gc
 import json
+import multiprocessing
 import os
 import random
-import select
+import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import BinaryIO
 
 from sweep_workers import wait_until
 
+from flowdiff.launch.local import LocalPool, Worker
 from flowdiff.runs.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TESTS = Path(__file__).parent
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+REAL = Worker("flowdiff.launch.worker", "work", ("flowdiff.cli.train", "flowdiff.cli.sample", "sklearn.datasets"))
 
 
 def script(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,18 +37,40 @@ def script(name: str, *arguments: object, cwd: Path, **environment: str) -> subp
 
 def python(path: Path, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python <path> <arguments>` in cwd."""
-    command = [*map(str, arguments)]
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        process = Started(path, command, cwd, stdout, stderr, **environment)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "stdout"), Path(folder, "stderr")
+        process = start(path, *arguments, cwd=cwd, output=output, **environment)
         try:
-            status = process.wait(600)
+            process.join(600)
         finally:
             process.kill()
-        output = []
-        for file in (stdout, stderr):
-            file.seek(0)
-            output.append(file.read().decode())
-    return subprocess.CompletedProcess([path, *command], status, *output)
+        return subprocess.CompletedProcess(process.name, process.exitcode, *(file.read_text() for file in output))
+
+
+def start(
+    path: Path, *arguments: object, cwd: Path, output: tuple[object, object] = (os.devnull,) * 2, **environment: str
+) -> BaseProcess:
+    """Start `python <path> <arguments>` in cwd; `output` names the files for stdout and stderr."""
+    LocalPool(REAL).prepare()  # starts the server, if it does not run yet, as a sweep does
+    given = str(path), [*map(str, arguments)], cwd, [*map(str, output)], _environment(environment)
+    process = multiprocessing.get_context("forkserver").Process(target=_become, args=given, name=path.name)
+    process.start()
+    return process
+
+
+def _become(path: str, arguments: list[str], cwd: Path, output: list[str], environment: dict[str, str]) -> None:
+    """Behave like `python <path> <arguments>`."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the server blocks the stop signals
+    gc.freeze()  # collections need not walk, and thereby copy, what the server has imported
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for place, name in enumerate(output, start=1):
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, place)
+        os.close(file)
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")
 
 
 def helper(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -59,16 +80,15 @@ def helper(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProc
 
 def fresh(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python <name>.py <arguments>` in a new interpreter, which has to import everything."""
-    return subprocess.run(
-        [sys.executable, ROOT / f"{name}.py", *map(str, arguments)],
-        cwd=cwd,
-        env=_environment(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    command = [sys.executable, ROOT / f"{name}.py", *map(str, arguments)]
+    quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    return subprocess.run(command, cwd=cwd, env=_environment(environment), timeout=600, check=False, **quiet)
+
+
+def code(text: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start `python -c <text> <arguments>` in a new interpreter that finds flowdiff; stdout is a pipe."""
+    command = [sys.executable, "-c", text, *map(str, arguments)]
+    return subprocess.Popen(command, env=_environment({}), stdout=subprocess.PIPE, text=True)
 
 
 def outcomes(name: str, commands: list[list[str]], cwd: Path) -> list[tuple[int, str]]:
@@ -76,6 +96,14 @@ def outcomes(name: str, commands: list[list[str]], cwd: Path) -> list[tuple[int,
     done = helper("outcomes", name, json.dumps(commands), cwd=cwd)
     assert done.returncode == 0, done.stderr
     return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
+
+
+def check_mistakes(name: str, mistakes: list[tuple[list[str], str]], cwd: Path) -> None:
+    """Check that each `python <name>.py …` ends with status 2 and one line on stderr that contains its sentence."""
+    commands = [command for command, _ in mistakes]
+    for (_, sentence), (status, stderr) in zip(mistakes, outcomes(name, commands, cwd), strict=True):
+        assert (status, len(stderr.strip().splitlines())) == (2, 1), stderr
+        assert sentence in stderr
 
 
 def check_interrupted_sweep(command: list[str], times: int, cwd: Path) -> tuple[Path, Path]:
@@ -87,12 +115,12 @@ def check_interrupted_sweep(command: list[str], times: int, cwd: Path) -> tuple[
     delays, ended = random.Random(0), []
     for _ in range(times):
         before = _steps(killed)
-        with open(os.devnull, "wb") as null:
-            process = Started(ROOT / "train.py", [*command, f"hydra.sweep.dir={killed}"], cwd, null, null)
-        wait_until(lambda b=before, p=process: _steps(killed) > b or p.poll() is not None, 120)
+        process = start(ROOT / "train.py", *command, f"hydra.sweep.dir={killed}", cwd=cwd)
+        wait_until(lambda b=before, p=process: _steps(killed) > b or not p.is_alive(), 120)
         time.sleep(delays.uniform(0, 0.5))
         process.kill()
-        ended.append(process.wait())
+        process.join()
+        ended.append(process.exitcode)
         if ended[-1] == 0:
             break  # on a fast machine
     assert -signal.SIGKILL in ended
@@ -108,57 +136,6 @@ def numbers(folder: RunFolder) -> tuple[dict[str, float], list[dict[str, str]]]:
     with folder.metrics.open(newline="") as file:
         rows = [{key: value for key, value in row.items() if key not in timings} for row in csv.DictReader(file)]
     return {key: value for key, value in folder.result()["metrics"].items() if key not in timings}, rows
-
-
-class Started:
-    """`python <path> <arguments>` in a process forked from the warm interpreter, with methods like those of Popen."""
-
-    def __init__(self, path: Path, arguments: list[str], cwd: Path, stdout: BinaryIO, stderr: BinaryIO, **more: str):
-        request = {"script": str(path), "arguments": arguments, "cwd": str(cwd), "environment": _environment(more)}
-        answer, theirs = os.pipe()
-        files = [stdout.fileno(), stderr.fileno(), theirs]
-        socket.send_fds(_interpreter(), [json.dumps(request).encode()], files)
-        os.close(theirs)
-        self._answer = os.fdopen(answer, "rb", buffering=0)
-        self.pid = int(self._answer.readline())
-        self.returncode: int | None = None
-
-    def poll(self, seconds: float | None = 0) -> int | None:
-        """The exit status, or minus the signal; None if it has not ended after so many seconds."""
-        if self.returncode is None and select.select([self._answer], [], [], seconds)[0]:
-            with self._answer:
-                self.returncode = int(self._answer.readline())
-        return self.returncode
-
-    def wait(self, seconds: float | None = None) -> int:
-        status = self.poll(seconds)
-        assert status is not None
-        return status
-
-    def kill(self) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-
-
-@functools.cache
-def _interpreter() -> socket.socket:
-    """The socket on which the warm interpreter receives commands; it ends with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, TESTS / "warm_interpreter.py", str(theirs.fileno())],
-            env=_environment(THREADS),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-        )
-
-    def end() -> None:
-        ours.close()
-        process.wait()
-
-    atexit.register(end)
-    return ours
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:

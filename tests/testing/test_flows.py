@@ -24,11 +24,11 @@ class Scaled(Flow):
         torch.nn.init.zeros_(self.log_scale.bias)
 
     def forward(self, x, cond):
-        s = torch.tanh(self.log_scale(cond.vector))
+        s = torch.tanh(self.log_scale(cond.vector).to(x))
         return x * s.exp(), s.sum(1)
 
     def inverse(self, z, cond):
-        s = torch.tanh(self.log_scale(cond.vector))
+        s = torch.tanh(self.log_scale(cond.vector).to(z))
         return z * (-s).exp(), -s.sum(1)
 
 
@@ -121,24 +121,14 @@ class FirstOrderOnly(Scaled):
         return z, logdet + Bend.apply(x).sum(1)
 
 
-class Turn(torch.autograd.Function):
-    """A function whose "gradient" (x₂, −x₁) is not that of any function."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sum(1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return grad[:, None] * torch.stack([x[:, 1], -x[:, 0]], 1)
-
-
 class NotAGradient(Scaled):
+    """Adds (x₂, −x₁), which is not a gradient, to autograd's gradient of log p."""
+
     def forward(self, x, cond):
-        z, logdet = super().forward(x, cond)
-        return z, logdet + Turn.apply(x)
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(lambda grad: grad + x.flip(1) * torch.tensor([1.0, -1.0]))
+        return super().forward(x, cond)
 
 
 class BatchNormalised(Scaled):
@@ -148,13 +138,18 @@ class BatchNormalised(Scaled):
 
 
 class SplitNotSaved(Scaled):
+    identity_at_start = False
+
     def __init__(self, dim=2):
         super().__init__(dim)
         self.order = torch.randn(dim, dtype=torch.float64)
 
     def forward(self, x, cond):
         z, logdet = super().forward(x, cond)
-        return z + self.order, logdet
+        return z + self.order.to(z), logdet
+
+    def inverse(self, z, cond):
+        return super().inverse(z - self.order.to(z), cond)
 
 
 class UnusedParameter(Scaled):

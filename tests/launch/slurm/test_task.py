@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from math import inf
 from pathlib import Path
 
 import pytest
-from cli_process import TESTS, Started
+from cli_process import TESTS, start
 from sweep_workers import LIMITS, WORKER, jobs
 
 from flowdiff.launch.local import EXIT_BUSY
@@ -121,11 +120,11 @@ def test_a_time_limit_is_distinguished_from_a_preemption(used, limit, late):
 def test_the_runs_of_a_task_begin_when_it_is_recorded(tmp_path, behaviours, status, complete):
     task = make_task(tmp_path, *behaviours)
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1"}
-    with open(os.devnull, "wb") as null:
-        process = Started(TESTS / "commands.py", ["task", *behaviours], tmp_path, null, null, **array)
+    process = start(TESTS / "commands.py", "task", *behaviours, cwd=tmp_path, **array)
     assert not any(job.path.exists() for job in task.jobs)
     record(tmp_path / "s", Submission("7", "2030-01-01T00:00:00", [], None, [[job.path.name for job in task.jobs]]))
-    assert process.wait(120) == status
+    process.join(120)
+    assert process.exitcode == status
     assert [job.folder.is_complete for job in task.jobs] == complete
     if behaviours[0] == "killed":
         assert task.jobs[0].folder.failure() is None  # it is started again

@@ -7,21 +7,19 @@ import math
 import pytest
 import torch
 from flow_cases import perturb
+from small_models import flow_of, normal
 from torch.autograd import gradcheck, gradgradcheck
 
-from flowdiff import registry
-from flowdiff.errors import ConfigurationError, InverseDidNotConverge
+from flowdiff.errors import InverseDidNotConverge
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.mixture_logistic import Blend, MixtureCDF
-from flowdiff.models.nn.attention import SelfAttention
-from flowdiff.models.nn.conv import ResidualConv
 
 BOUND = 2.0
 K = 3
 
 
 def draw(*size: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
-    return scale * torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * normal(size, seed=seed)[0]
 
 
 def blend(w: float | torch.Tensor, n: int = 40, spread: float = 2.0) -> Blend:
@@ -145,39 +143,12 @@ def test_components_separate():
     assert loss < 1.15
 
 
-def build(shape=(6,), **settings):
-    torch.manual_seed(0)
-    runtime = {"shape": shape, "embed_dim": 4, "activation": registry.create("activation", "swish")}
-    flow = registry.create("flow", "mixture_logistic", **runtime, **{"hidden": 8, "n_flows": 2, "heads": 2, **settings})
-    return flow.double()
-
-
-@pytest.mark.parametrize(
-    ("shape", "form", "attends"),
-    [((1, 8, 8), "auto", False), ((1, 18, 18), "auto", True), ((1, 17, 17), "auto", False), ((1, 4, 4), "image", True)],
-)
-def test_large_even_images_use_the_image_form_with_attention(shape, form, attends):
-    nets = [m for m in build(shape, form=form).modules() if isinstance(m, ResidualConv)]
-    assert bool(nets) == attends
-    assert all(any(isinstance(m, SelfAttention) for m in net.modules()) for net in nets)
-
-
 def test_attention_reaches_across_the_image():
     """One corner affects the opposite one, which is beyond the reach of the convolutions of one net."""
-    flow = perturb(build((1, 16, 16), form="image", n_flows=1, levels=1))
+    settings = {"hidden": 8, "heads": 2, "form": "image", "n_flows": 1, "levels": 1}
+    flow = perturb(flow_of("mixture_logistic", (1, 16, 16), **settings).double())
     x, cond = draw(1, 1, 16, 16), Conditioning(draw(1, 4, seed=1))
     other = x.clone()
     other[..., :2, :2] += 1.0
     change = (flow(other, cond)[0] - flow(x, cond)[0])[..., -2:, -2:]
     assert change.abs().max() > 1e-6
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ConfigurationError, match=r"flow\.hidden=8 and flow\.heads=3.*multiple of 3"):
-        build(heads=3)
-
-
-@pytest.mark.parametrize(("shape", "form"), [((1,), "auto"), ((1, 3, 5), "image"), ((6,), "image")])
-def test_shapes_that_cannot_be_split_are_refused(shape, form):
-    with pytest.raises(ConfigurationError, match=r"flow=mixture_logistic .*(shape|side).*take "):
-        build(shape, form=form)

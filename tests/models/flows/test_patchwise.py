@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from flow_cases import perturb
+from small_models import flow_of, normal
 
-from flowdiff import registry
-from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.patchwise import patch_side
 
@@ -17,17 +16,12 @@ CONTEXTS = pytest.mark.parametrize("context", ["causal", "none"])
 
 def make(shape=SHAPE, **settings):
     """A narrow flow far from the identity, in float64."""
-    torch.manual_seed(0)
-    runtime = {"embed_dim": EMBED, "token_dim": TOKENS, "activation": registry.create("activation", "swish")}
-    settings = {"shape": shape, "n_flows": 2, "hidden": 16, **settings}
-    return perturb(registry.create("flow", "patchwise", **runtime, **settings).double().eval())
+    settings = {"token_dim": TOKENS, "n_flows": 2, "hidden": 16, **settings}
+    return perturb(flow_of("patchwise", shape, EMBED, **settings).double().eval())
 
 
 def inputs(shape=SHAPE, n: int = 3):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn((n, *shape), generator=generator, dtype=torch.float64)
-    e = torch.randn((n, EMBED), generator=generator, dtype=torch.float64)
-    tokens = torch.randn((n, 2, TOKENS), generator=generator, dtype=torch.float64)
+    x, e, tokens = normal((n, *shape), (n, EMBED), (n, 2, TOKENS))
     return x, Conditioning(e, tokens, torch.tensor([[True, False], [True, True], [False, False]])[:n])
 
 
@@ -113,21 +107,3 @@ def test_a_single_patch_is_a_flow_of_the_whole_image():
 )
 def test_the_default_patch(sides, expected):
     assert patch_side((1, *sides), None) == expected
-
-
-@pytest.mark.parametrize("patch", [3, 5, 8])
-def test_a_patch_that_does_not_divide_the_sides_is_refused_with_those_that_do(patch):
-    with pytest.raises(ConfigurationError, match=rf"flow\.patch={patch} .* sides .* 4×6: take one of 1, 2,"):
-        make(patch=patch)
-
-
-@pytest.mark.parametrize("shape", [(5,), (64,)])
-def test_vectors_are_refused(shape):
-    with pytest.raises(ConfigurationError, match=r"not images .*take flow=realnvp or flow=tarflow"):
-        make(shape)
-
-
-def test_heads_must_divide_the_width():
-    with pytest.raises(ConfigurationError, match=r"flow\.hidden=16 .* flow\.heads=3: take a multiple of 3"):
-        make(heads=3)
-    make(heads=3, context="none")  # has no transformer

@@ -1,0 +1,260 @@
+"""`check_network` accepts a right network, and each law of networks and densities rejects one that breaks it."""
+
+import math
+
+import pytest
+import torch
+
+from flowdiff.models.autoencoder.decoder_laws import GaussianLaw
+from flowdiff.models.autoencoder.vae import VAE
+from flowdiff.models.networks.base import AutoencoderNetwork, FlowDensity, Network, NoisyClassifier
+from flowdiff.noise import randn
+from flowdiff.testing import check_network
+from flowdiff.testing import networks as laws
+
+
+class Plain(Network):
+    """F = Wx + c_noise·b, plus the condition: a right network, whose subclasses each break one law."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 2)
+        self.condition = torch.nn.Linear(3, 2, bias=False)
+
+    def forward(self, x, c_noise, cond=None):
+        return self.linear(x) * c_noise[:, None] + (0 if cond is None else self.condition(cond.vector))
+
+
+class WrongShape(Plain):
+    def forward(self, x, c_noise, cond=None):
+        return super().forward(x, c_noise, cond)[:, :1]
+
+
+class IgnoresNoise(Plain):
+    def forward(self, x, c_noise, cond=None):
+        return super().forward(x, torch.ones_like(c_noise), cond)
+
+
+class IgnoresCondition(Plain):
+    def forward(self, x, c_noise, cond=None):
+        return super().forward(x, c_noise)
+
+
+class BatchNormalised(Plain):
+    def forward(self, x, c_noise, cond=None):
+        F = super().forward(x, c_noise, cond)
+        return F - F.mean(0)
+
+
+class DropsInEval(Plain):
+    def forward(self, x, c_noise, cond=None):
+        return torch.nn.functional.dropout(super().forward(x, c_noise, cond), 0.5)
+
+
+class OtherWithoutGradients(Plain):
+    def forward(self, x, c_noise, cond=None):
+        return super().forward(x, c_noise, cond) * (1 if torch.is_grad_enabled() else 2)
+
+
+class UnusedParameter(Plain):
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(3))
+
+
+class Normal(FlowDensity):
+    """N(μ, (1 + σ²)·I) with μ a parameter: a right density."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def log_prob(self, x, sigma, cond=None):
+        variance = (1 + sigma**2)[:, None]
+        return (-0.5 * ((x - self.mean) ** 2 / variance + (2 * math.pi * variance).log())).sum(1)
+
+    def score(self, x, sigma):
+        return (self.mean - x) / (1 + sigma**2)[:, None]
+
+    def forward(self, x, sigma, cond=None):
+        score = self.score(x, sigma)
+        return score if self.training else score.detach()
+
+    def log_prob_and_score(self, x, sigma, cond=None):
+        log_prob, score = self.log_prob(x, sigma), self(x, sigma)
+        return (log_prob if self.training else log_prob.detach()), score
+
+    def sample(self, sigma, cond=None, generator=None):
+        return self.decode(randn((len(sigma), 2), generator, dtype=sigma.dtype), sigma).detach()
+
+    def encode(self, x, sigma, cond=None):
+        return (x - self.mean) / (1 + sigma**2).sqrt()[:, None]
+
+    def decode(self, z, sigma, cond=None):
+        return self.mean + z * (1 + sigma**2).sqrt()[:, None]
+
+
+class WrongScore(Normal):
+    def score(self, x, sigma):
+        return 1.001 * super().score(x, sigma)
+
+
+class ScoreForgetsItsGraph(Normal):
+    def score(self, x, sigma):
+        return super().score(x, sigma).detach()
+
+
+class WrongScoreGradient(Normal):
+    """The score has half of its gradient in μ."""
+
+    def score(self, x, sigma):
+        return 0.5 * super().score(x, sigma) + 0.5 * super().score(x, sigma).detach()
+
+
+class OtherDensity(Normal):
+    def log_prob_and_score(self, x, sigma, cond=None):
+        log_prob, score = super().log_prob_and_score(x, sigma)
+        return log_prob + 1e-6, score
+
+
+class LargerDensity(Normal):
+    def log_prob(self, x, sigma, cond=None):
+        return super().log_prob(x, sigma) + 0.01
+
+
+class BiasedSamples(Normal):
+    def sample(self, sigma, cond=None, generator=None):
+        return super().sample(sigma, cond, generator) + 0.1
+
+
+class WideSamples(Normal):
+    def sample(self, sigma, cond=None, generator=None):
+        return 1.2 * super().sample(sigma, cond, generator)
+
+
+class SharedNoise(Normal):
+    def sample(self, sigma, cond=None, generator=None):
+        return super().sample(sigma, cond, generator).cumsum(0)
+
+
+class WrongDecoder(Normal):
+    def encode(self, x, sigma, cond=None):
+        return super().encode(x, sigma) + 1e-3
+
+
+class Turned(Normal):
+    """Adds (x₂, −x₁), which is not a gradient, to autograd's gradient of log p."""
+
+    def log_prob(self, x, sigma, cond=None):
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(lambda grad: grad + x.flip(1) * torch.tensor([1.0, -1.0]))
+        return super().log_prob(x, sigma)
+
+
+class Classes(NoisyClassifier):
+    """Two classes, and with `excess` probabilities that sum to e^excess."""
+
+    def __init__(self, excess=0.0):
+        super().__init__()
+        self.linear, self.excess = torch.nn.Linear(2, 2), excess
+
+    def class_log_prob(self, x, sigma):
+        return (self.linear(x) * sigma[:, None]).log_softmax(1) + self.excess
+
+    def forward(self, x, sigma, cond=None):
+        return self.linear(x) * sigma[:, None]
+
+
+class SharedPrior(AutoencoderNetwork):
+    """Samples of the prior that depend on their batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.autoencoder = VAE((2,), (1,), torch.nn.Linear(2, 2), torch.nn.Linear(1, 2), GaussianLaw())
+
+    def forward(self, x, sigma, cond=None):
+        return (self.autoencoder.reconstruct(x) - x) / sigma[:, None] ** 2
+
+    def from_prior(self, n, generator=None):
+        return self.autoencoder.decode(randn((n, 1), generator)).cumsum(0)
+
+
+def made(kind):
+    torch.manual_seed(0)
+    return kind().double().eval()
+
+
+OF_NETWORKS = [
+    (laws.output_is_like_x, WrongShape, "the output is like x"),
+    (laws.depends_on_the_noise_level, IgnoresNoise, "depends on the noise level"),
+    (laws.depends_on_the_condition, IgnoresCondition, "depends on the condition"),
+    (laws.samples_of_a_batch_are_independent, BatchNormalised, "does not depend on its batch"),
+    (laws.eval_mode_is_deterministic, DropsInEval, "deterministic"),
+    (laws.works_without_gradients, OtherWithoutGradients, "no_grad changes nothing"),
+    (laws.every_parameter_learns, UnusedParameter, "parameter unused learns"),
+]
+OF_DENSITIES = [
+    (laws.score_is_gradient, WrongScore, "score = ∇ₓ log p"),
+    (laws.score_jacobian_is_symmetric, Turned, "∂s/∂x"),
+    (laws.score_has_a_graph_only_in_training, ScoreForgetsItsGraph, "has none in train mode"),
+    (laws.score_loss_gradient_is_exact, WrongScoreGradient, "gradient of a score loss"),
+    (laws.log_prob_and_score_agree, OtherDensity, "log_prob agree"),
+    (laws.decode_inverts_encode, WrongDecoder, r"decode\(encode\(x\)\) = x"),
+]
+
+
+@pytest.mark.parametrize(("law", "kind", "message"), OF_NETWORKS)
+def test_a_network_that_breaks_a_law_is_rejected(law, kind, message):
+    given = laws.noised(4, (2,), cond_dim=3)
+    law(made(Plain), *given)
+    with pytest.raises(AssertionError, match=message):
+        law(made(kind), *given)
+    with pytest.raises(AssertionError, match=message):
+        check_network(kind(), (2,), cond_dim=3)
+
+
+@pytest.mark.parametrize(("law", "kind", "message"), OF_DENSITIES)
+def test_a_density_that_breaks_a_law_is_rejected(law, kind, message):
+    given = laws.noised(4, (2,))
+    law(made(Normal), *given)
+    with pytest.raises(AssertionError, match=message):
+        law(made(kind), *given)
+    with pytest.raises(AssertionError, match="is broken"):
+        check_network(kind(), (2,))
+
+
+@pytest.mark.parametrize(
+    ("law", "kind", "message"),
+    [
+        (laws.density_integrates_to_one, LargerDensity, "∫p = 1"),
+        (laws.samples_follow_the_density, BiasedSamples, r"E\[s\] = 0"),
+        (laws.samples_follow_the_density, WideSamples, "instead of -2"),
+    ],
+)
+def test_a_density_with_other_samples_is_rejected(law, kind, message):
+    law(made(Normal))
+    with pytest.raises(AssertionError, match=message):
+        law(made(kind))
+    with pytest.raises(AssertionError, match="is broken"):
+        check_network(kind(), (2,))
+
+
+def test_samples_that_depend_on_their_batch_are_rejected():
+    _, sigma, _ = laws.noised(3, (2,))
+    laws.samples_depend_only_on_their_generators(made(Normal), sigma, None, (2,))
+    with pytest.raises(AssertionError, match="depends only on its generator"):
+        laws.samples_depend_only_on_their_generators(made(SharedNoise), sigma, None, (2,))
+    with pytest.raises(AssertionError, match="depends only on its generator"):
+        check_network(SharedPrior(), (2,))
+
+
+def test_probabilities_that_do_not_sum_to_one_are_rejected():
+    check_network(Classes(), (2,))
+    with pytest.raises(AssertionError, match="Σ_c p"):
+        check_network(Classes(0.1), (2,))
+
+
+def test_check_network_accepts_right_networks():
+    check_network(Plain(), (2,), cond_dim=3)
+    check_network(Normal(), (2,))
