@@ -1,6 +1,7 @@
 """Errors that a user can cause and fix; every message says what was given, what is allowed and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -41,3 +42,15 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Allowed are {', '.join(allowed)}" if hint else f"allowed are {', '.join(allowed)}"
+
+
+def text_hint(value: object, allowed: str) -> str:
+    """A clause for the end of an error about a value: that it is text, if `allowed` asks for a number or a truth value.
+
+    YAML and the command line make numbers of what looks like one, but a quoted value and a variable are text.
+    """
+    if not isinstance(value, str) or not re.search(r"number|integer|boolean|true", allowed):
+        return ""
+    if not re.fullmatch(r"true|false|[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", value.strip(), re.IGNORECASE):
+        return ""
+    return f"; {value!r} is text here: remove its quotes, or decode a variable by ${{oc.decode:${{oc.env:NAME}}}}"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowdiff.errors import ConfigurationError, nearest
+from flowdiff.errors import ConfigurationError, nearest, text_hint
 from flowdiff.yaml_defaults import defaults
 
 # Package or module of each config group, imported on first lookup.
@@ -200,7 +200,9 @@ def _checked(fields: Mapping[str, tuple[Any, Any]], given: dict[str, Any], where
         # A union fails once for each of its members: each message names one of the allowed types.
         messages = [e["msg"] for e in error.errors() if e["loc"][0] == first["loc"][0]]
         expected = ", or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
-        raise ConfigurationError(f"{where}.{key}={given[key]} is not allowed: {expected}.") from None
+        raise ConfigurationError(
+            f"{where}.{key}={given[key]} is not allowed: {expected}{text_hint(given[key], expected)}."
+        ) from None
     return {k: getattr(valid, f"p_{k}") for k in fields}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -17,12 +18,17 @@ _PACKAGE = Path(__file__).resolve().parent
 CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
 
 
-def defaults(group: str, name: str) -> dict[str, Any]:
-    """The settings in conf/<group>/<name>.yaml, or the defaults of a plugin's constructor."""
+def defaults(group: str, name: str, variables: bool = True) -> dict[str, Any]:
+    """The settings in conf/<group>/<name>.yaml, or the defaults of a plugin's constructor.
+
+    variables: whether environment variables count, as in ${oc.env:FLOWDIFF_DATA,data}; otherwise each counts as unset.
+    """
     node = _node(group, name)
     inherited = [entry for entry in node.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    if not variables:
+        node = {key: _without_variables(value) for key, value in node.items()}
     return plain_node(
-        OmegaConf.merge(*(defaults(group, name) for name in inherited), plain_node(OmegaConf.create(node)))
+        OmegaConf.merge(*(defaults(group, name, variables) for name in inherited), plain_node(OmegaConf.create(node)))
     )
 
 
@@ -35,6 +41,21 @@ def options(group: str) -> list[str]:
 def config_groups() -> set[str]:
     """The config groups: the folders of conf/."""
     return {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+@cache
+def base_choices(config_name: str) -> dict[str, str | None]:
+    """{group: option} of the defaults list of conf/<config_name>.yaml; None where no option is chosen."""
+    entries = plain_node(OmegaConf.load(CONF / f"{config_name}.yaml"), resolve=False)["defaults"]
+    chosen = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {group: option for group, option in chosen.items() if not group.startswith("override ")}
+
+
+@cache
+def base_keys(config_name: str) -> tuple[str, ...]:
+    """The top-level settings of conf/<config_name>.yaml that are not config groups."""
+    node = plain_node(OmegaConf.load(CONF / f"{config_name}.yaml"), resolve=False)
+    return tuple(key for key in node if key not in ("defaults", "hydra"))
 
 
 @cache
@@ -52,6 +73,10 @@ def bringers(group: str) -> tuple[tuple[str, str, str], ...]:
 def usual_option(group: str) -> str:
     """The option of `group` that most options add which add one."""
     return Counter(option for _, _, option in bringers(group)).most_common(1)[0][0]
+
+
+def _without_variables(value: Any) -> Any:
+    return re.sub(r"\$\{oc\.env:\w+,'?([^'}]*)'?\}", r"\1", value) if isinstance(value, str) else value
 
 
 def _node(group: str, name: str) -> dict[str, Any]:

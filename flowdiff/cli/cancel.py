@@ -54,7 +54,7 @@ def _cancel_jobs(sweep: Path, jobs: set[str]) -> list[str]:
     if not waiting:
         return []
     record_cancelled(sweep, waiting)  # first: a job that ends looks here whether to requeue itself
-    done = subprocess.run(["scancel", *waiting], capture_output=True, text=True, check=False)
+    done = subprocess.run(["scancel", *waiting], capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise RunError(f"scancel refused: {' '.join(done.stderr.split())}")
     arrays = sorted({job.partition("_")[0] for job in waiting}, key=int)

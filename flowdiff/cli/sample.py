@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
@@ -20,7 +20,9 @@ from flowdiff import config, registry
 from flowdiff.cli.sentences import hydra_command, run_in_sentences
 from flowdiff.errors import ConfigurationError
 from flowdiff.runs.files import whole
-from flowdiff.runs.identity import slug
+from flowdiff.runs.identity import unique_slug
+from flowdiff.runs.machine_settings import MOVABLE
+from flowdiff.runs.processes import place
 from flowdiff.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -39,20 +41,24 @@ def main() -> None:
     """Entry point of sample.py and `flowdiff sample`."""
 
     def command() -> None:
+        arguments = config.quoted(sys.argv[1:])
+        check_out(arguments)
+        _claimed.clear()
         with _other_processes():
-            for arguments in one_run_each(sys.argv[1:]):
-                offer_settings_of_run(arguments)
-                sys.argv[1:] = swept_together(arguments)
-                hydra_command(run, "sample")
+            for given in one_run_each(arguments):
+                arguments, moved = config.without(given, NOT_IN_SAMPLE)
+                offer_settings_of_run(arguments, moved)
+                hydra_command(partial(run, moved=moved), "sample", swept_together(arguments))
 
     run_in_sentences(command, "sample")
 
 
 def _other_processes() -> AbstractContextManager[None]:
     """The group of the processes that torchrun started; detected by the environment, without importing torch."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    here = place()
+    if here.launcher != "torchrun" or here.size == 1:
         return nullcontext()
-    if int(os.environ["RANK"]) > 0:
+    if here.rank > 0:
         logging.getLogger("flowdiff").setLevel(logging.WARNING)
     from flowdiff.evaluation import ranks
 
@@ -61,11 +67,24 @@ def _other_processes() -> AbstractContextManager[None]:
 
 def one_run_each(arguments: list[str]) -> list[list[str]]:
     """The command line once for each folder of run=a,b,…, because each run has its own settings to sweep from."""
-    for i, argument in enumerate(arguments):
-        key, _, folders = argument.partition("=")
-        if key == "run" and "," in folders:
-            return [[*arguments[:i], f"run={folder}", *arguments[i + 1 :]] for folder in folders.split(",") if folder]
+    for i, override in enumerate(map(config.parsed, arguments)):
+        if override is not None and override.key_or_group == "run" and override.is_sweep_override():
+            return [[*arguments[:i], one, *arguments[i + 1 :]] for one in config.several(override)]
     return [arguments]
+
+
+def check_out(arguments: list[str]) -> None:
+    """ConfigurationError if several jobs would write their samples into the one folder that out=… names."""
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    given = {override.key_or_group: override for override in map(config.parsed, arguments) if override is not None}
+    if "out" not in given or "${" in given["out"].get_value_string() or given["out"].value() is None:
+        return
+    several = [key for key, one in given.items() if (sweep or key == "run") and len(config.several(one)) > 1]
+    if several and "out" not in several:
+        raise ConfigurationError(
+            f"{given['out'].input_line} names one folder for the samples of every {' and '.join(several)}: write "
+            f"'out=…/${{{several[-1]}}}' to give each its own, or leave out away (each is then written below its run)."
+        )
 
 
 def swept_together(arguments: list[str]) -> list[str]:
@@ -74,8 +93,7 @@ def swept_together(arguments: list[str]) -> list[str]:
     Before it expands a sweep, Hydra composes everything that is not swept; guidance.rescale=0.5 exists only after one
     of guidance=cfg,flow_classifier has been chosen.
     """
-    read = OverridesParser.create().parse_override
-    given = [read(a) if "=" in a and not a.startswith("-") else None for a in arguments]
+    given = [config.parsed(argument) for argument in arguments]
     swept = {override.key_or_group for override in given if override is not None and override.is_sweep_override()}
 
     def waiting(override: Override) -> bool:
@@ -89,10 +107,10 @@ def swept_together(arguments: list[str]) -> list[str]:
     ]
 
 
-def offer_settings_of_run(arguments: list[str]) -> None:
+def offer_settings_of_run(arguments: list[str], moved: Mapping[str, Any] | None = None) -> None:
     """Offer the run's own sampler, schedule, guidance and metrics as the options `of_run`, the defaults of sampling."""
-    runs = [a.partition("=")[2] for a in arguments if a.startswith("run=")]
-    if not runs:
+    given = config.setting(arguments, "run")
+    if given is None:
         if any(a in ("--help", "-h", "--cfg", "-c") for a in arguments):
             settings = {group: config.defaults(group, name) for group, name in _FALLBACK.items()}
         else:
@@ -100,32 +118,46 @@ def offer_settings_of_run(arguments: list[str]) -> None:
                 "sample.py needs run=<run folder>: give the folder of a training run, e.g. outputs/…."
             )
     else:
-        settings = config.of_run(RunFolder.open(runs[-1]))
+        settings = config.of_run(RunFolder.open(given), moved)
     for group in _FALLBACK:
         ConfigStore.instance().store(group=group, name="of_run", node=settings[group])
 
 
-BETWEEN = 3.0  # start=compare denoises a flow sample at σ = sigma_data/BETWEEN, where the noise hides the flow's errors
+_claimed: dict[Path, str] = {}  # folders that a job of this command writes, and the job
 # The options that --help shows without a run.
 _FALLBACK = {"sampler": "heun", "schedule": "karras", "guidance": "none", "metrics": "default"}
+# Settings of the machine that Hydra cannot read here: sampling has no such groups.
+NOT_IN_SAMPLE = [key for key in MOVABLE if key.split(".")[0] not in _FALLBACK]
+BETWEEN = 3.0  # start=compare denoises a flow sample at σ = sigma_data/BETWEEN, where the noise hides the flow's errors
 
 
-def run(cfg: DictConfig) -> float | None:
-    """Draw the samples, write the picture and samples.npz, and with evaluate=true measure them."""
+def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
+    """Draw the samples, write the picture and samples.npz, and with evaluate=true measure them.
+
+    moved: settings of MOVABLE that are given again for the run.
+    """
     for group in _FALLBACK:
         registry.check(group, config.resolved(cfg)[group])
     config.check(cfg)
     settings = config.resolved(cfg)
     folder = RunFolder.open(settings["run"])
-    return _sample(settings, folder, _folder_name(list(HydraConfig.get().overrides.task)))
+    name = _folder_name(list(HydraConfig.get().overrides.task))
+    out = Path(settings["out"] or folder.path / "samples" / name)
+    job = f"{folder.path}: {name}"
+    if (other := _claimed.setdefault(out.resolve(), job)) != job:
+        raise ConfigurationError(
+            f"out={out} holds the samples of another job of this command ({other}): give each job its own folder, e.g. "
+            "'out=…/${guidance.scale}', or leave out away."
+        )
+    return _sample(settings, folder, out, moved)
 
 
-def _sample(settings: dict[str, Any], folder: RunFolder, name: str) -> float | None:
+def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mapping[str, Any]) -> float | None:
     from flowdiff.evaluation import ranks
     from flowdiff.evaluation.evaluate import Request, evaluate
     from flowdiff.training.assembly import guide_by, load_parts
 
-    parts = load_parts(folder.path, _device(settings["device"]))
+    parts = load_parts(folder.path, _device(settings["device"]), moved)
     ways = _ways(settings, parts.denoiser)
     request = Request(
         registry.create("sampler", settings["sampler"]),
@@ -137,14 +169,13 @@ def _sample(settings: dict[str, Any], folder: RunFolder, name: str) -> float | N
         settings,
     )
     if ranks.rank() == 0:
-        out = Path(settings["out"] or folder.path / "samples" / name)
         _show(request, settings["num_samples"], ways, parts, out)
     if not settings["evaluate"]:
         return None
     parts.data.prepare_data()
     parts.data.setup()
     metrics = registry.create("metrics", settings["metrics"], data=parts.data)
-    made_with = config.of_run(folder)
+    made_with = config.of_run(folder, moved)
     return evaluate(
         request, ways, parts.denoiser, metrics, folder, made_with["seed"], lambda rows: _log(made_with, folder, rows)
     )
@@ -242,4 +273,4 @@ def _log(made_with: dict[str, Any], folder: RunFolder, rows: list[dict[str, Any]
 def _folder_name(overrides: list[str]) -> str:
     """A folder name for what was asked: the overrides without the run, or "default"."""
     kept = [o for o in overrides if o.split("=")[0] not in ("run", "out", "evaluate", "device", "batch_size")]
-    return slug(" ".join(kept)) or "default"
+    return unique_slug(kept) or "default"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(given.folder)
     found = offline_runs(folder)
     if not found:
-        raise RunError(f"{folder} contains no run that W&B logged offline (no wandb/offline-run-* in a run folder).")
+        elsewhere = os.environ.get("WANDB_DIR")
+        hint = f": WANDB_DIR is set, try flowdiff sync {elsewhere}" if elsewhere else ""
+        raise RunError(
+            f"{folder} contains no run that W&B logged offline (no wandb/offline-run-* in a run folder){hint}."
+        )
     if not given.dry_run and any(map(_is_due, found)):
         _need_key()
     outcomes = [_plan(run) for run in found] if given.dry_run else _upload(found)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -14,9 +17,13 @@ from omegaconf import DictConfig
 from flowdiff import config
 from flowdiff.cli.sentences import hydra_command, run_in_sentences
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
-from flowdiff.runs.identity import NOT_IDENTITY
-from flowdiff.runs.job import Job, checked_retry, is_first_rank
+from flowdiff.runs.identity import label_of_folder
+from flowdiff.runs.job import Job, checked_retry
+from flowdiff.runs.machine_settings import HASHED_AS, MOVABLE, NOT_IDENTITY, NOT_IDENTITY_KEYS
+from flowdiff.runs.ownership import owned
+from flowdiff.runs.processes import is_first_rank, take_place
 from flowdiff.runs.run_folder import RunFolder
+from flowdiff.runs.signals import exiting_on_stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -27,28 +34,38 @@ def main() -> None:
     """Entry point of train.py and `flowdiff train`."""
 
     def command() -> None:
-        config.load_plugins(sys.argv[1:])
-        for argument in sys.argv[1:]:
-            if argument.startswith("resume=") and argument != "resume=null":
-                RunFolder.open(argument.partition("=")[2])  # an error before Hydra creates the folder
-        hydra_command(run, "config")
+        arguments, moved = config.quoted(sys.argv[1:]), {}
+        config.load_plugins(arguments)
+        resumed = config.setting(arguments, "resume")
+        if resumed is not None:
+            RunFolder.open(resumed)  # an error before Hydra creates the folder
+            arguments, moved = config.without(arguments, MOVABLE)
+        hydra_command(partial(run, moved=moved), "config", arguments)
 
     run_in_sentences(command, "config")
 
 
-def run(cfg: DictConfig) -> float | None:
-    """One training run, in the folder that Hydra made for it; returns the test loss, for sweepers that optimise."""
+def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
+    """One training run, in the folder that Hydra made for it; returns the test loss, for sweepers that optimise.
+
+    moved: settings of MOVABLE that are given again for a run that is resumed.
+    """
     runtime = HydraConfig.get()
     overrides = list(runtime.overrides.task)
     path = Path(runtime.runtime.output_dir)
     try:
         config.check(cfg)
-        settings = _resumed(cfg, overrides) if cfg.resume else config.resolved(cfg)
+        settings = _resumed(cfg, overrides, moved) if cfg.resume else config.resolved(cfg)
         folder = RunFolder(cfg.resume or _relative(path))
         sweep = Path(runtime.sweep.dir).name if runtime.mode == RunMode.MULTIRUN else None
-        job = Job(settings, folder.path, tuple(overrides), sweep)
+        original = label_of_folder(folder) if cfg.resume else None
+        take_place(settings)
+        job = Job(settings, folder.path, tuple(overrides), sweep, original)
         verdict = job.verdict(checked_retry(cfg.retry), cfg.force)
         if verdict == "complete":
+            if moved and is_first_rank():
+                with owned(folder.path):
+                    config.record_moved(folder, moved)
             return _already_complete(folder)
         if verdict == "failed":
             raise RunError(f"{folder.path} has failed before: {folder.failure()} (retry=failed runs it again)")
@@ -71,7 +88,8 @@ def _train(job: Job) -> float | None:
 
     if is_first_rank():
         _print_tree(job.config)
-    result = job.execute(partial(train, more_callbacks=pruning))
+    with exiting_on_stop_signals():
+        result = job.execute(partial(train, more_callbacks=pruning))
     if result:
         result_table.show(result, job.folder.path)
     return result.get("metrics", {}).get("test_loss")
@@ -86,19 +104,23 @@ def _already_complete(folder: RunFolder) -> float | None:
     return folder.test_loss()
 
 
-def _resumed(cfg: DictConfig, overrides: list[str]) -> dict:
-    """The config of the run to resume; only settings of logging and hardware may be changed."""
+def _resumed(cfg: DictConfig, overrides: list[str], moved: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the run to resume; only settings of the machine, of logging and of hardware may be changed."""
     folder = RunFolder.open(cfg.resume)
     only_shown = folder.is_complete and cfg.retry != "all"
-    settings = folder.config() if only_shown else config.of_run(folder)
+    settings = folder.config() if only_shown else config.of_run(folder, moved)
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key.split(".")[0] not in CHANGEABLE:
+        group, _, leaf = key.partition(".")
+        if group == "trainer" and leaf in NOT_IDENTITY_KEYS[group]:
+            settings[group][leaf] = config.resolved(cfg)[group][leaf]
+            continue
+        if group not in CHANGEABLE:
+            allowed = [key for key in CHANGEABLE if key not in ("hydra", HASHED_AS)]
             raise ConfigurationError(
                 f"{override} cannot be changed with resume={cfg.resume}: a resumed run keeps its configuration; "
-                f"allowed are {', '.join(k for k in CHANGEABLE if k != 'hydra')}."
+                f"allowed are {', '.join([*allowed, *MOVABLE])}."
             )
-        group = key.split(".")[0]
         if group in settings:
             settings[group] = config.resolved(cfg)[group]
     return settings

@@ -4,10 +4,12 @@
 `explain(error)` turns Hydra's own errors into such sentences.
 """
 
-from flowdiff.config.combinations import check, trainer_defaults
-from flowdiff.config.compose import compose, of_run, resolved
-from flowdiff.config.explain import explain
+from flowdiff.config.arguments import parsed, quoted, setting, several, without
+from flowdiff.config.combinations import check
+from flowdiff.config.compose import compose, of_run, record_moved, resolved
+from flowdiff.config.explain import explain, hydra_errors, without_null_choices
 from flowdiff.config.plugins import import_plugins, load_plugins
+from flowdiff.config.trainer_arguments import trainer_defaults
 from flowdiff.yaml_defaults import CONF, defaults, options
 
 __all__ = [
@@ -16,10 +18,18 @@ __all__ = [
     "compose",
     "defaults",
     "explain",
+    "hydra_errors",
     "import_plugins",
     "load_plugins",
     "of_run",
     "options",
+    "parsed",
+    "quoted",
+    "record_moved",
     "resolved",
+    "setting",
+    "several",
     "trainer_defaults",
+    "without",
+    "without_null_choices",
 ]

@@ -5,100 +5,112 @@ Components declare their needs where they are registered, `@register(group, name
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import registry
-from flowdiff.errors import ConfigurationError, nearest
-from flowdiff.yaml_defaults import CONF
+from flowdiff.config.trainer_arguments import check_trainer, is_integer, is_number
+from flowdiff.errors import ConfigurationError, nearest, text_hint
+from flowdiff.yaml_defaults import base_choices, base_keys, bringers
 
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+MAX_SEED = 2**32 - 1  # NumPy's largest
+MAX_TAG = 64  # characters of a tag, as W&B limits it
 
 
 def _is_class(value: object) -> bool:
-    return value is None or _is_integer(value) or (isinstance(value, list) and all(map(_is_integer, value)))
+    classes = value if isinstance(value, list) else [value]
+    return value is None or all(is_integer(one, 0) for one in classes)
+
+
+def _is_tag(value: object) -> bool:
+    return isinstance(value, str) and value.strip() != "" and len(value) <= MAX_TAG
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_file_list(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
 
 
 # Keys outside all groups: their allowed values in words, and the test.
 TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "seed": ("an integer ≥ 0", lambda v: _is_integer(v) and v >= 0),
+    "seed": (f"an integer 0 … {MAX_SEED}", lambda v: is_integer(v, 0, MAX_SEED)),
+    "resume": ("a run folder or null", lambda v: v is None or _is_text(v)),
     "force": ("true or false", lambda v: isinstance(v, bool)),
-    "tags": ("a list of words, e.g. [one,two]", lambda v: isinstance(v, list)),
-    "plugins": ("a list of Python files, e.g. [mine.py]", lambda v: isinstance(v, list)),
-    "num_samples": ("an integer ≥ 1", lambda v: _is_integer(v) and v >= 1),
-    "batch_size": ("an integer ≥ 1", lambda v: _is_integer(v) and v >= 1),
-    "class_label": ("a class number, a list of them, or null", _is_class),
+    "tags": (
+        f'a list of texts of 1 to {MAX_TAG} characters, e.g. [one,two]; a number is a text in quotes, ["2026"]',
+        lambda v: isinstance(v, list) and all(map(_is_tag, v)),
+    ),
+    "plugins": ("a list of Python files, e.g. [mine.py]", _is_file_list),
+    "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
+    "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
+    "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),
     "start": ("noise, flow or compare", lambda v: v in ("noise", "flow", "compare")),
-    "sigma_start": ("a number > 0 or null", lambda v: v is None or (isinstance(v, int | float) and v > 0)),
+    "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
     "evaluate": ("true or false", lambda v: isinstance(v, bool)),
+    "out": ("a folder or null", lambda v: v is None or _is_text(v)),
 }
 
 
 def check(config: DictConfig) -> None:
     """Raise ConfigurationError for the first thing in a composed config that does not work; reads no data."""
     plain = {key: _plain(config[key]) for key in map(str, config) if key != "hydra"}
+    _check_keys(plain)
     nodes = {group: node for group, node in plain.items() if group in registry.GROUP_MODULES}
     for group, node in nodes.items():
         registry.check(group, node)
         if not registry.runtime_parameters(registry.resolve(group, node["name"])):
             registry.create(group, node)  # its constructor checks its settings against each other
     _check_top_level(plain)
-    _check_trainer(plain.get("trainer"))
+    if "trainer" in plain:
+        check_trainer(plain["trainer"])
     _check_requirements(nodes)
     if "sampler" in nodes:
         schedule, sampler = (registry.create(group, nodes[group]) for group in ("schedule", "sampler"))
         schedule(sampler.num_steps)  # a schedule made of a table cannot have more steps than the table has levels
 
 
-@cache
-def trainer_defaults() -> dict[str, Any]:
-    """The trainer's arguments in conf/config.yaml, with interpolations as they are written."""
-    trainer = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").trainer)
-    assert isinstance(trainer, dict)
-    return {str(key): value for key, value in trainer.items()}
-
-
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _check_keys(plain: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for a key that no command has, and for one that was removed from the command line."""
+    base = "sample" if "run" in plain else "config"
+    choices, keys = base_choices(base), base_keys(base)
+    allowed = dict.fromkeys((*keys, *choices, *registry.GROUP_MODULES))
+    for key, value in plain.items():
+        if key not in allowed:
+            raise ConfigurationError(f"{key} is not a setting: {nearest(key, allowed)}.")
+        if key in registry.GROUP_MODULES and not (isinstance(value, Mapping) and "name" in value):
+            raise ConfigurationError(
+                f"{key}={value} is not allowed: it is a group of settings with a name; choose an option, {key}=…."
+            )
+    for key in (*keys, *(group for group, option in choices.items() if option is not None)):
+        if key not in plain:
+            raise ConfigurationError(f"{key} is missing: this command needs it; remove ~{key}.")
+    for group in registry.GROUP_MODULES.keys() - plain.keys():
+        for other, option, _ in bringers(group):
+            if other in plain and other in registry.GROUP_MODULES and plain[other]["name"] == option:
+                raise ConfigurationError(f"{group} is missing: {other}={option} needs it; remove ~{group}.")
 
 
 def _check_top_level(plain: Mapping[str, Any]) -> None:
     for key, (allowed, fits) in TOP_LEVEL.items():
         if key in plain and not fits(plain[key]):
-            raise ConfigurationError(f"{key}={plain[key]} is not allowed: it must be {allowed}.")
+            raise ConfigurationError(
+                f"{key}={plain[key]} is not allowed: it must be {allowed}{text_hint(plain[key], allowed)}."
+            )
     if plain.get("resume") and plain.get("force"):
         raise ConfigurationError(
             f"resume={plain['resume']} force=true contradict each other: resume continues a run, force starts it from "
             "scratch."
         )
-
-
-def _check_trainer(trainer: Mapping[str, Any] | None) -> None:
-    if trainer is None:
-        return
-    for key, low in (("max_steps", 1), ("accumulate_grad_batches", 1), ("log_every_n_steps", 1)):
-        value = trainer[key]
-        if not _is_integer(value) or value < low:
-            raise ConfigurationError(f"trainer.{key}={value} is not allowed: it must be an integer ≥ {low}.")
-    further = [key for key in trainer if key not in trainer_defaults()]
-    if further:
-        from lightning.pytorch import Trainer  # takes seconds to import
-
-        allowed = inspect.signature(Trainer).parameters
-        for key in further:
-            if key not in allowed:
-                hint = nearest(key, allowed)
-                raise ConfigurationError(f"trainer.{key} is not an argument of Lightning's Trainer: {hint}.")
-    clip = trainer["gradient_clip_val"]
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-        raise ConfigurationError(f"trainer.gradient_clip_val={clip} is not allowed: it must be a number > 0 or null.")
 
 
 def _check_requirements(nodes: Mapping[str, Mapping[str, Any]]) -> None:

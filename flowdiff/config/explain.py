@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import re
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import hydra
+import omegaconf
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowdiff import registry
-from flowdiff.errors import nearest
-from flowdiff.yaml_defaults import CONF, bringers, config_groups, options
+from flowdiff.errors import ConfigurationError, nearest
+from flowdiff.runs.machine_settings import NOT_IDENTITY
+from flowdiff.yaml_defaults import CONF, base_choices, bringers, config_groups, options
+
+# Folders of the code that may be at fault for an error in composing a config.
+_LIBRARIES = tuple(f"{Path(str(library.__file__)).parent}{os.sep}" for library in (hydra, omegaconf))
+_OURS = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 
 
 def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = "config") -> str:
@@ -28,13 +39,45 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[0].rstrip(".")
         return f"{error.override} cannot be read as an override ({reason}): write key=value, with its brackets closed."
+    several = re.match(
+        r"(?:Ambiguous value for argument|Sweep parameters) '(?P<given>(?P<key>[^=]+)=(?P<values>.*?))'", text
+    )
+    if several:
+        given, key, values = several.group("given", "key", "values")
+        as_list = "" if "(" in values else f", and a list needs brackets, {key}=[{values}]"
+        return f"{given} gives {key} several values, and this is one run: a sweep needs -m{as_list}."
     failed = re.match(r"Could not (?:override|append to config|delete from config)\.? ?'([^']+)'", text)
+    if failed and config_name == "sample" and _belongs_to_training(failed.group(1)):
+        return _only_trained(failed.group(1), overrides)
     if failed and "No match in the defaults list" in text:
         return _misplaced_group(failed.group(1), overrides)
     if failed:
         return _unknown_key(failed.group(1), overrides, config_name)
+    if text.startswith("Config group override"):
+        return _unusable_choice(overrides, text)
     first = (text.strip() or str(error.__cause__ or type(error).__name__)).splitlines()[0].rstrip(". ")
     return f"{first}."
+
+
+@contextmanager
+def hydra_errors(overrides: Iterable[str] = (), config_name: str = "config") -> Iterator[None]:
+    """Raise errors of Hydra and OmegaConf inside the `with` as ConfigurationError, with the sentence of `explain`.
+
+    Their own exception types are not enough: some mistakes of a user end in a ValueError or a TypeError from inside of
+    their code.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, HydraException | OmegaConfBaseException) or _raised_by_hydra(error)):
+            raise
+        raise ConfigurationError(explain(error, overrides, config_name)) from error
+
+
+def without_null_choices(overrides: Iterable[str]) -> list[str]:
+    """The overrides without experiment=null and debug=null: these are the defaults, which Hydra does not take."""
+    optional = {f"{group}=null" for group, option in base_choices("config").items() if option is None}
+    return [override for override in overrides if override not in optional]
 
 
 @contextmanager
@@ -48,6 +91,48 @@ def hydra_initialized() -> Iterator[None]:
     finally:
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Whether an exception, other than a disk's, comes from Hydra or OmegaConf, or from a library that they call."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = [file for file in files if file.startswith((*_LIBRARIES, _OURS))]
+    return not isinstance(error, OSError) and bool(known) and known[-1].startswith(_LIBRARIES)
+
+
+def _unusable_choice(overrides: list[str], text: str) -> str:
+    """The sentence for a config group that is set to null, a number or another value that names no option."""
+    for given in overrides:
+        try:
+            override = OverridesParser.create().parse_override(given)
+        except HydraException:
+            continue
+        if override.key_or_group in config_groups() and not isinstance(override.value(), str):
+            group = override.key_or_group
+            return f"{given} is not allowed: {group} takes the name of an option; {nearest('', options(group))}."
+    return f"{text.splitlines()[0].rstrip('.')}: a config group takes the name of an option, e.g. guidance=none."
+
+
+def _belongs_to_training(key: str) -> bool:
+    """Whether a key exists when a run is trained and not when it is sampled."""
+    train, sample = (OmegaConf.load(CONF / f"{name}.yaml") for name in ("config", "sample"))
+    chosen = {group for entry in sample.defaults if OmegaConf.is_config(entry) for group in map(str, entry)}
+    return _top(key) in {*registry.GROUP_MODULES, *map(str, train)} - {*chosen, *map(str, sample)}
+
+
+def _only_trained(key: str, overrides: list[str]) -> str:
+    given = next((o for o in reversed(overrides) if o.lstrip("+~").partition("=")[0] == key), key)
+    if _top(key) in NOT_IDENTITY:
+        return f"{given} is a setting of train.py, and sample.py has no {_top(key)}: remove it."
+    return (
+        f"{given} cannot be changed here, because a trained run keeps its {_top(key)}: remove it, or train another run "
+        f"by train.py {given}."
+    )
+
+
+def _top(key: str) -> str:
+    """The first part of a key or of a config group."""
+    return re.split(r"[./@]", key)[0]
 
 
 def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:

@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
 
 from flowdiff import registry
-from flowdiff.config.explain import explain
+from flowdiff.config.arguments import quoted, without
 from flowdiff.errors import ConfigurationError
 from flowdiff.yaml_defaults import bringers, usual_option
 
@@ -20,13 +18,8 @@ def load_plugins(overrides: Iterable[str]) -> None:
 
     A plugin has no YAML file: the defaults of its constructor's keyword-only parameters are its settings.
     """
-    for override in overrides:
-        if override.startswith("plugins="):
-            try:
-                paths = OverridesParser.create().parse_override(override).value()
-            except OverrideParseException as error:
-                raise ConfigurationError(explain(error, [override])) from error
-            import_plugins(map(str, paths if isinstance(paths, list) else [paths]))
+    paths = without(quoted([*overrides]), ["plugins"])[1].get("plugins")
+    import_plugins(map(str, paths if isinstance(paths, list) else [paths] if paths else []))
 
 
 def import_plugins(paths: Iterable[str]) -> None:

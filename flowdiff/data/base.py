@@ -31,6 +31,7 @@ from flowdiff.noise import step_generator
 
 # First counter of the shuffling generator. Training steps count from 0, so they never draw the same numbers.
 SHUFFLE = -1
+CHECKED = 4096  # samples that are searched for NaN at a time
 
 
 class Batch(NamedTuple):
@@ -48,6 +49,8 @@ class Split(TorchDataset[Batch], ABC):
     Args:
         label: classes, int64 (n,); all 0 without labels.
     """
+
+    is_checked = False  # whether its values were found to be finite when they were written
 
     def __init__(self, label: Tensor) -> None:
         self.label = label
@@ -195,6 +198,22 @@ class Dataset(Protocol):
         """Raw samples (B, …) in the model's space, float32; sample i draws its noise from its own generator."""
 
 
+def _check_finite(split: Split, what: str) -> None:
+    """Raise DataError for the first value of a split of real numbers that is NaN or infinite."""
+    if not split[0].x.is_floating_point():
+        return
+    for start in range(0, len(split), CHECKED):
+        bad = (~split[start : start + CHECKED].x.isfinite()).nonzero()
+        if len(bad):
+            sample, *where = bad[0].tolist()
+            value = split[start + sample].x[0][tuple(where)].item()
+            column = where[0] if len(where) == 1 else tuple(where)
+            raise DataError(
+                f"sample {start + sample} of {what} is {value} in column {column} (both count from 0): replace the"
+                " value, or leave the sample out."
+            )
+
+
 class DataModule(ABC):
     """A data set. Its attributes are known after construction; `setup` reads the files.
 
@@ -235,6 +254,10 @@ class DataModule(ABC):
     def prepare_data(self) -> None:  # noqa: B027, most data sets have nothing to fetch
         """Fetch missing files; raises DataError if that fails."""
 
+    def count_classes(self) -> int | None:
+        """The number of classes, counted in the files where it is not declared; raises DataError if that fails."""
+        return self.num_classes
+
     @property
     def levels(self) -> int | None:
         """Number of values a pixel can take, None for continuous data."""
@@ -266,7 +289,7 @@ class DataModule(ABC):
 
     @final
     def setup(self) -> None:
-        """Load once; raises DataError if a split does not have the declared shape and classes."""
+        """Load once; raises DataError if a split lacks the declared shape or classes, or holds NaN or infinity."""
         if self._loaded:
             return
         train, test = self.load()
@@ -282,6 +305,8 @@ class DataModule(ABC):
                     f"the {part} labels of {self.name} lie in {low}…{high} where 0…{self.num_classes - 1} is"
                     f" allowed: dataset.num_classes must cover all of them."
                 )
+            if not split.is_checked:
+                _check_finite(split, f"the {part} split of {self.name}")
         self.train, self.test = train, test
         self._loaded = True
 

@@ -1,11 +1,19 @@
-"""Base of the data sets of picture files: a list of names, decoded when a batch needs them."""
+"""Base of the data sets of picture files: a list of names, decoded when a batch needs them.
+
+Every picture becomes 8-bit grey or colour: it is turned upright as its EXIF data say, 16-bit levels are divided by 257
+(65535 becomes 255), and transparent pixels are composited over the colour `background`.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, final
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import IO, TYPE_CHECKING, Annotated, Literal, NamedTuple, final
 
 import numpy as np
 import torch
@@ -14,10 +22,165 @@ from torch import Tensor
 
 from flowdiff.data.base import DataModule, Split, held_out
 from flowdiff.data.pixels import Pixels
-from flowdiff.errors import DataError
+from flowdiff.errors import ConfigurationError, DataError, FlowdiffError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MODES = {1: "L", 3: "RGB"}  # PIL's names for grey and colour
+GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B"})
+ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+UNSEEN_NAMES = frozenset({"__MACOSX", "@eaDir", "lost+found"})  # what macOS, a NAS and ext4 leave in folders
+
+
+def is_unseen(name: str) -> bool:
+    """Whether a file or folder of this name is never data: hidden (.DS_Store, ._x.png, …) or left by a system."""
+    return name.startswith(".") or name in UNSEEN_NAMES
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name, with its folders, has the ending of a picture and no unseen part."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in EXTENSIONS and not any(map(is_unseen, path.parts)) and not name.endswith("/")
+
+
+def pictures_below(folder: Path, *, subfolders: bool = True) -> Iterator[str]:
+    """Names, relative to the folder, of its pictures, at any depth or without those in subfolders.
+
+    Links are followed, but not in circles.
+    """
+
+    def walk(here: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+        status = os.stat(here)
+        me = status.st_dev, status.st_ino
+        if me in above:
+            return
+        with os.scandir(here) as scan:
+            entries = [entry for entry in scan if not is_unseen(entry.name)]
+        for entry in entries:
+            if entry.is_dir():
+                if subfolders:
+                    yield from walk(entry.path, f"{prefix}{entry.name}/", above | {me})
+            elif is_picture(entry.name) and entry.is_file():
+                yield prefix + entry.name
+
+    try:
+        yield from walk(str(folder), "", frozenset())
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}): allow it, or remove it.") from error
+
+
+class PictureReader(ABC):
+    """Decodes the pictures of one folder or archive to uint8 (H, W, C).
+
+    Args:
+        source: the folder or archive.
+        shape: (C, H, W).
+        background: the colour behind transparent pixels, 0…255 each.
+    """
+
+    def __init__(self, source: Path, shape: tuple[int, ...], background: tuple[int, int, int]) -> None:
+        self.source = source
+        self.shape = shape
+        self.background = background
+        self._told = False
+
+    @abstractmethod
+    def open(self, name: str) -> IO[bytes]:
+        """The file of a picture."""
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """A picture as messages name it."""
+
+    @abstractmethod
+    def __call__(self, name: str) -> np.ndarray:
+        """A picture, uint8 (H, W, C)."""
+
+    @final
+    def read(self, name: str) -> tuple[Image, str]:
+        """A picture, upright in 8-bit grey or colour as `shape` says, and PIL's name of the mode that it had.
+
+        Raises:
+            DataError: the picture cannot be decoded, or is larger than PIL decodes.
+        """
+        pil = pillow()
+        try:
+            with self.open(name) as file, pil.Image.open(file) as image:
+                mode = image.mode
+                upright = pil.ImageOps.exif_transpose(image)
+                return self._opaque(_eight_bits(upright, image.format), name).convert(MODES[self.shape[0]]), mode
+        except FlowdiffError:
+            raise
+        except pil.Image.DecompressionBombError:
+            width, height = self._size(name)
+            raise DataError(
+                f"{self.where(name)} is {width:,}×{height:,} pixels where at most {2 * pil.Image.MAX_IMAGE_PIXELS:,} in"
+                " all are decoded: make it smaller or remove it."
+            ) from None
+        except Exception as error:  # a damaged file can fail anywhere in its decoder
+            unknown = isinstance(error, pil.UnidentifiedImageError)
+            reason = "it is not a picture of a known format" if unknown else str(error) or type(error).__name__
+            raise DataError(f"{self.where(name)} cannot be decoded ({reason}): replace or remove it.") from error
+
+    def _opaque(self, image: Image, name: str) -> Image:
+        """The picture over the background where pixels are transparent; the log says it once."""
+        if image.mode not in ALPHA_MODES and "transparency" not in image.info:
+            return image
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema()[0] == 255:
+            return rgba
+        if not self._told:
+            self._told = True
+            log.info(
+                "%s has transparent pixels: they show the colour dataset.background, %s",
+                *(self.where(name), "#{:02x}{:02x}{:02x}".format(*self.background)),
+            )
+        canvas: Image = pillow().Image.new("RGBA", rgba.size, (*self.background, 255))
+        canvas.alpha_composite(rgba)
+        return canvas
+
+    def _size(self, name: str) -> tuple[int, int]:
+        """Width and height of a picture that is too large to decode, from its header."""
+        pil = pillow()
+        limit, pil.Image.MAX_IMAGE_PIXELS = pil.Image.MAX_IMAGE_PIXELS, None
+        try:
+            with self.open(name) as file, pil.Image.open(file) as image:
+                size: tuple[int, int] = image.size
+                return size
+        finally:
+            pil.Image.MAX_IMAGE_PIXELS = limit
+
+
+@cache
+def pillow() -> ModuleType:
+    """PIL with its modules, imported on first use; its warnings of large pictures, which name no file, are off."""
+    import warnings
+
+    import PIL
+    from PIL import Image, ImageColor, ImageOps  # noqa: F401, they become attributes of PIL
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    return PIL
+
+
+def _eight_bits(image: Image, file_format: str | None) -> Image:
+    """A picture of 16-bit levels with 8 bits, 65535 as 255; any other picture as it is."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
+    if image.mode == "F" or (image.mode == "I" and file_format != "PNG"):  # older versions of PIL read 16 bits as "I"
+        raise ValueError(f"the range of its levels, of mode {image.mode}, is unknown; only 8 and 16 bits are")
+    levels = np.asarray(image).astype(np.int64)
+    new = pillow().Image.fromarray
+    grey: Image = new(np.rint(levels / 257).clip(0, 255).astype(np.uint8))
+    if "transparency" not in image.info:
+        return grey
+    alpha = new(np.where(levels == image.info["transparency"], 0, 255).astype(np.uint8))
+    merged: Image = pillow().Image.merge("LA", (grey, alpha))
+    return merged
 
 
 class Listing(NamedTuple):
@@ -64,6 +227,7 @@ class ImageFiles(DataModule):
         image_size: PositiveInt,
         channels: Literal[1, 3],
         num_classes: PositiveInt | None,
+        background: str,
         batch_size: PositiveInt,
         num_workers: NonNegativeInt,
         dequantize: bool,
@@ -75,6 +239,7 @@ class ImageFiles(DataModule):
         self.path = path
         self.test_path = test_path
         self.test_fraction = test_fraction
+        self.background = _colour(background)
 
     @abstractmethod
     def listing(self, path: Path, key: str) -> Listing:
@@ -99,3 +264,14 @@ class ImageFiles(DataModule):
             )
         kept, tested = held_out(n, num_test=min(max(1, round(n * self.test_fraction)), n - 1))
         return LazySplit(train, kept), LazySplit(train, tested)
+
+
+def _colour(name: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0…255, of a colour by its name or as #rrggbb."""
+    try:
+        red, green, blue = pillow().ImageColor.getrgb(name)
+    except ValueError:
+        raise ConfigurationError(
+            f"dataset.background={name} is not a colour: give a name such as white or black, or '#rrggbb'."
+        ) from None
+    return red, green, blue

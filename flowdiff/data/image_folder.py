@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import IO, final
 
 import numpy as np
 
-from flowdiff.data.image_files import EXTENSIONS, MODES, ImageFiles, Listing
+from flowdiff.data.image_files import EXTENSIONS, ImageFiles, Listing, PictureReader, is_unseen, pictures_below, pillow
 from flowdiff.errors import DataError
 from flowdiff.registry import register
 
 
 @final
-class FileReader:
-    """Decodes a file below `root` to uint8 (S, S, C): its largest centred square, resized by Lanczos.
+class FileReader(PictureReader):
+    """Decodes a file below a folder to uint8 (S, S, C): its largest centred square, resized by Lanczos."""
 
-    Args:
-        root: folder that the names are relative to.
-        shape: (C, S, S).
-    """
+    def open(self, name: str) -> IO[bytes]:
+        return (self.source / name).open("rb")
 
-    def __init__(self, root: Path, shape: tuple[int, ...]) -> None:
-        self.root = root
-        self.shape = shape
+    def where(self, name: str) -> str:
+        return str(self.source / name)
 
     def __call__(self, name: str) -> np.ndarray:
-        from PIL import Image, ImageOps
-
         channels, size, _ = self.shape
-        try:
-            with Image.open(self.root / name) as image:
-                upright = ImageOps.exif_transpose(image).convert(MODES[channels])
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{self.root / name} cannot be decoded ({error}): replace or remove it.") from error
-        side = min(upright.size)
-        left, top = ((length - side) // 2 for length in upright.size)
-        square = upright.crop((left, top, left + side, top + side))
-        return np.array(square.resize((size, size), Image.Resampling.LANCZOS)).reshape(size, size, channels)
+        image, _ = self.read(name)
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        square = image.crop((left, top, left + side, top + side))
+        return np.array(square.resize((size, size), pillow().Image.Resampling.LANCZOS)).reshape(size, size, channels)
 
 
 @final
 @register("dataset", "image_folder")
 class ImageFolder(ImageFiles):
     """Pictures below a folder, cropped to a square and resized to image_size.
+
+    Links to folders are followed. Hidden files and folders, and those that a system leaves behind, are ignored.
 
     Args:
         path: folder of the training pictures.
@@ -52,30 +45,56 @@ class ImageFolder(ImageFiles):
         image_size: pixels along a side, after cropping and resizing.
         channels: 1 for grey, 3 for colour.
         num_classes: number K of subfolders, whose sorted order numbers the classes; a test folder needs the same ones.
-            None takes every picture at any depth, for an unconditional model.
+            None takes every picture at any depth, without classes; a configuration whose conditioner needs classes
+            replaces it by `count_classes()`.
+        background: colour behind transparent pixels, by its name or as #rrggbb.
         batch_size: images per batch of one process, ≥ 1.
         num_workers: loader processes, ≥ 0; they change the speed only.
         dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
         flip: mirror each training image left to right with probability 1/2.
 
     Raises:
+        ConfigurationError: background is not a colour.
         DataError: `setup`: a folder is missing, has no pictures, or has other subfolders than declared.
     """
 
     name = "image_folder"
 
     def listing(self, path: Path, key: str) -> Listing:
-        if not path.is_dir():
-            raise DataError(f"dataset.{key}={path} is not a folder: set dataset.{key} to a folder of pictures.")
-        files = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-        names = sorted(file.relative_to(path).as_posix() for file in files)
+        _require_folder(path, key)
+        names = sorted(pictures_below(path))
         if not names:
             raise DataError(f"dataset.{key}={path} holds no pictures ({', '.join(sorted(EXTENSIONS))}).")
-        decode = FileReader(path, self.shape)
+        decode = FileReader(path, self.shape, self.background)
         if self.num_classes is None:
             return Listing(names, None, decode)
         labels, class_names = self._classes(path, key, names)
         return Listing(names, labels, decode, class_names)
+
+    def count_classes(self) -> int:
+        """num_classes, or the number of subfolders of `path` that hold pictures; reads no picture.
+
+        Raises:
+            DataError: the folder is missing, has no subfolders with pictures, or holds a picture outside of them.
+        """
+        if self.num_classes is not None:
+            return self.num_classes
+        path = Path(self.path).expanduser()
+        _require_folder(path, "path")
+        subfolders = [entry for entry in path.iterdir() if entry.is_dir() and not is_unseen(entry.name)]
+        loose = next((name for name in pictures_below(path, subfolders=False)), None)
+        if loose is not None:
+            raise DataError(
+                f"{path / loose} lies in no class subfolder, so the classes cannot be counted: move it into one, or set"
+                " conditioner=none for an unconditional model."
+            )
+        count = sum(next(pictures_below(folder), None) is not None for folder in subfolders)
+        if not count:
+            raise DataError(
+                f"dataset.path={path} has no class subfolders with pictures: make one for each class, or set"
+                " conditioner=none for an unconditional model."
+            )
+        return count
 
     def _classes(self, path: Path, key: str, names: list[str]) -> tuple[list[int], list[str]]:
         loose = next((name for name in names if "/" not in name), None)
@@ -83,7 +102,7 @@ class ImageFolder(ImageFiles):
             raise DataError(
                 f"{path / loose} lies in no class subfolder where"
                 f" dataset.num_classes={self.num_classes} is declared: move it, or set"
-                f" dataset.num_classes=null for an unconditional model."
+                f" dataset.num_classes=null conditioner=none for an unconditional model."
             )
         tops = [name.split("/")[0] for name in names]
         folders = sorted(set(tops))
@@ -91,7 +110,12 @@ class ImageFolder(ImageFiles):
             raise DataError(
                 f"dataset.{key}={path} has {len(folders)} class subfolders with pictures where"
                 f" dataset.num_classes={self.num_classes} is declared: set it to {len(folders)}, or to"
-                f" null for an unconditional model."
+                f" null, which counts them."
             )
         number = {folder: i for i, folder in enumerate(folders)}
         return [number[top] for top in tops], folders
+
+
+def _require_folder(path: Path, key: str) -> None:
+    if not path.is_dir():
+        raise DataError(f"dataset.{key}={path} is not a folder: set dataset.{key} to a folder of pictures.")

@@ -5,30 +5,28 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any, final
+from typing import IO, Any, NamedTuple, final
 
 import numpy as np
 
-from flowdiff.data.image_files import EXTENSIONS, MODES, ImageFiles, Listing
+from flowdiff.data.image_files import GREY_MODES, MODES, ImageFiles, Listing, PictureReader, is_picture, is_unseen
 from flowdiff.errors import DataError
 from flowdiff.registry import register
 
+LABELS = "dataset.json"
+
 
 @final
-class ZipReader:
+class ZipReader(PictureReader):
     """Decodes the members of one archive to uint8 (H, W, C).
 
     Every process opens the archive itself, because a file handle carried over a fork shares the parent's position.
-
-    Args:
-        path: the archive.
-        shape: (C, H, W).
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self.path = path
-        self.shape = shape
+    def __init__(self, source: Path, shape: tuple[int, ...], background: tuple[int, int, int]) -> None:
+        super().__init__(source, shape, background)
         self._archives: dict[int, zipfile.ZipFile] = {}  # at most one, by the id of the process that opened it
 
     def __getstate__(self) -> dict[str, Any]:
@@ -38,26 +36,38 @@ class ZipReader:
         """The handle of this process."""
         process = os.getpid()
         if process not in self._archives:
-            self._archives = {process: zipfile.ZipFile(self.path)}
+            self._archives = {process: zipfile.ZipFile(self.source)}
         return self._archives[process]
 
-    def __call__(self, name: str) -> np.ndarray:
-        from PIL import Image
+    def open(self, name: str) -> IO[bytes]:
+        return self.archive().open(name)
 
+    def where(self, name: str) -> str:
+        return f"{name} in {self.source}"
+
+    def __call__(self, name: str) -> np.ndarray:
         channels, height, width = self.shape
-        try:
-            with self.archive().open(name) as file, Image.open(file) as image:
-                mode, size = image.mode, image.size
-                pixels = np.array(image)
-        except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{name} in {self.path} cannot be decoded ({error}): make the archive again.") from error
-        if mode != MODES[channels] or size != (width, height):
+        image, mode = self.read(name)
+        pixels = np.array(image).reshape(image.height, image.width, channels)
+        if image.size != (width, height) or not self._has_channels(mode, pixels):
             raise DataError(
-                f"{name} in {self.path} is {size[0]}×{size[1]} pixels of mode {mode} where"
+                f"{self.where(name)} is {image.width}×{image.height} pixels of mode {mode} where"
                 f" dataset.image_size={width} and dataset.channels={channels} (mode {MODES[channels]}) are"
-                f" declared: set both to what the archive holds."
+                f" declared: set both to what every picture of the archive has."
             )
-        return pixels.reshape(height, width, channels)
+        return pixels
+
+    def _has_channels(self, mode: str, pixels: np.ndarray) -> bool:
+        """Whether a picture that had `mode` is as grey or as coloured as `shape` says; a palette may be either."""
+        return mode == "P" or (mode in GREY_MODES) == (pixels.shape[2] == 1)
+
+
+class Content(NamedTuple):
+    """What an archive holds: names of its pictures, sorted; labels as dataset.json gives them; the folder of that."""
+
+    names: list[str]
+    labels: Any
+    folder: str
 
 
 @final
@@ -65,19 +75,25 @@ class ZipReader:
 class ImageZip(ImageFiles):
     """Pictures in a zip beside `dataset.json`, {"labels": [[name, label], …]} or {"labels": null}.
 
+    dataset.json may lie in a folder of the archive; its names are relative to that folder. Hidden files and folders,
+    and those that a system leaves behind, are ignored.
+
     Args:
         path: the training archive.
         test_path: the test archive; None holds out a fixed part of `path`.
         test_fraction: share of the images of `path` that is held out as the test split, in (0, 1).
         image_size: pixels along a side, as in the archive.
         channels: 1 for grey, 3 for colour.
-        num_classes: number of classes; None ignores the labels, for an unconditional model.
+        num_classes: number of classes; None ignores the labels; a configuration whose conditioner needs classes
+            replaces it by `count_classes()`.
+        background: colour behind transparent pixels, by its name or as #rrggbb.
         batch_size: images per batch of one process, ≥ 1.
         num_workers: loader processes, ≥ 0; they change the speed only.
         dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
         flip: mirror each training image left to right with probability 1/2.
 
     Raises:
+        ConfigurationError: background is not a colour.
         DataError: size, channels or classes differ from the archive's: `setup` for the labels and the first picture,
             reading for every other picture.
 
@@ -88,40 +104,70 @@ class ImageZip(ImageFiles):
     name = "image_zip"
 
     def listing(self, path: Path, key: str) -> Listing:
+        reader = self._reader(path, key)
+        content = self._content(reader, key)
+        classes = None if self.num_classes is None else self._classes(path, content)
+        return Listing(content.names, classes, reader)
+
+    def count_classes(self) -> int:
+        """num_classes, or one more than the largest label of `path`; reads no picture.
+
+        Raises:
+            DataError: the archive cannot be read, or does not have a label for every picture.
+        """
+        if self.num_classes is not None:
+            return self.num_classes
+        reader = self._reader(Path(self.path).expanduser(), "path")
+        return max(self._classes(reader.source, self._content(reader, "path"))) + 1
+
+    def _reader(self, path: Path, key: str) -> ZipReader:
         if not path.is_file():
             raise DataError(f"dataset.{key}={path} is not a file: set dataset.{key} to an EDM-format zip archive.")
-        reader = ZipReader(path, self.shape)
+        return ZipReader(path, self.shape, self.background)
+
+    def _content(self, reader: ZipReader, key: str) -> Content:
+        path, labels = reader.source, None
         try:
             members = reader.archive().namelist()
-            names = sorted(name for name in members if PurePosixPath(name).suffix.lower() in EXTENSIONS)
-            labels = None
-            if "dataset.json" in members:
-                labels = json.loads(reader.archive().read("dataset.json")).get("labels")
-        except (OSError, zipfile.BadZipFile) as error:
+            names = sorted(filter(is_picture, members))
+            folder = _folder_of_labels(members)
+            if folder is not None:
+                labels = json.loads(reader.archive().read(f"{folder}{LABELS}")).get("labels")
+        except (OSError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise DataError(f"dataset.{key}={path} is not a readable zip archive ({error}).") from error
         except (ValueError, AttributeError) as error:
-            raise DataError(f'dataset.json in {path} is not a JSON object with the key "labels" ({error}).') from error
+            raise DataError(f'{LABELS} in {path} is not a JSON object with the key "labels" ({error}).') from error
         if not names:
             raise DataError(f"dataset.{key}={path} holds no pictures: give an archive of PNG files.")
-        classes = None if self.num_classes is None else self._classes(path, names, labels)
-        return Listing(names, classes, reader)
+        return Content(names, labels, folder or "")
 
-    def _classes(self, path: Path, names: list[str], labels: Any) -> list[int]:
-        """The class of each name; `setup` checks their range."""
-        if labels is None:
+    def _classes(self, path: Path, content: Content) -> list[int]:
+        """The class of each picture; `setup` checks their range."""
+        if content.labels is None:
+            declared = "" if self.num_classes is None else f" where dataset.num_classes={self.num_classes} is declared"
             raise DataError(
-                f"{path} has no labels where dataset.num_classes={self.num_classes} is declared: set"
-                f" dataset.num_classes=null for an unconditional model."
+                f"{path} has no labels{declared}: set dataset.num_classes=null conditioner=none for an unconditional"
+                " model."
             )
         try:
-            label_of = dict(labels)
-            missing = next((name for name in names if name not in label_of), None)
+            label_of = {f"{content.folder}{name}": label for name, label in dict(content.labels).items()}
+            missing = next((name for name in content.names if name not in label_of), None)
         except (TypeError, ValueError):
-            raise DataError(f"the labels in dataset.json of {path} are not a list of [name, label] pairs.") from None
+            raise DataError(f"the labels in {LABELS} of {path} are not a list of [name, label] pairs.") from None
         if missing is not None:
-            raise DataError(f"dataset.json of {path} has no label for {missing}: make the archive again.")
-        classes = [label_of[name] for name in names]
+            raise DataError(f"{LABELS} of {path} has no label for {missing}: make the archive again.")
+        classes = [label_of[name] for name in content.names]
         odd = next((c for c in classes if type(c) is not int), None)
         if odd is not None:
-            raise DataError(f"dataset.json of {path} holds the label {odd!r} where a class number is expected.")
+            raise DataError(f"{LABELS} of {path} holds the label {odd!r} where a class number is expected.")
         return classes
+
+
+def _folder_of_labels(members: list[str]) -> str | None:
+    """The folder, with its slash, of the dataset.json nearest to the top of an archive; None without one."""
+    found = [PurePosixPath(name) for name in members if PurePosixPath(name).name == LABELS]
+    seen = [path for path in found if not any(map(is_unseen, path.parts))]
+    if not seen:
+        return None
+    nearest = min(seen, key=lambda path: len(path.parts))
+    return str(nearest).removesuffix(LABELS)

@@ -134,7 +134,13 @@ class CachedLatents(Latents):
 
     def _moments(self, x_raw: Tensor) -> np.ndarray:
         posteriors = (self.first_stage.posterior(view) for view in self._views(x_raw))
-        return torch.stack([torch.stack(moments, 1) for moments in posteriors], 1).numpy()  # (B, V, 2, *latent_shape)
+        found = torch.stack([torch.stack(moments, 1) for moments in posteriors], 1)  # (B, V, 2, *latent_shape)
+        if not bool(found.isfinite().all()):
+            raise DataError(
+                f"the autoencoder of first_stage encodes images of {self.name} to latents that are not finite: give"
+                " the run of another autoencoder."
+            )
+        return found.numpy()
 
 
 @final
@@ -212,6 +218,8 @@ class ImageValues(LatentValues):
 @final
 class LatentSplit(Split):
     """Moments in a file of float32, (n, V, 2, *latent_shape), which each process maps to memory."""
+
+    is_checked = True
 
     def __init__(self, path: Path, shape: tuple[int, ...], label: Tensor) -> None:
         super().__init__(label)

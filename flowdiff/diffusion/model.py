@@ -271,7 +271,12 @@ class ConditionedDenoiser(nn.Module):
         if label is None:
             return torch.arange(n) % self.num_classes
         given = torch.as_tensor(label).expand(n) if isinstance(label, int) else torch.as_tensor(label)
-        if len(given) != n or bool(((given < 0) | (given >= self.num_classes)).any()):
+        if len(given) != n:
+            raise ConfigurationError(
+                f"class_label={label} names {len(given)} classes, and {n} samples are drawn: give one class for all of "
+                f"them, or a list of {n} classes."
+            )
+        if bool(((given < 0) | (given >= self.num_classes)).any()):
             raise ConfigurationError(
                 f"class_label={label} is out of range: this model knows the classes 0 … {self.num_classes - 1}."
             )

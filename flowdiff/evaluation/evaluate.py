@@ -23,6 +23,7 @@ from flowdiff.evaluation.sample_accuracy import sample_accuracy
 from flowdiff.progress import counting
 from flowdiff.runs.result_table import rows_of, show_rows
 from flowdiff.runs.run_folder import RunFolder
+from flowdiff.runs.undefined import explained, written
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def evaluate(
         The Fréchet distance of the last way; None if it was not measured.
     """
     metrics.check(denoiser)
+    folder.check_evaluations()
     checkpoint = folder.checkpoint
     known = str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns, json.dumps(request.settings["metrics"])
     if known not in _densities:  # no way of sampling changes the density: a sweep measures it once
@@ -130,16 +132,21 @@ def evaluate(
     rows, distance = [], None
     for way in ways:
         numbers = _measure(request, way, denoiser, metrics)
-        row = {**request.columns(way), **numbers, **densities}
+        row = {**request.columns(way), **_cells(numbers | densities)}
         if ranks.rank() == 0:
             row = {"number": folder.append_evaluation(row), **row}
-            show_rows(f"{folder.path}: {request.describe(way)}", rows_of({**numbers, **densities}))
+            show_rows(f"{folder.path}: {request.describe(way)}", rows_of(explained(numbers | densities)))
         rows.append(row)
         distance = next((value for key, value in numbers.items() if key.startswith(("fd_", "fid"))), None)
     if ranks.rank() == 0:
         log.info("appended to %s", folder.evaluations)
         log_rows(rows)
     return distance
+
+
+def _cells(numbers: Mapping[str, float]) -> Row:
+    """The numbers of a row; the cell of one that is not finite is empty."""
+    return {key: "" if value is None else value for key, value in written(numbers).items()}
 
 
 def _cell(value: Any) -> Any:

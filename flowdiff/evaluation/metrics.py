@@ -8,7 +8,6 @@ seen. All of them are biased by the number of samples n, which is reported with 
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,8 @@ from flowdiff.evaluation.features.choose import build_extractor, check_extractab
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
 from flowdiff.registry import check, hyperparameters, register, resolve
+from flowdiff.runs.files import can_write
+from flowdiff.runs.undefined import NOT_FINITE, Undefined
 
 FRECHET = "frechet"
 
@@ -115,6 +116,17 @@ class Metrics:
         """Raise ConfigurationError if a setting is true that this model or these data do not allow."""
         self._densities.check(denoiser)
 
+    def check_cache(self) -> None:
+        """Raise ConfigurationError if something must be kept in cache_dir and cannot; reads the data.
+
+        A folder that cannot be written will do if it already holds all that is needed.
+        """
+        if self.with_frechet and not can_write(self.cache_dir):
+            for split in (self.train, self.test):
+                split.features()
+            for name in self.comparisons:
+                self.floor(name)
+
     def wants(self, key: str, denoiser: ConditionedDenoiser) -> bool:
         """Whether to measure `ode.measure`, `classify`, `outliers` or `interpolate` for this model."""
         return self._densities.wants(key, denoiser)
@@ -144,8 +156,14 @@ class Metrics:
 
     def floor(self, name: str) -> dict[str, float]:
         """The numbers of a comparison for the test split; kept in cache_dir."""
+        if min(self.test.n, self.train.n) < 2:  # it is quick, and may have no number but a reason, which is not kept
+            return self._measure(name, self.test)
         settings = {key: getattr(self.comparisons[name], key) for key in hyperparameters(type(self.comparisons[name]))}
-        return self.test.kept("floors", lambda: self._measure(name, self.test), self.train.key, name, settings)
+
+        def measure() -> dict[str, float]:
+            return {key: float(value) for key, value in self._measure(name, self.test).items()}  # plain, to be kept
+
+        return self.test.kept("floors", measure, self.train.key, name, settings)
 
     def evaluate(
         self, denoiser: ConditionedDenoiser, sample_fn: Callable[[int, int], Tensor], seed: int
@@ -205,10 +223,12 @@ class Metrics:
         for name, comparison in self.comparisons.items():
             for key, floor in self.floor(name).items():
                 values = [numbers[key] for numbers in measured]
-                results[key] = statistics.fmean(values)
+                undefined = next((value for value in values if isinstance(value, Undefined)), None)
+                results[key] = statistics.fmean(values) if undefined is None else undefined
                 if self.repeats > 1:
-                    # By torch, because statistics.stdev raises for the NaN of a diverged model.
-                    results[f"{key}_sd"] = torch.tensor(values, dtype=torch.float64).std().item()
+                    # By torch, because statistics.stdev raises for NaN.
+                    spread = torch.tensor(values, dtype=torch.float64).std().item()
+                    results[f"{key}_sd"] = spread if undefined is None else undefined
                 results[f"{key}_floor"] = floor
                 if comparison.num_samples is not None and comparison.num_samples < max(self.num_samples, self.test.n):
                     results[f"{key}_n"] = comparison.num_samples
@@ -239,9 +259,9 @@ class Metrics:
         return Generated(x, self.extractor, self.data, self.batch_size)
 
     def _measure(self, name: str, samples: Samples) -> dict[str, float]:
-        """The numbers of one comparison, all NaN for the samples of a diverged model."""
+        """The numbers of one comparison, all Undefined for the samples of a diverged model."""
         if isinstance(samples, Generated) and not samples.finite:
-            return dict.fromkeys(self.floor(name), math.nan)
+            return dict.fromkeys(self.floor(name), Undefined(NOT_FINITE))
         return self.comparisons[name](samples, self.train, self.test)
 
 

@@ -7,7 +7,6 @@ process outside `joined` is a group of one, like rank 0 of a training, which mea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,14 +14,28 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from flowdiff.errors import RunError
+from flowdiff.runs.processes import place
+
 _joined = False
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the group of the processes that torchrun has started, for the duration of the `with`."""
+    """Join the group of the processes that torchrun has started, for the duration of the `with`.
+
+    Raises:
+        RunError: the processes do not find each other.
+    """
     global _joined
-    dist.init_process_group("gloo")  # numbers are exchanged on the CPU, whatever the device that computes them
+    try:
+        dist.init_process_group("gloo")  # numbers are exchanged on the CPU, whatever the device that computes them
+    except (ValueError, RuntimeError) as error:  # what torch.distributed raises is a RuntimeError
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RunError(
+            f"the {place().size} processes that the environment names do not find each other ({reason}): start them by "
+            "torchrun, or unset RANK and WORLD_SIZE."
+        ) from error
     _joined = True
     try:
         yield
@@ -43,7 +56,7 @@ def world_size() -> int:
 
 def local_device() -> torch.device:
     """The GPU of this process among the GPUs of its machine."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", place().local_rank)
 
 
 def share(n: int, r: int | None = None) -> range:

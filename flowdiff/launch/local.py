@@ -41,7 +41,13 @@ from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
 from flowdiff.runs.identity import labels
 from flowdiff.runs.job import RESUME_HINT, Interrupted, Job, Retry
 from flowdiff.runs.ownership import Busy, owner
-from flowdiff.runs.signals import EXIT_STOPPED, STOP_SIGNALS, exit_on_stop_signal, stop_signals_blocked
+from flowdiff.runs.signals import (
+    EXIT_STOPPED,
+    STOP_SIGNALS,
+    exit_on_stop_signal,
+    stop_signals_blocked,
+    terminal_leaver,
+)
 
 # Exit statuses of a run's process, besides EXIT_STOPPED.
 EXIT_FAILED, EXIT_BUSY = 1, 75
@@ -186,7 +192,7 @@ class _Sweep:
         self.free.append(slot)
         row.update()
         code = process.exitcode or 0  # None only before it has ended
-        if job.folder.is_complete:
+        if job.folder.is_complete and code != EXIT_FAILED:  # after a failure it is the result of an earlier attempt
             row.step = row.max_steps
             self.board.change(row, "done")
         elif pruned := job.folder.pruned():
@@ -213,19 +219,12 @@ class _Sweep:
                 self._signal_all(signal.SIGTERM)
                 self.board.say("stopping: every run saves at the end of its batch; press Ctrl-C again to kill them")
 
-        terminals = [file for file in (1, 2) if os.isatty(file)]
-
-        def hangup(number: int, frame: FrameType | None) -> None:
-            null = os.open(os.devnull, os.O_WRONLY)
-            for file in terminals:  # writing to a closed terminal would be an error
-                os.dup2(null, file)
-            os.close(null)
-
+        leave_terminal = terminal_leaver()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {s: signal.signal(s, stop) for s in (signal.SIGINT, *STOP_SIGNALS)}
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hangup)
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: leave_terminal())
         try:
             yield
         finally:
@@ -306,8 +305,7 @@ def _redirect(job: Job) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, encoding="utf-8", errors="replace", closefd=False) for fd in (1, 2))
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )

@@ -26,8 +26,8 @@ def pending_jobs(pairs: Sequence[tuple[Job, Row]], board: Board, retry: Retry, f
         elif verdict == "failed":
             board.change(row, "failed", f"earlier: {job.folder.failure()} (retry=failed runs it again)")
         elif verdict == "pruned":
-            pruned = job.folder.pruned() or {}
-            board.change(row, "pruned", f"earlier, at step {pruned['step']:,}")
+            pruned = job.folder.pruned()
+            board.change(row, "pruned", f"earlier, at step {pruned['step']:,}" if pruned else "earlier")
         else:
             chosen.append((job, row))
         seen.add(job.path)

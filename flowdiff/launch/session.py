@@ -52,8 +52,10 @@ def sessions(sweep: Path) -> list[Session]:
     found = []
     for folder in _folders(sweep):
         try:
-            runs = json.loads((folder / "runs.json").read_text())
+            runs = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # it is being created or removed
+            continue
+        if not (isinstance(runs, list) and all(isinstance(run, str) for run in runs)):
             continue
         found.append(Session(runs, owner(folder)))
     return found

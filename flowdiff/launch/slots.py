@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,10 @@ def visible_gpus() -> list[str]:
 def available_cores() -> int:
     """Number of cores that this process may use: the least of its affinity, cgroup quota and SLURM task's share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores)))
+    with suppress(ValueError):  # it may be set and empty
+        cores = max(1, min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores))))
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         return max(1, min(cores, int(quota) // int(period)))
     except (OSError, ValueError):  # no cgroup v2, or no quota: "max"
         return cores

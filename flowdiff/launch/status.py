@@ -22,6 +22,7 @@ from flowdiff.launch.slurm.queue import newest_jobs, past_states, queue_state, s
 from flowdiff.launch.slurm.submission import cancelled_jobs, submissions
 from flowdiff.runs.job import RESUME_HINT
 from flowdiff.runs.ownership import LOCK_FILE, owner
+from flowdiff.runs.records import is_foreign, is_integer
 from flowdiff.runs.run_folder import RunFolder
 
 State = Literal["running", "failed", "lost", "stopped", "submitted", "queued", "pruned", "done"]
@@ -48,6 +49,7 @@ def statuses(sweep: Path) -> list[Status]:
     if not sweep.is_dir():
         raise RunError(f"{sweep} does not exist: give the folder of a sweep, e.g. one below multirun/.")
     if (sweep / "config.yaml").is_file():
+        RunFolder.open(sweep)
         return _Snapshot(sweep.parent, [sweep.name]).statuses()
     begun = [path.name for path in sweep.iterdir() if path.is_dir() and _is_run(path)]
     snapshot = _Snapshot(sweep, begun)
@@ -93,7 +95,7 @@ class _Snapshot:
         if failure is not None:
             return "failed", failure
         if pruned := folder.pruned():
-            return "pruned", f"at step {pruned.get('step')} by a search"
+            return "pruned", f"at step {pruned['step']} by a search"
         if job is not None and not self.awaited.get(run):
             return self._submitted(job, begun=writer is not None)
         if self.awaited.get(run):
@@ -121,17 +123,20 @@ class _Snapshot:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder belongs to a run, even one that has only just begun."""
+    """Whether a folder belongs to a run, even one that has only just begun, and not to another program."""
+    if path.name.startswith(".") or is_foreign(path):
+        return False
     return any((path / name).exists() for name in ("config.yaml", "failed.json", LOCK_FILE))
 
 
 def _max_steps(folder: RunFolder) -> int | None:
     """Steps of the whole run; None if its config does not say."""
     try:
-        steps = folder.config()["trainer"]["max_steps"]
-    except (OSError, KeyError, TypeError, RunError):
+        trainer = folder.config().get("trainer")
+    except RunError:
         return None
-    return steps if isinstance(steps, int) else None
+    steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
+    return steps if is_integer(steps) else None
 
 
 def _natural(name: str) -> list[int | str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
-from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -20,13 +19,11 @@ from flowdiff.launch.board import Row
 from flowdiff.launch.local import LocalPool, Worker
 from flowdiff.launch.preflight import compose_all
 from flowdiff.launch.slurm.pool import Settings, SlurmPool
-from flowdiff.runs.identity import run_id
-from flowdiff.runs.job import Job, Retry, checked_retry
+from flowdiff.runs.identity import labels, run_id
+from flowdiff.runs.job import Job, Retry, checked_retry, sentence
 from flowdiff.runs.run_folder import RunFolder
 
 WORKER = Worker("flowdiff.launch.worker", "work", preload=("sklearn.datasets", "matplotlib.pyplot"))
-# Arguments of the trainer that flowdiff checks itself, so that Lightning need not be asked.
-CHECKED = ("max_steps", "gradient_clip_val", "accumulate_grad_batches", "val_check_interval", "log_every_n_steps")
 WAITING = ("queued", "running")  # states of a run that continues without this process
 
 
@@ -82,8 +79,9 @@ def launch(
             rehearsed: set[str] = set()
             configs = compose_all(overrides, lambda given: _compose(context, sweep, given, pool, rehearsed))
             jobs = _jobs(configs, folder)
+            _check_folders(jobs, sweep.force)
             rows = pool.run(jobs, retry, sweep.force)
-    except FlowdiffError:
+    except Exception:
         _remove_if_new(folder)
         raise
     _sum_up(rows, folder)
@@ -92,19 +90,29 @@ def launch(
 
 def composed(context: HydraContext, sweep: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The checked config of one job of a sweep; ConfigurationError if it is invalid."""
-    try:
-        cfg = context.config_loader.load_sweep_config(sweep, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigurationError(config.explain(error, overrides)) from error
+    with config.hydra_errors(overrides):
+        cfg = context.config_loader.load_sweep_config(sweep, config.without_null_choices(overrides))
     if cfg.resume:
         raise ConfigurationError(
             f"resume={cfg.resume} continues one run, and this is a sweep: remove -m, or remove resume (a sweep that is "
             "started again continues by itself)."
         )
     with open_dict(cfg):
-        cfg.hydra.runtime.output_dir = str(Path(sweep.hydra.sweep.dir) / cfg.hydra.sweep.subdir)
+        cfg.hydra.runtime.output_dir = str(Path(sweep.hydra.sweep.dir) / _subdir(cfg))
     config.check(cfg)
     return cfg
+
+
+def _subdir(cfg: DictConfig) -> str:
+    try:
+        return str(cfg.hydra.sweep.subdir)
+    except OmegaConfBaseException as error:
+        given = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
+        assert isinstance(given, dict)
+        raise ConfigurationError(
+            f"hydra.sweep.subdir={given['subdir']} is not known before the runs start: a run is found again by "
+            "its folder, which is named after its id, not numbered; remove hydra.sweep.subdir."
+        ) from error
 
 
 def _compose(
@@ -120,26 +128,34 @@ def _compose(
 
 
 def rehearse(settings: dict[str, Any], folder: RunFolder) -> None:
-    """Build all parts of a run, and its Trainer where Lightning could refuse it: importing Lightning takes seconds."""
-    if _asks_lightning(settings):
-        from flowdiff.training.run import check_trainer
+    """Build all parts of a run, and its Trainer where Lightning could refuse it: importing Lightning takes seconds.
 
-        check_trainer(settings, folder)
-    else:
-        from flowdiff.training.assembly import assemble_run
+    Raises:
+        ConfigurationError: also for an error of another type, so that it is reported beside those of the other jobs.
+        RunError: another run that this one uses cannot be read.
+    """
+    try:
+        if _asks_lightning(settings):
+            from flowdiff.training.run import check_trainer
 
-        assemble_run(settings)
+            check_trainer(settings, folder)
+        else:
+            from flowdiff.training.assembly import assemble_run
+
+            assemble_run(settings)
+    except FlowdiffError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"the run cannot be built ({sentence(error)}); HYDRA_FULL_ERROR=1 shows where."
+        ) from error
 
 
 def _asks_lightning(settings: dict[str, Any]) -> bool:
-    """Whether the trainer differs from one process in full precision with arguments that are checked already."""
+    """Whether the hardware differs from one process in full precision; the trainer's other arguments are checked."""
     asked = settings["accelerator"]
-    by_default = config.trainer_defaults()
-    return (
-        asked["kind"] == "gpu"
-        or (asked["devices"], asked["num_nodes"], asked["strategy"], asked["precision"]) != (1, 1, "auto", "32-true")
-        or any(value != by_default.get(key) for key, value in settings["trainer"].items() if key not in CHECKED)
-    )
+    one = (asked["devices"], asked["num_nodes"], asked["strategy"], asked["precision"]) == (1, 1, "auto", "32-true")
+    return asked["kind"] == "gpu" or not one
 
 
 def _jobs(configs: Sequence[DictConfig], folder: Path) -> list[Job]:
@@ -153,6 +169,27 @@ def _jobs(configs: Sequence[DictConfig], folder: Path) -> list[Job]:
     return jobs
 
 
+def _check_folders(jobs: Sequence[Job], force: bool) -> None:
+    """Raises ConfigurationError, with a line for each, if jobs would use a folder of another run, or two one folder."""
+    refused = []
+    names = labels([job.overrides for job in jobs])
+    first: dict[Path, tuple[str, str]] = {}  # run id and name of the first job in each folder
+    for job, name in zip(jobs, names, strict=True):
+        run, other = first.setdefault(job.path.resolve(), (job.label.run_id, name))
+        try:
+            job.check_folder(force)
+            if job.label.run_id != run:
+                raise RunError(
+                    f"{job.path} is the folder of {other} too: remove hydra.sweep.subdir, so that each has its own."
+                )
+        except RunError as error:
+            refused.append(f"\n  {name}: {error}")
+    if refused:
+        raise ConfigurationError(
+            f"{len(refused)} of {len(jobs)} jobs cannot have their folder, so none was started:{''.join(refused)}"
+        )
+
+
 def _sum_up(rows: Sequence[Row], folder: Path) -> None:
     names = {"done": "finished", "skipped": "skipped (complete)", "busy": "written by another process"}
     counts = Counter(names.get(row.state, row.state) for row in rows)
@@ -164,7 +201,7 @@ def _sum_up(rows: Sequence[Row], folder: Path) -> None:
 
 
 def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
-    complete = job.folder.is_complete
+    complete = job.folder.is_complete and row.state != "failed"  # it may hold the result of an earlier attempt
     fine = complete or row.state in WAITING
     result = (JobReturn if fine else FailedJob)(
         overrides=list(job.overrides),

@@ -43,7 +43,7 @@ class Tracker:
         """Show picture files under the given keys."""
 
     def summary(self, metrics: dict[str, Any]) -> None:
-        """Record the final results."""
+        """Record the final results; a metric for which there is no number is None."""
 
     def checkpoint(self, path: Path) -> None:
         """Store the final checkpoint, if the logger is configured to."""

@@ -14,12 +14,15 @@ import os
 import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowdiff.errors import RunError
 from flowdiff.runs import ownership
+from flowdiff.runs.records import is_foreign
 
 EMPTY = 7  # bytes of a fragment into which nothing was logged: W&B's file header
 INCOMPLETE = "the file ends with an incomplete record"  # from the error message of `wandb sync`
@@ -40,8 +43,14 @@ class OfflineRun:
 
     @property
     def is_running(self) -> bool:
-        """Whether a process still writes the run."""
-        return ownership.owner(self.folder) is not None
+        """Whether a process still writes the run.
+
+        Nobody owns the folder of WANDB_DIR, which several runs share: there a run counts as running while its last
+        fragment grows.
+        """
+        if self.folder.resolve() != Path(os.environ.get("WANDB_DIR") or self.folder / "none").resolve():
+            return ownership.owner(self.folder) is not None
+        return time.time() - self.fragments[-1].stat().st_mtime < ownership.MAX_SILENCE
 
     def upload(self) -> None:
         """Upload the pending fragments.
@@ -83,7 +92,7 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
     found: dict[tuple[Path, str], list[Path]] = {}
     for pattern in ("wandb", "*/wandb", "*/*/wandb"):
         for file in folder.glob(f"{pattern}/offline-run-*/run-*.wandb"):
-            if file.stat().st_size > EMPTY:
+            if file.is_file() and file.stat().st_size > EMPTY and not is_foreign(file.parents[2]):
                 found.setdefault((file.parents[2], file.stem.removeprefix("run-")), []).append(file)
     return [
         OfflineRun(run, run_id, tuple(sorted(files, key=lambda file: file.parent.name)))
@@ -99,11 +108,15 @@ def synced(fragment: Path) -> bool:
 def records(fragment: Path) -> list[dict[str, Any]]:
     """The complete records of a fragment, as W&B's own reader prints them: {"type": "run", "run": {…}, …}."""
     read = _wandb("leet", "inspect", "--json", str(fragment), stderr=subprocess.DEVNULL, WANDB_MODE="offline")
-    return [json.loads(line) for line in read.stdout.splitlines()]
+    found = []
+    for line in read.stdout.splitlines():
+        with suppress(ValueError):  # a warning between the records
+            found.append(json.loads(line))
+    return [record for record in found if isinstance(record, dict)]
 
 
 def _names_its_run(fragment: Path) -> bool:
-    return any(record["type"] == "run" for record in records(fragment))
+    return any(record.get("type") == "run" for record in records(fragment))
 
 
 def _mark(fragment: Path) -> Path:
@@ -119,7 +132,7 @@ def _wandb(*arguments: str, stderr: int, **environment: str) -> subprocess.Compl
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
     )

@@ -12,13 +12,23 @@ from urllib.parse import urlparse
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.loggers.base import RunInfo, StartedRun, Tracker
 from flowdiff.registry import register
-from flowdiff.runs.job import is_first_rank
+from flowdiff.runs.processes import is_first_rank
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from wandb import Run
 
 STEP = "trainer/global_step"  # WandbLogger's name of the step axis
+NOT_IN_PROJECT = frozenset("/\\#?%:")
+Mode = Literal["online", "offline", "disabled"]
+# What WANDB_MODE may be; dryrun and run are W&B's older names.
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "dryrun": "offline",
+    "run": "online",
+}
 
 
 @register("logger", "wandb")
@@ -29,13 +39,14 @@ class WandB(Tracker):
     final value. `flowdiff sync` uploads offline runs later.
 
     Args:
-        project: W&B project.
+        project: W&B project, up to 128 characters without / \\ # ? % and :.
         entity: user or team that owns the project; None: the key's default.
-        mode: online, offline or disabled; auto: online if an API key is found, else offline. Never asks.
+        mode: online, offline or disabled; auto: WANDB_MODE, else online if an API key is found, else offline. Never
+            asks.
         checkpoint: whether last.ckpt becomes an artifact of the run.
 
     Raises:
-        ConfigurationError: mode=online without an API key.
+        ConfigurationError: online without an API key, or another WANDB_MODE or project than W&B allows.
         RunError: W&B refuses to open the run.
     """
 
@@ -47,10 +58,16 @@ class WandB(Tracker):
         mode: Literal["auto", "online", "offline", "disabled"],
         checkpoint: bool,
     ):
-        if mode == "online" and not has_wandb_key():
+        if not 1 <= len(project) <= 128 or NOT_IN_PROJECT.intersection(project):
             raise ConfigurationError(
-                "logger.mode=online needs a W&B API key and there is none: set WANDB_API_KEY or run `wandb login`, or "
-                "set logger.mode=offline."
+                f"logger.project={project} is not allowed: W&B takes 1 to 128 characters, none of / \\ # ? % and : "
+                "(WANDB_PROJECT is the default)."
+            )
+        asked = "logger.mode=online" if mode == "online" else f"WANDB_MODE={os.environ.get('WANDB_MODE')}"
+        if (mode if mode != "auto" else _mode_of_environment()) == "online" and not has_wandb_key():
+            raise ConfigurationError(
+                f"{asked} needs a W&B API key and there is none: set WANDB_API_KEY or run `wandb login`, or set "
+                f"{asked.partition('=')[0]}=offline."
             )
         self.project = project
         self.entity = entity
@@ -88,7 +105,7 @@ class WandB(Tracker):
                 project=self.project,
                 entity=self.entity,
                 mode=self._resolved_mode(),
-                dir=str(folder),
+                dir=os.environ.get("WANDB_DIR") or str(folder),
                 id=run["run_id"],
                 name=run["name"],
                 group=run["sweep"],
@@ -100,7 +117,7 @@ class WandB(Tracker):
                 reinit="create_new",
                 settings=wandb.Settings(console="off", silent=True),
             )
-        except wandb.Error as error:
+        except (wandb.Error, ValueError, TypeError) as error:  # its settings raise errors of pydantic
             reason = " ".join(str(error).split()).rstrip(".")
             raise RunError(f"W&B cannot open the run ({reason}): fix this, or set logger.mode=offline.") from error
 
@@ -121,7 +138,11 @@ class WandB(Tracker):
     def summary(self, metrics: dict[str, Any]) -> None:
         if self._run is not None:
             # The final value replaces the curve's minimum, which moves to `<key>_min`.
-            minima = {f"{key}_min": min(least, metrics[key]) for key, least in self._least.items() if key in metrics}
+            final = {key: metrics[key] for key in self._least if key in metrics}
+            minima = {
+                f"{key}_min": self._least[key] if value is None else min(self._least[key], value)
+                for key, value in final.items()
+            }
             self._run.summary.update({**metrics, **minima})
 
     def checkpoint(self, path: Path) -> None:
@@ -141,10 +162,22 @@ class WandB(Tracker):
             self._run.finish(exit_code=exit_code)
             self._run = None
 
-    def _resolved_mode(self) -> Literal["online", "offline", "disabled"]:
+    def _resolved_mode(self) -> Mode:
         if self.mode != "auto":
             return self.mode
-        return "online" if has_wandb_key() else "offline"
+        return _mode_of_environment() or ("online" if has_wandb_key() else "offline")
+
+
+def _mode_of_environment() -> Mode | None:
+    """WANDB_MODE, by which W&B's users switch it; None if it is not set."""
+    given = os.environ.get("WANDB_MODE") or None
+    mode = MODES.get(given.lower()) if given else None
+    if given and mode is None:
+        raise ConfigurationError(
+            f"WANDB_MODE={given} is not allowed: set it to online, offline or disabled, or unset it (logger.mode goes "
+            "before it)."
+        )
+    return mode
 
 
 def has_wandb_key() -> bool:

@@ -9,20 +9,32 @@ or imports torch. Runs in a folder named `debug` are not results; they are read 
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
-
-import yaml
+from typing import Any, Literal
 
 from flowdiff.errors import RunError
-from flowdiff.runs.renamed_settings import in_current_names
-from flowdiff.runs.run_folder import YAML_LOADER
+from flowdiff.runs.records import (
+    Foreign,
+    Unreadable,
+    column,
+    is_foreign,
+    is_integer,
+    is_number,
+    number_in,
+    one_line,
+    printable,
+    read_config,
+    read_csv,
+    read_failure,
+    read_pruning,
+    read_result,
+    step_in,
+)
 
 State = Literal["complete", "failed", "pruned", "unfinished", "unreadable"]
 
@@ -31,7 +43,7 @@ Value = int | float | str
 
 # Keys that say where and how a run was computed, not what: never a column, and last in a comparison of two runs.
 HOUSEKEEPING_GROUPS = frozenset(
-    {"paths", "logger", "accelerator", "hydra", "tags", "resume", "plugins", "debug"}
+    {"paths", "logger", "accelerator", "hydra", "tags", "resume", "plugins", "debug", "hashed_as"}
     | {"run_id", "name", "sweep", "group", "notes", "force", "retry", "wandb"}
 )
 HOUSEKEEPING_TRAINER = frozenset(
@@ -72,6 +84,7 @@ class Run:
         overrides: the overrides that the run was started with.
         metrics: name to number, `parameters`, `steps`, `train_seconds` and `total_seconds` included.
         missing: keys that its result.json lacks.
+        damage: what in the files of the run cannot be read and is left out.
         finished: when result.json was written, seconds since the epoch.
     """
 
@@ -85,6 +98,7 @@ class Run:
     overrides: tuple[str, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
     finished: float = 0.0
 
     @property
@@ -111,6 +125,8 @@ def collect(folders: Iterable[str | Path]) -> list[Run]:
             found.setdefault(os.path.realpath(run), run)
         if not inside:
             raise RunError(f"{folder} contains no run: a run folder is a folder that holds config.yaml.")
+        if all(map(is_foreign, inside)):
+            raise RunError(f"{folder} contains no run of flowdiff: its config.yaml is of another program.")
     if not found:
         raise RunError("no folder was given: name at least one run folder, or a folder that contains run folders.")
     paths = sorted(found)
@@ -120,36 +136,36 @@ def collect(folders: Iterable[str | Path]) -> list[Run]:
 
 def read_run(folder: Path, label: str) -> Run:
     """Read one run folder. A file that cannot be read becomes the run's state and reason, never an exception."""
+    name, label = printable(folder.name), printable(label)
     try:
-        with open(folder / "config.yaml", "rb") as file:
-            config = flatten(in_current_names(yaml.load(file, YAML_LOADER) or {}))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        return Run(folder, label, "unreadable", f"config.yaml cannot be read: {_one_line(error)}", name=folder.name)
+        config = flatten(read_config(folder / "config.yaml"))
+    except Foreign as error:
+        return Run(folder, label, "unreadable", f"config.yaml is of another program: {error}", name=name)
+    except Unreadable as error:
+        return Run(folder, label, "unreadable", f"config.yaml cannot be read: {error}", name=name)
 
-    run = Run(folder, label, "complete", config=config, name=folder.name, seed=config.get("seed", ""))
+    damage = _damaged_tables(folder)
+    run = Run(folder, label, "complete", config=config, name=name, seed=config.get("seed", ""), damage=damage)
     try:
-        with open(folder / "result.json", "rb") as file:
-            result = json.load(file)
-            finished = os.fstat(file.fileno()).st_mtime
-        if not isinstance(result, dict):
-            raise ValueError("it holds no mapping")
+        result, wrong = read_result(folder / "result.json")
+        finished = (folder / "result.json").stat().st_mtime
     except FileNotFoundError:
         state, reason = _why_incomplete(folder, config)
         return replace(run, state=state, reason=reason)
-    except (OSError, ValueError) as error:
-        return replace(run, state="unfinished", reason=f"result.json cannot be read: {_one_line(error)}")
+    except Unreadable as error:
+        return replace(run, state="unfinished", reason=f"result.json cannot be read: {error}")
 
-    flat = {**result, **{f"seconds.{k}": v for k, v in _mapping(result.get("seconds")).items()}}
-    metrics = {k: float(v) for k, v in _mapping(result.get("metrics")).items() if _is_number(v)}
-    metrics |= {column: flat[key] for key, column in MEASURED.items() if _is_number(flat.get(key))}
-    overrides = result.get("overrides")
+    measured = {**result, **{f"seconds.{key}": value for key, value in result.get("seconds", {}).items()}}
+    metrics = {printable(k): float(v) for k, v in result.get("metrics", {}).items() if v is not None}
+    metrics |= {name: float(value) for key, name in MEASURED.items() if is_number(value := measured.get(key))}
     return replace(
         run,
-        name=str(result.get("name") or folder.name),
-        seed=number_or_text(result.get("seed", run.seed)),
-        overrides=tuple(map(str, overrides)) if isinstance(overrides, list) else (),
+        name=printable(result.get("name") or folder.name),
+        seed=result.get("seed", run.seed),
+        overrides=tuple(map(printable, result.get("overrides", ()))),
         metrics=metrics,
-        missing=tuple(key for key in RESULT_KEYS if key not in flat),
+        missing=tuple(key for key in RESULT_KEYS if key not in measured and key not in wrong),
+        damage=(*(f"{key} in result.json" for key in wrong), *damage),
         finished=finished,
     )
 
@@ -163,7 +179,7 @@ def flatten(node: Mapping[str, Any]) -> dict[str, Value]:
             if isinstance(value, dict) and value:
                 walk(value, f"{prefix}{key}.")
             else:
-                flat[f"{prefix}{key}"] = number_or_text(value)
+                flat[printable(f"{prefix}{key}")] = number_or_text(value)
 
     walk(node, "")
     return flat
@@ -172,8 +188,8 @@ def flatten(node: Mapping[str, Any]) -> dict[str, Value]:
 def number_or_text(value: object) -> Value:
     """A config value as a number or as text: true, null, [64, 64]."""
     if isinstance(value, str):
-        return value
-    if _is_number(value):
+        return printable(value)
+    if is_number(value):
         return value if math.isfinite(value) else str(value)
     return json.dumps(value, default=str)
 
@@ -229,50 +245,65 @@ def missing_keys_note(runs: Sequence[Run]) -> str:
     return f"Missing from result.json (written by an older version; the cells stay empty): {'; '.join(parts)}."
 
 
+def damage_note(runs: Sequence[Run]) -> str:
+    """One sentence on what cannot be read in the files of the runs, or an empty string."""
+    parts = [f"{', '.join(run.damage)} of {run.label}" for run in runs if run.damage]
+    return f"Left out, because it is not what a run writes: {_listing(parts, separator='; ')}." if parts else ""
+
+
 def curves(run: Run, wanted: Callable[[str], bool]) -> dict[str, list[tuple[float, float]]]:
     """The (step, value) points of the wanted columns of a run's metrics.csv, by rising step, finite values only.
 
     A resumed run may have logged a step twice: the later row counts.
     """
-    head, *rows = _read_csv(run.folder / "metrics.csv") or [[]]
+    head, *rows = _rows(run.folder / "metrics.csv")
     if "step" not in head:
         return {}
     at = head.index("step")
     found = {}
-    for column, name in enumerate(head):
-        if column == at or not wanted(name):
+    for place, name in enumerate(head):
+        if place == at or not wanted(name):
             continue
-        points = {}
-        for row in rows:
-            # Cells may be empty, and a killed run may leave half a line.
-            if len(row) > max(at, column) and row[column]:
-                with contextlib.suppress(ValueError):
-                    points[float(row[at])] = float(row[column])
-        if points := {step: value for step, value in points.items() if math.isfinite(value)}:
-            found[name] = sorted(points.items())
+        # Cells may be empty, and a killed run may leave half a line.
+        cells = ((step_in(row[at]), row[place]) for row in rows if len(row) > max(at, place) and row[place])
+        logged = {float(step): number_in(cell) for step, cell in cells if step is not None}
+        if points := sorted((step, value) for step, value in logged.items() if value is not None):
+            found[name] = points
     return found
 
 
 def evaluations(run: Run) -> list[dict[str, Value]]:
     """The rows of a run's evaluations.csv: column to number or text, without empty cells."""
-    head, *rows = _read_csv(run.folder / "evaluations.csv") or [[]]
-    return [{k: _parse(v) for k, v in zip(head, row, strict=False) if v != ""} for row in rows]
+    head, *rows = _rows(run.folder / "evaluations.csv")
+    return [{printable(k): _parse(v) for k, v in zip(head, row, strict=False) if v != ""} for row in rows]
 
 
-def _read_csv(path: Path) -> list[list[str]]:
-    """The rows of a CSV file as text; none if the file is missing or cannot be read."""
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            return [row for row in csv.reader(line.replace("\0", "") for line in file) if row]
-    except (OSError, csv.Error):
-        return []
+def _rows(path: Path) -> list[list[str]]:
+    """The rows of a CSV file, the header first; an empty header if there are none or they cannot be read."""
+    with contextlib.suppress(Unreadable):
+        return read_csv(path) or [[]]
+    return [[]]
 
 
-def _parse(value: str) -> Value:
+def _damaged_tables(folder: Path) -> tuple[str, ...]:
+    """The CSV files of a run that are not what a run writes, with the reason."""
+    found = []
+    for name in ("metrics.csv", "evaluations.csv"):
+        try:
+            rows = read_csv(folder / name, tail=0, exact=True)
+            if rows and name == "metrics.csv":
+                column(rows[0], "step")
+        except Unreadable as error:
+            found.append(f"{name} ({error})")
+    return tuple(found)
+
+
+def _parse(cell: str) -> Value:
     for kind in (int, float):
         with contextlib.suppress(ValueError):
-            return kind(value)
-    return value
+            if is_number(value := kind(cell)):
+                return value
+    return printable(cell)
 
 
 def _run_folders(folder: Path, seen: set[str]) -> Iterator[Path]:
@@ -299,24 +330,29 @@ def _why_incomplete(folder: Path, config: Mapping[str, Value]) -> tuple[State, s
     step = _last_step(folder / "metrics.csv")
     target = config.get("trainer.max_steps", "")
     reached = "no step was logged" if step is None else f"last step {step}"
-    if step is not None and _is_number(target) and target > 0:
+    if step is not None and is_integer(target) and target > 0:
         reached += f" of {target}"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        pruned = json.loads((folder / "pruned.json").read_text())
-        return "pruned", f"pruned at step {pruned['step']} of {target}, {pruned['metric']} {pruned['value']:.4g}"
     try:
-        error = json.loads((folder / "failed.json").read_text())["error"]
+        ended = read_pruning(folder / "pruned.json")
+        value = "is not finite" if ended["value"] is None else f"{ended['value']:.4g}"
+        return "pruned", f"pruned at step {ended['step']} of {target}, {printable(ended['metric'])} {value}"
+    except FileNotFoundError:
+        pass
+    except Unreadable as error:
+        return "unfinished", f"pruned.json cannot be read, {error}; {reached}"
+    try:
+        return "failed", f"{one_line(read_failure(folder / 'failed.json'))} ({reached})"
     except FileNotFoundError:
         return "unfinished", reached
-    except (OSError, ValueError, KeyError, TypeError):
+    except Unreadable:
         return "failed", f"failed.json cannot be read; {reached}"
-    return "failed", f"{_one_line(error)} ({reached})"
 
 
 def _last_step(path: Path) -> int | None:
-    head, *rows = _read_csv(path) or [[]]
-    steps = [_parse(row[head.index("step")]) for row in rows if "step" in head and len(row) > head.index("step")]
-    return next((int(step) for step in reversed(steps) if _is_number(step) and math.isfinite(step)), None)
+    head, *rows = _rows(path)
+    at = head.index("step") if "step" in head else len(head)
+    steps = (step_in(row[at]) for row in reversed(rows) if len(row) > at)
+    return next((step for step in steps if step is not None), None)
 
 
 def _determines(names: Sequence[Value], values: Sequence[Value]) -> bool:
@@ -324,21 +360,6 @@ def _determines(names: Sequence[Value], values: Sequence[Value]) -> bool:
     return len(set(zip(names, values, strict=True))) == len(set(names))
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _one_line(error: object, limit: int = 300) -> str:
-    """The text on one line; of a traceback its last line, which says what happened."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = lines[-1] if lines[0].startswith("Traceback") else " ".join(" ".join(lines).split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _listing(labels: Sequence[str], shown: int = 5) -> str:
+def _listing(labels: Sequence[str], shown: int = 5, separator: str = ", ") -> str:
     rest = len(labels) - shown
-    return ", ".join(labels[:shown]) + (f" and {rest} more" if rest > 0 else "")
+    return separator.join(labels[:shown]) + (f" and {rest} more" if rest > 0 else "")

@@ -56,7 +56,16 @@ def whole(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file atomically; RunError on a full disk."""
     with whole(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def can_write(folder: Path) -> bool:
+    """Whether files can be written to a folder, which may still have to be made."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError:  # a parent cannot be read
+        return False
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def disk_error(error: BaseException, path: Path | str) -> RunError | None:

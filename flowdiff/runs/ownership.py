@@ -90,16 +90,19 @@ def _living_owner(path: Path) -> Owner | None:
 
 def _read(path: Path) -> Owner | None:
     try:
-        found = json.loads(path.read_text())
-        return found if {"host", "pid", "born"} <= found.keys() else None
-    except (OSError, ValueError, AttributeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        host, pid, born = found["host"], found["pid"], found["born"]
+    except (OSError, ValueError, TypeError, KeyError):
         return None  # missing, or its owner died while writing it
+    if not (isinstance(host, str) and isinstance(pid, int) and pid > 0 and (born is None or isinstance(born, str))):
+        return None
+    return {"host": host, "pid": pid, "born": born}
 
 
 def _born(pid: int) -> str | None:
     """When a process of this host started; None when there is no such process."""
     try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
     except OSError:
         pass

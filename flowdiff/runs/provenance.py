@@ -26,7 +26,9 @@ def git_commit() -> str | None:
     file = Path(__file__)
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", *arguments], cwd=file.parent, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
         return done.stdout.strip()
 
     try:

@@ -1,6 +1,7 @@
 """Settings that were renamed since runs exist. Old run folders are read in today's names, so that they still load.
 
-A run id is the hash of the *first* names and values, so that a renaming does not change the id of any run.
+A run id is the hash of the *first* names and values, so that neither a renaming nor a setting that is added later
+changes the id of any run.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ RENAMED = (
     Renamed("metrics.interpolate", "metrics.interpolate", NULL_IS_AUTO),
 )
 
+# Settings that came later, with the value at which a run is what it was before them: it is no part of a run id.
+ADDED = {"dataset.background": "white"}
+
 _MISSING = object()
 
 
@@ -46,10 +50,16 @@ def in_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_first_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the first names and values of its settings; the argument stays as it is."""
-    return _translated(
+    """A config with the first names and values of its settings, without added ones; the argument stays as it is."""
+    first = _translated(
         config, [Renamed(now, first, tuple((b, a) for a, b in values)) for first, now, values in RENAMED]
     )
+    for key, value in ADDED.items():
+        group, setting = key.split(".")
+        node = first.get(group)
+        if isinstance(node, MutableMapping) and node.get(setting) == value:
+            del node[setting]
+    return first
 
 
 def _translated(config: Mapping[str, Any], table: Iterable[Renamed]) -> dict[str, Any]:

@@ -10,6 +10,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from flowdiff.runs.undefined import Undefined, read
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +30,18 @@ SAMPLE_METRICS = {
     "sample_accuracy": "share of samples that the extractor's classifier assigns to the requested class",
     "is": "Inception score: higher for confident and diverse class predictions",
 }
+NO_NUMBER = "–"
 AGAINST_TRAINING = "samples compared with the training split"
 UNITS = {"bpd": "bits/dim", "nats_per_dim": "nats/dim", "latent_nats_per_dim": "nats/dim of the latent"}
 
 
 def show(result: Mapping[str, Any], folder: Path) -> None:
     """Print the table of a finished run; rows that an older version did not write are left out."""
-    rows = rows_of(result.get("metrics", {}))
-    if "seconds" in result and "steps" in result:
+    rows = rows_of(read(result.get("metrics") or {}, result.get("reasons") or {}))
+    seconds = (result.get("seconds") or {}).get("train")
+    if seconds is not None and "steps" in result:
         about = f"{result['steps']:,} steps on {result.get('device', 'an unknown device')}"
-        rows.append(("training time", f"{result['seconds']['train']:.0f} s", about))
+        rows.append(("training time", f"{seconds:.0f} s", about))
     if "parameters" in result:
         rows.append(("parameters", f"{result['parameters']:,}", ""))
     show_rows(f"{result.get('name', folder.name)}  ({result.get('run_id', '?')})", rows)
@@ -45,17 +50,17 @@ def show(result: Mapping[str, Any], folder: Path) -> None:
 
 def show_rows(title: str, rows: Iterable[Row]) -> None:
     """Print rows under a title."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("about", style="dim")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 
 def rows_of(numbers: Mapping[str, float]) -> list[Row]:
-    """The rows of the result table for the metrics that were measured."""
+    """The rows of the result table for the metrics that were measured; at the end, why some have no number."""
     rows: list[Row] = []
     if "test_loss" in numbers:
         if "bpd_bound" in numbers and "latent_nats_per_dim" not in numbers:  # an autoencoder has no denoising loss
@@ -78,13 +83,30 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
     rows += [*_autoencoder_rows(numbers), *_likelihood_rows(numbers), *_density_rows(numbers)]
     if "samples_per_second" in numbers:
         rows.append(("sampling speed", f"{numbers['samples_per_second']:,.0f} /s", ""))
-    return rows
+    return rows + list(_reason_rows(numbers))
+
+
+def _reason_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
+    """A row for each reason why metrics have no number; for standard errors the table says n = 1 instead."""
+    without: dict[str, list[str]] = {}
+    for key, value in numbers.items():
+        if isinstance(value, Undefined) and not key.endswith("_se"):
+            without.setdefault(value.reason, []).append(key)
+    for reason, keys in without.items():
+        yield "no number", NO_NUMBER, f"{', '.join(keys)}: {reason}"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return NO_NUMBER if value is None or math.isnan(value) else format(value, form)
 
 
 def _value(numbers: Mapping[str, float], key: str) -> str:
-    """A metric with its standard error if there is one."""
+    """A metric with its standard error if there is one; a single sample has none."""
     error = numbers.get(f"{key}_se")
-    return f"{numbers[key]:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    value = _shown(numbers[key], ".4f")
+    if error is None or math.isnan(numbers[key]):
+        return value
+    return f"{value} (n = 1)" if math.isnan(error) else f"{value} ± {error:.4f}"
 
 
 def _count(numbers: Mapping[str, float], key: str) -> str:
@@ -98,30 +120,32 @@ def _is_frechet(key: str) -> bool:
 def _sample_metric(numbers: Mapping[str, float], key: str) -> Iterator[Row]:
     """The row of a metric of samples, and of a Fréchet distance a further row with its floor."""
     floor, sd = numbers.get(f"{key}_floor"), numbers.get(f"{key}_sd")
-    shown = f"{numbers[key]:.4g}" + ("" if sd is None else f" ± {sd:.2g}")
+    shown = _shown(numbers[key], ".4g") + ("" if sd is None or math.isnan(sd) else f" ± {sd:.2g}")
     if _is_frechet(key):
         yield key, shown, f"{_count(numbers, 'num_samples')}{AGAINST_TRAINING}"
         if floor is not None:
-            yield f"{key} floor", f"{floor:.4g}", f"the same distance of {_count(numbers, 'num_test')}real test samples"
+            about = f"the same distance of {_count(numbers, 'num_test')}real test samples"
+            yield f"{key} floor", _shown(floor, ".4g"), about
         return
     about = SAMPLE_METRICS.get("is" if key.startswith("is_") else key, AGAINST_TRAINING)
     most = numbers.get(f"{key}_n", math.inf)
     n, n_floor = (f" (n = {min(numbers[of], most):,})" if of in numbers else "" for of in ("num_samples", "num_test"))
-    yield key.replace("_", " "), shown, f"{about}{n}; floor {floor:.4g}{n_floor}"
+    yield key.replace("_", " "), shown, f"{about}{n}; floor {_shown(floor, '.4g')}{n_floor}"
 
 
 def _autoencoder_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
     for key in numbers:
         if key.startswith("reconstruction_f") and not key.endswith("_n"):
             about = "reconstructions of the test split; the floor of samples decoded from latents"
-            yield key.replace("reconstruction_", "") + " reconstructed", f"{numbers[key]:.4g}", about
+            yield key.replace("reconstruction_", "") + " reconstructed", _shown(numbers[key], ".4g"), about
     if "reconstruction_mse" in numbers:
         about = "mean squared error of pixels in [−1, 1]"
-        yield "reconstruction error", f"{numbers['reconstruction_mse']:.4g}", about
+        yield "reconstruction error", _shown(numbers["reconstruction_mse"], ".4g"), about
     if "kl" in numbers:
-        yield "KL", f"{numbers['kl']:.4g}", "nats per image, of the posterior from N(0, I)"
+        yield "KL", _shown(numbers["kl"], ".4g"), "nats per image, of the posterior from N(0, I)"
     if "active_units" in numbers:
-        yield "active units", f"{numbers['active_units']:g}", f"of {numbers['latent_dims']:g} latent dimensions"
+        dims = f"of {numbers['latent_dims']:g} latent dimensions" if "latent_dims" in numbers else ""
+        yield "active units", _shown(numbers["active_units"], "g"), dims
 
 
 def _likelihood_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
@@ -153,7 +177,7 @@ def _density_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
         if f"interpolation_{unit}" in numbers:
             straight = numbers.get("interpolation_straight")
             about = "on paths between test samples through z"
-            about += "" if straight is None else f"; {straight:.4f} on straight lines in x"
+            about += "" if straight is None else f"; {_shown(straight, '.4f')} on straight lines in x"
             yield f"interpolation, {shown}", _value(numbers, f"interpolation_{unit}"), about
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,52 @@ import yaml
 from flowdiff.errors import RunError
 from flowdiff.runs.files import file_lock, write_whole
 from flowdiff.runs.ownership import LOCK_FILE
-from flowdiff.runs.renamed_settings import in_current_names
+from flowdiff.runs.records import (
+    Foreign,
+    Pruning,
+    Result,
+    Unreadable,
+    column,
+    json_object,
+    number_in,
+    one_line,
+    read_config,
+    read_csv,
+    read_failure,
+    read_pruning,
+    read_result,
+    step_in,
+)
+from flowdiff.runs.undefined import reasons, written
 
-# libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
-try:
-    from yaml import CSafeLoader as YAML_LOADER
-except ImportError:  # PyYAML without libyaml
-    from yaml import SafeLoader as YAML_LOADER  # type: ignore[assignment]
 TAIL_BYTES = 4096  # read from the end of metrics.csv for the progress of a run
+FROM_SCRATCH = "from scratch"  # content of the file that reopens a run, if nothing of the earlier attempt is used
+# Files that a run, its loggers and its sampling write, besides config.yaml, run.json and the logs.
+WRITTEN = (
+    *("metrics.csv", "evaluations.csv", "result.json", "failed.json", "pruned.json", ".evaluations.lock"),
+    *("samples.png", "trajectory.png", "loss_curve.png", "interpolation.png", "reconstructions.png"),
+    *("checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
+    *("samples/*/samples.npz", "samples/*/samples.png", "samples/*/comparison.png"),
+    *("tensorboard/events.out.tfevents.*", "wandb/*run-*-{run_id}", "wandb/upload-begun-{run_id}"),
+)
+
+
+@dataclass(frozen=True)
+class Label:
+    """How a run is called: its id, its readable name, its sweep or None, and the overrides that describe it."""
+
+    run_id: str
+    name: str
+    sweep: str | None
+    overrides: tuple[str, ...]
 
 
 class RunFolder:
     """The paths of one run and their contents.
 
     `result.json` exists exactly when the run is complete: it is written last, and atomically. `failed.json` exists
-    exactly when the last attempt ended in an error, `pruned.json` when a search ended the run early.
+    exactly when the last attempt ended in an error, `pruned.json` when a search ended the run early. While `.reopened`
+    exists, the files of an earlier attempt are still there and count no longer: see `reopen`.
 
     Args:
         path: the folder; it need not exist.
@@ -39,6 +71,8 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
+        self.label_file = self.path / "run.json"
+        self.reopened_file = self.path / ".reopened"
         self.metrics = self.path / "metrics.csv"
         self.evaluations = self.path / "evaluations.csv"
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"
@@ -54,17 +88,20 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run folder; RunError if `path` is not one."""
+        """An existing run folder; RunError if `path` is not one, or another program's."""
         folder = cls(path)
         if not folder.path.is_dir():
             raise RunError(f"run={path} does not exist: give the folder of a training run, e.g. one below outputs/.")
         if not folder.config_file.is_file():
             raise RunError(f"run={path} is not a run folder, it has no config.yaml: give the folder of a training run.")
+        folder.config()
         return folder
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run is finished: result.json exists and can be read."""
+        """Whether the run is finished: result.json exists, can be read, and the run was not reopened."""
+        if self.reopened_file.exists():
+            return False
         try:
             self.result()
         except RunError:
@@ -74,34 +111,60 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The resolved config of the run; RunError if it cannot be read."""
         try:
-            return in_current_names(_mapping(yaml.load(self.config_file.read_text(), YAML_LOADER)))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            return read_config(self.config_file)
+        except Foreign as error:
             raise RunError(
-                f"{self.config_file} cannot be read ({_why(error)}): repeat the run's command with force=true."
+                f"{self.path} is not a run of flowdiff, its config.yaml is of another program ({error}): give the "
+                "folder of a training run."
+            ) from error
+        except Unreadable as error:
+            raise RunError(
+                f"{self.config_file} cannot be read ({error}): repeat the run's command with force=true."
             ) from error
 
-    def result(self) -> dict[str, Any]:
-        """The content of result.json; RunError if it cannot be read. Older versions wrote fewer keys."""
+    def result(self) -> Result:
+        """The content of result.json; RunError if it cannot be read.
+
+        Older versions wrote fewer keys. Values of another type than a run writes are left out.
+        """
         try:
-            return _mapping(json.loads(self.result_file.read_text()))
-        except (OSError, ValueError) as error:
+            return read_result(self.result_file)[0]
+        except (FileNotFoundError, Unreadable) as error:
             raise RunError(
-                f"{self.result_file} cannot be read ({_why(error)}): the run's command continues from its last "
+                f"{self.result_file} cannot be read ({one_line(error)}): the run's command continues from its last "
                 "checkpoint and writes it again."
             ) from error
 
     def test_loss(self) -> float | None:
         """The denoising test loss of a complete run; None if its result does not contain it."""
-        return (self.result().get("metrics") or {}).get("test_loss")
+        return self.result().get("metrics", {}).get("test_loss")
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Make the folder and write config.yaml."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
+    def write_label(self, label: Label) -> None:
+        """Write run.json."""
+        write_whole(self.label_file, json.dumps(asdict(label), indent=2, ensure_ascii=False) + "\n")
+
+    def label(self) -> Label | None:
+        """How the run was called when it was started; None for a run of an older version."""
+        try:
+            found = json_object(self.label_file)
+        except (FileNotFoundError, Unreadable):
+            return None
+        run_id, name, sweep, overrides = (found.get(key) for key in ("run_id", "name", "sweep", "overrides"))
+        if not (isinstance(run_id, str) and isinstance(name, str) and isinstance(overrides, list)):
+            return None
+        return Label(run_id, name, sweep if isinstance(sweep, str) else None, tuple(map(str, overrides)))
+
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write result.json atomically: from now on the run is complete."""
-        write_whole(self.result_file, json.dumps(result, indent=2, allow_nan=True) + "\n")
+        """Write result.json atomically: from now on the run is complete. Metrics without a number are null."""
+        metrics = result.get("metrics") or {}
+        why = reasons(metrics)
+        result = {**result, "metrics": written(metrics)} | ({"reasons": why} if why else {})
+        write_whole(self.result_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def write_failure(self, error: str) -> None:
         """Write failed.json atomically. error: one sentence that says why the run ended."""
@@ -110,46 +173,95 @@ class RunFolder:
     def failure(self) -> str | None:
         """Why the last attempt failed; None if it did not."""
         try:
-            return str(json.loads(self.failed_file.read_text())["error"])
+            return one_line(read_failure(self.failed_file), limit=2000)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except Unreadable:
             return "failed.json cannot be read"
 
     def write_pruned(self, step: int, metric: str, value: float, study: str) -> None:
-        """Write pruned.json atomically: the study that ended the run, the step, the metric and its value there."""
-        pruned = {"step": step, "metric": metric, "value": value, "study": study}
-        write_whole(self.pruned_file, json.dumps(pruned) + "\n")
+        """Write pruned.json atomically: the study that ended the run, the step, the metric and its value there.
 
-    def pruned(self) -> dict[str, Any] | None:
-        """The content of pruned.json; None if the run was not ended early."""
+        A value that is not finite is null.
+        """
+        pruned = {"step": step, "metric": metric, **written({"value": value}), "study": study}
+        write_whole(self.pruned_file, json.dumps(pruned, allow_nan=False) + "\n")
+
+    def pruned(self) -> Pruning | None:
+        """The content of pruned.json; None if the run was not ended early, or if the file cannot be read."""
         try:
-            return _mapping(json.loads(self.pruned_file.read_text()))
-        except (OSError, ValueError):
+            return read_pruning(self.pruned_file)
+        except (FileNotFoundError, Unreadable):
             return None
 
+    def files_of_run(self, run_id: str) -> list[Path]:
+        """The files in the folder that the run with this id has written, except its config, its label and its logs.
+
+        Other files in the folder are the user's.
+        """
+        return sorted(path for pattern in WRITTEN for path in self.path.glob(pattern.format(run_id=run_id)))
+
+    def others(self) -> list[Path]:
+        """What is in the folder before a run has written its config: its lock and its logs are left out."""
+        ours = (LOCK_FILE, "train.log")
+        return sorted(path for path in self.path.glob("*") if path.name not in ours)
+
     def reopen(self, *, from_scratch: bool) -> None:
-        """Mark the run as not ended; with from_scratch empty its folder. The caller must own the folder."""
-        if from_scratch:
-            for entry in self.path.iterdir():
-                if entry.name != LOCK_FILE:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        self.result_file.unlink(missing_ok=True)
+        """Mark the run as not ended, to continue it or to train it from scratch. The caller must own the folder.
+
+        The files of the earlier attempt remain until the next one has begun (`begin`), or has failed before (`keep`).
+        """
+        if from_scratch or (self.result_file.exists() and not self.reopened_file.exists()):
+            write_whole(self.reopened_file, FROM_SCRATCH if from_scratch else "to continue")
         self.failed_file.unlink(missing_ok=True)
         self.pruned_file.unlink(missing_ok=True)
+
+    @property
+    def starts_from_scratch(self) -> bool:
+        """Whether the run is to be trained from scratch, without the files of an earlier attempt."""
+        try:
+            return self.reopened_file.read_text(encoding="utf-8") == FROM_SCRATCH
+        except OSError:
+            return False
+
+    @property
+    def continues(self) -> bool:
+        """Whether there is a checkpoint from which the run would continue."""
+        return self.checkpoint.is_file() and not self.starts_from_scratch
+
+    def begin(self, earlier: Iterable[Path]) -> None:
+        """Remove what an earlier attempt has left, because everything that could refuse the next one has accepted it.
+
+        earlier: `files_of_run()` before the attempt has written anything.
+        """
+        if not self.reopened_file.exists():
+            return
+        for path in earlier if self.starts_from_scratch else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # unless something else is in it
+                for folder in path.relative_to(self.path).parents[:-1]:
+                    (self.path / folder).rmdir()
+        self.result_file.unlink(missing_ok=True)
+        self.reopened_file.unlink()
+
+    def keep(self) -> None:
+        """Let the result of the earlier attempt count again, because the next one has not begun."""
+        self.reopened_file.unlink(missing_ok=True)
 
     def progress(self) -> tuple[int, float | None]:
         """Number of optimiser steps known to be done and the last training loss, from the end of metrics.csv."""
         steps, loss = 0, None
-        with suppress(OSError, ValueError, StopIteration), self.metrics.open("rb") as file:
-            header = next(csv.reader([file.readline().decode()]))
-            file.seek(max(file.tell(), file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = file.read().decode().splitlines()
-            # A row is logged under the steps done before it; the first line of the tail may be the rest of a row.
-            for row in csv.DictReader(lines, header):
-                if row["step"].isdecimal() and None not in row.values():
-                    steps = max(steps, int(row["step"]) + 1)
-                    loss = float(row["train_loss"]) if row.get("train_loss") else loss
+        if self.starts_from_scratch:
+            return steps, loss
+        with suppress(Unreadable):
+            header, *rows = read_csv(self.metrics, TAIL_BYTES) or [["step"]]
+            at = column(header, "step")
+            # A row is logged under the steps done before it; a row that was cut has too few cells.
+            for row in rows:
+                if len(row) >= len(header) and (step := step_in(row[at])) is not None:
+                    steps = max(steps, step + 1)
+                    logged = number_in(row[header.index("train_loss")]) if "train_loss" in header else None
+                    loss = loss if logged is None else logged
         return steps, loss
 
     def append_evaluation(self, row: dict[str, Any]) -> int:
@@ -158,29 +270,24 @@ class RunFolder:
         Processes that evaluate the same run at the same time wait for each other.
         """
         with file_lock(self.path / ".evaluations.lock"):
-            rows: list[dict[str, Any]] = []
-            columns: list[str] = []
-            if self.evaluations.is_file():
-                with self.evaluations.open(newline="") as file:
-                    reader = csv.DictReader(file)
-                    rows, columns = list(reader), list(reader.fieldnames or ())
-            columns = list(dict.fromkeys([*columns, *row]))
+            header, *cells = self._evaluation_rows() or [[]]
+            # A file that was edited by hand may have rows longer than its header: drop the excess cells.
+            rows: list[dict[str, Any]] = [dict(zip(header, line, strict=False)) for line in cells]
             text = io.StringIO()
-            # extrasaction: a file that was edited by hand may have rows longer than its header; drop the excess cells.
-            writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+            writer = csv.DictWriter(text, list(dict.fromkeys([*header, *row])), restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows([*rows, row])
             write_whole(self.evaluations, text.getvalue())
             return len(rows) + 1
 
+    def check_evaluations(self) -> None:
+        """Raise RunError if `append_evaluation` could not keep the earlier rows, before anything is measured."""
+        self._evaluation_rows()
 
-def _mapping(node: Any) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        raise ValueError("it does not contain a mapping")
-    return node
-
-
-def _why(error: Exception) -> str:
-    """The first line of an error message."""
-    text = error.strerror if isinstance(error, OSError) else str(error)
-    return (text or type(error).__name__).splitlines()[0]
+    def _evaluation_rows(self) -> list[list[str]]:
+        try:
+            return read_csv(self.evaluations, exact=True)
+        except Unreadable as error:
+            raise RunError(
+                f"{self.evaluations} cannot be read ({error}): move it elsewhere, and a new one is begun."
+            ) from error

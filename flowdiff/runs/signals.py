@@ -1,7 +1,7 @@
 """The signals that ask a run to stop.
 
 A queue sends them to every process of a job, including helper processes. A helper that must outlive its run is started
-inside `stop_signals_blocked`.
+inside `stop_signals_blocked`. SIGHUP, the loss of the terminal, stops a single run; a sweep survives it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,16 +18,56 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: a queue announces th
 
 
 def exit_on_stop_signal() -> None:
-    """Exit with EXIT_STOPPED on a stop signal, even one that is already pending. Forked children are unaffected."""
+    """Exit with EXIT_STOPPED on a stop signal, even one that is already pending. Forked children are unaffected.
+
+    So does the loss of the terminal, unless this process ignores it (nohup).
+    """
     me = os.getpid()
+    leave_terminal = terminal_leaver()
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() == me:
+            if number == signal.SIGHUP:
+                leave_terminal()
             sys.exit(EXIT_STOPPED)
 
-    for number in STOP_SIGNALS:
+    for number in stop_signals():
         signal.signal(number, end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that stop a run: STOP_SIGNALS, and SIGHUP unless this process ignores it (nohup)."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return STOP_SIGNALS if ignored else (*STOP_SIGNALS, signal.SIGHUP)
+
+
+def terminal_leaver() -> Callable[[], None]:
+    """A function to call after SIGHUP: it sends stdout and stderr to /dev/null if they are a terminal now.
+
+    Writing to a closed terminal would be an error.
+    """
+    terminals = [file for file in (1, 2) if os.isatty(file)]
+
+    def leave() -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        for file in terminals:
+            os.dup2(null, file)
+        os.close(null)
+
+    return leave
+
+
+@contextmanager
+def exiting_on_stop_signals() -> Iterator[None]:
+    """`exit_on_stop_signal` during the `with`; afterwards the handlers are what they were."""
+    before = {number: signal.getsignal(number) for number in stop_signals()}
+    exit_on_stop_signal()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -77,8 +77,8 @@ def write_run(
     fd = 9 * draw.gauss(1, 0.05) if unet else fd
 
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.dump(settings, sort_keys=False))
-    (folder / "train.log").write_text("fake\n")
+    (folder / "config.yaml").write_text(yaml.dump(settings, sort_keys=False), encoding="utf-8")
+    (folder / "train.log").write_text("fake\n", encoding="utf-8")
     curve = []
     for i in range(1, rows + 1):
         step = steps * i // rows
@@ -98,7 +98,7 @@ def write_run(
             drawn.append((*sampled, order * k, k * order * 0.02, f"{worse:.4f}"))
         _write_csv(folder / "evaluations.csv", EVALUATED, drawn)
     if error is not None:
-        (folder / "failed.json").write_text(json.dumps({"error": error}))
+        (folder / "failed.json").write_text(json.dumps({"error": error}), encoding="utf-8")
     if complete:
         measured = {"test_loss": 0.2 + fd / 100, "fd_cnn": fd, "fd_cnn_sd": 0.3, "fd_cnn_floor": 1.25}
         measured |= {"num_samples": 1000} | ({} if unet else {"bpd": 3 + fd / 60, "bpd_se": 0.02})
@@ -118,7 +118,7 @@ def write_run(
             "git_commit": None,
             **(result or {}),
         }
-        (folder / "result.json").write_text(json.dumps(made))
+        (folder / "result.json").write_text(json.dumps(made), encoding="utf-8")
     return folder
 
 
@@ -153,5 +153,5 @@ def write_sweep(root: Path) -> Path:
 
 
 def _write_csv(path: Path, head: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([head.split(), *rows])

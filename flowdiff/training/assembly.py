@@ -138,15 +138,30 @@ def assemble_run(config: Node) -> RunParts:
     )
 
 
-def load(run: str | Path, device: torch.device | str = "cpu") -> ConditionedDenoiser:
-    """The trained model of a run folder with its averaged weights, in eval mode; RunError if there is none."""
-    return load_parts(run, device).denoiser
+def load(
+    run: str | Path, device: torch.device | str = "cpu", moved: Mapping[str, Any] | None = None
+) -> ConditionedDenoiser:
+    """The trained model of a run folder with its averaged weights, in eval mode; RunError if there is none.
+
+    Args:
+        run: the folder.
+        device: where to put the model.
+        moved: paths that are not where the run recorded them, e.g. {"first_stage.run": "vae", "dataset.path": "data"}.
+    """
+    return load_parts(run, device, moved).denoiser
 
 
-def load_parts(run: str | Path, device: torch.device | str = "cpu") -> ModelParts:
+def load_parts(
+    run: str | Path, device: torch.device | str = "cpu", moved: Mapping[str, Any] | None = None
+) -> ModelParts:
     """The trained model of a run folder, what trained it, and the data it was trained on (not read yet)."""
+    if torch.device(device).type == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"device={device} needs a GPU that torch can use, and there are {torch.cuda.device_count()} here: set "
+            "device=cpu or device=auto."
+        )
     folder = RunFolder.open(run)
-    parts = assemble(configs.of_run(folder))
+    parts = assemble(configs.of_run(folder, moved))
     if not folder.checkpoint.is_file():
         raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
     try:

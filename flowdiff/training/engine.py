@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from flowdiff.data.base import Batch
 from flowdiff.data.latents import Latents, latent_data
 from flowdiff.data.readers import evenly
+from flowdiff.errors import DataError
 from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
 from flowdiff.models.conditioners import Conditioner
 from flowdiff.models.conditioning import Conditioning
@@ -109,6 +110,7 @@ class Engine(LightningModule):
         for z in self._training_latents():
             total += float(z.double().square().sum())
             count += z.numel()
+        self._check_scale((total / count) ** 0.5)
         self.denoiser.sigma_data.fill_((total / count) ** 0.5)
         self.denoiser.network.fit(self._training_latents())
         return float(self.denoiser.sigma_data)
@@ -229,6 +231,20 @@ class Engine(LightningModule):
     def _place(self) -> tuple[int, int, bool]:
         """Rank, number of processes, and whether batches go to a GPU."""
         return self.global_rank, self.trainer.world_size, self.trainer.strategy.root_device.type == "cuda"
+
+    def _check_scale(self, sigma_data: float) -> None:
+        """Raise DataError if σ_data² or its reciprocal, by which losses and scalings weight, is not finite."""
+        name, square = self.latents.name, torch.tensor(sigma_data).square()
+        if sigma_data == 0:
+            raise DataError(
+                f"every value of the training split of {name} is 0, so sigma_data is 0 and there is nothing to learn:"
+                " give data that vary."
+            )
+        if not bool(square.isfinite() & square.reciprocal().isfinite()):
+            raise DataError(
+                f"sigma_data of the training split of {name} is {sigma_data:.3g}, which is too extreme for float32:"
+                " rescale the data to about 1."
+            )
 
     def _training_latents(self) -> Iterator[Tensor]:
         split = self.latents.train

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,15 +29,18 @@ from flowdiff.evaluation.ranks import local_device
 from flowdiff.loggers.base import StartedRun, Tracker
 from flowdiff.progress import counting
 from flowdiff.registry import name_of
-from flowdiff.runs.job import Interrupted, Pruned, is_first_rank
+from flowdiff.runs.job import Interrupted, Pruned
 from flowdiff.runs.metrics_csv import MetricsCSV
+from flowdiff.runs.processes import is_first_rank
 from flowdiff.runs.provenance import git_commit, versions
-from flowdiff.runs.run_folder import RunFolder
+from flowdiff.runs.run_folder import Label, RunFolder
+from flowdiff.runs.signals import EXIT_STOPPED
+from flowdiff.runs.undefined import explained, written
 from flowdiff.shapes import times
 from flowdiff.training.assembly import RunParts, assemble_run
 from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, TrainingBar
 from flowdiff.training.engine import Engine
-from flowdiff.training.trainer import device_name, make_trainer, resume_command, without_advice
+from flowdiff.training.trainer import device_name, lightning_errors, make_trainer, resume_command, without_advice
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +49,24 @@ MoreCallbacks = Callable[[RunFolder, str], Sequence[Callback]]
 
 
 @dataclass(frozen=True)
-class Label:
-    """How a run is called: its id, its readable name, its sweep or None, and the overrides that describe it."""
-
-    run_id: str
-    name: str
-    sweep: str | None
-    overrides: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """A run whose data are measured and whose config is on disk; `checkpoint` is what it resumes from, or None."""
+    """A run whose data are measured.
+
+    Args:
+        parts: its parts.
+        engine: what Lightning trains.
+        folder: its folder.
+        checkpoint: what it resumes from, or None.
+        csv: its curves.
+        earlier: files of an earlier attempt, which are removed when this one starts from scratch.
+    """
 
     parts: RunParts
     engine: Engine
     folder: RunFolder
     checkpoint: dict[str, Any] | None
     csv: MetricsCSV
+    earlier: Sequence[Path] = ()
 
     @property
     def step(self) -> int:
@@ -101,9 +106,10 @@ def train(
     started = time.perf_counter()
     if not is_first_rank():
         logging.getLogger("flowdiff").setLevel(logging.WARNING)
-    label = Label(run_id, name, sweep, overrides)
-    run = prepare(config, folder)
+    label = Label(run_id, name, sweep, tuple(overrides))
+    run = prepare(config, folder, run_id)
     with _tracked(run, config, label) as loggers:
+        _begin(run, config, label)
         clock = Stopwatch()
         callbacks = [clock, TrainingBar(), PeriodicEvaluation(run.parts, folder, run.parts.tracker)]
         trainer = fit(run, loggers, [*callbacks, *more_callbacks(folder, run_id)])
@@ -128,16 +134,22 @@ def check_trainer(config: Mapping[str, Any], folder: RunFolder) -> RunParts:
     return parts
 
 
-def prepare(config: Mapping[str, Any], folder: RunFolder) -> Prepared:
-    """Build the parts, write config.yaml, measure the data, and read the checkpoint of a run that continues."""
+def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepared:
+    """Build the parts, measure the data, and read the checkpoint of a run that continues.
+
+    The files of an earlier attempt stay as they are: what refuses this one must not cost its results.
+    """
     seed_everything(config["seed"], workers=True, verbose=False)
     parts = check_trainer(config, folder)
     engine = Engine(parts, parts.seed)
-    checkpoint = _resumable(folder, engine)
-    folder.write_config(dict(config))
+    earlier = folder.files_of_run(run_id)
+    checkpoint = None if folder.starts_from_scratch else _resumable(folder, engine)
+    if not folder.config_file.is_file():
+        folder.write_config(dict(config))
     if torch.cuda.is_available() and parts.accelerator.trainer_arguments["accelerator"] != "cpu":
         parts.denoiser.first_stage.to(local_device())  # it may have a data set to encode
     engine.measure()
+    parts.metrics.check_cache()
     if checkpoint is not None:
         engine.load_state_dict(checkpoint["state_dict"])  # the first session's measurements, before a first stage moved
     log.info(
@@ -148,7 +160,7 @@ def prepare(config: Mapping[str, Any], folder: RunFolder) -> Prepared:
         times(parts.data.shape),
         parts.denoiser.sigma_data,
     )
-    return Prepared(parts, engine, folder, checkpoint, MetricsCSV(folder.metrics))
+    return Prepared(parts, engine, folder, checkpoint, MetricsCSV(folder.metrics), earlier)
 
 
 def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) -> Trainer:
@@ -164,8 +176,13 @@ def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) ->
             engine.latents.start_step = run.step * trainer.accumulate_grad_batches
         log.info("continuing from step %s of %s", f"{run.step:,}", f"{trainer.max_steps:,}")
     engine.latents.seed = run.parts.seed
-    with without_advice():
-        trainer.fit(engine, ckpt_path=folder.checkpoint if checkpoint else None)
+    try:
+        with without_advice(), lightning_errors(trainer):
+            trainer.fit(engine, ckpt_path=folder.checkpoint if checkpoint else None)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's way to end after Ctrl-C
+            raise KeyboardInterrupt from None
+        raise
     if trainer.is_global_zero:
         # A run that was killed after its last step resumes past the end, where Lightning averages no weights.
         last = _checkpoint(folder)
@@ -184,7 +201,7 @@ def finish(run: Prepared, trainer: Trainer, label: Label, train_seconds: float, 
     run.csv.log_metrics({**numbers, **cost}, trainer.global_step)
     tracker = parts.tracker
     tracker.pictures({path.stem: path for path in folder.pictures if path.is_file()}, trainer.global_step)
-    tracker.summary({**numbers, **cost})
+    tracker.summary({**written(numbers), **cost})
     tracker.checkpoint(folder.checkpoint)
     return {
         "run_id": label.run_id,
@@ -192,7 +209,7 @@ def finish(run: Prepared, trainer: Trainer, label: Label, train_seconds: float, 
         "sweep": label.sweep,
         "overrides": list(label.overrides),
         "seed": parts.seed,
-        "metrics": numbers,
+        "metrics": explained(numbers),
         "parameters": engine.num_parameters,
         "steps": trainer.global_step,
         "seconds": {"train": train_seconds, "total": time.perf_counter() - started},
@@ -200,6 +217,14 @@ def finish(run: Prepared, trainer: Trainer, label: Label, train_seconds: float, 
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _begin(run: Prepared, config: Mapping[str, Any], label: Label) -> None:
+    """Remove what an earlier attempt has left, and write how this run is configured and called."""
+    if is_first_rank():
+        run.folder.begin(run.earlier)
+        run.folder.write_label(label)
+    run.folder.write_config(dict(config))
 
 
 @contextmanager
@@ -218,16 +243,18 @@ def _tracked(run: Prepared, config: Mapping[str, Any], label: Label) -> Iterator
     try:
         yield [run.csv, *tracker.start(run.folder.path, about)]
         exit_code = 0
-    except (Interrupted, SystemExit):
+    except (Interrupted, SystemExit) as end:
         with suppress(ConnectionError):  # the tracker may have been stopped before us
             if "SLURM_JOB_ID" in os.environ:  # SLURM starts the task again
                 tracker.preempting()
+        if isinstance(end, SystemExit) and end.code == EXIT_STOPPED and run.folder.continues:
+            raise Interrupted(f"stopped; continue with: {resume_command(run.folder)}", signal.SIGTERM) from None
         raise
     except Pruned:
         exit_code = 0
         raise
     except KeyboardInterrupt:
-        if not run.folder.checkpoint.is_file():
+        if not run.folder.continues:
             raise
         raise Interrupted(f"stopped; continue with: {resume_command(run.folder)}") from None
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from functools import partial
 
 import pytest
 from cli_process import helper, outcomes, script
@@ -11,9 +12,8 @@ LIMIT = 300_000  # bytes of one file; a checkpoint of TINY has a million
 MAKE_ROOM = "choose another place or make room."
 
 
-def limited(name, *arguments, cwd):
-    """Run `python <name>.py <arguments>` on a disk that takes no file of more than LIMIT bytes."""
-    return helper("small_disk", LIMIT, name, *arguments, cwd=cwd)
+# Run `python <name>.py <arguments>` on a disk that takes no file of more than LIMIT bytes.
+limited = partial(helper, "small_disk", LIMIT)
 
 
 def files(folder):

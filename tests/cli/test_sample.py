@@ -11,6 +11,7 @@ from runs import TINY, TINY_DIGITS, train
 
 from flowdiff import load, sample
 
+
 def trained(*overrides):
     """A fixture: the folder of a run that is trained once for all tests of this module."""
 

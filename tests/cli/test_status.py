@@ -1,10 +1,6 @@
 """`flowdiff status` and `flowdiff cancel`, with real processes and a fake SLURM."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 from cli_process import code
@@ -61,7 +57,7 @@ def test_the_table_and_the_json_list_agree(sweep, capsys):
     ]
 
 
-def test_cancel_asks_the_process_of_a_run_to_stop(sweep, capsys):
+def test_cancel_stops_the_process_of_a_run_or_the_leader_of_a_sweep_but_not_its_runs(sweep, capsys):
     (run,) = sweep.iterdir()
     process = owner(run)
     assert cancel.main([str(sweep)]) == 0
@@ -69,10 +65,6 @@ def test_cancel_asks_the_process_of_a_run_to_stop(sweep, capsys):
     assert f"asked process {process.pid} to stop" in capsys.readouterr().out
     assert cancel.main([str(sweep)]) == 0
     assert "nothing to cancel" in capsys.readouterr().out
-
-
-def test_cancel_stops_the_leader_of_a_sweep_and_not_its_runs(sweep, capsys):
-    (run,) = sweep.iterdir()
     leader, follower = owner(sweep, run.name, "waiting"), owner(run)
     assert cancel.main([str(sweep)]) == 0
     assert leader.wait(30) == 42
@@ -89,7 +81,7 @@ def test_cancel_records_the_queued_jobs_before_it_cancels_them(sweep, tmp_path, 
     record(sweep, Submission("7", "", [], None, [["done"], [run.name, "packed"], ["gone"], ["waiting"]]))
     RunFolder(sweep / "done").write_config({})
     RunFolder(sweep / "done").write_result({})
-    fake.queue(task_7_0="COMPLETED", task_7_1="RUNNING", task_7_3="PENDING")
+    fake.states(task_7_0="COMPLETED", task_7_1="RUNNING", task_7_3="PENDING")
     fake.refuse("scancel", "scancel: error: Access/permission denied")
     with pytest.raises(RunError, match="scancel refused: scancel: error: Access/permission denied"):
         cancel.main([str(sweep)])
@@ -98,7 +90,7 @@ def test_cancel_records_the_queued_jobs_before_it_cancels_them(sweep, tmp_path, 
     assert cancel.main([str(sweep)]) == 0
     assert capsys.readouterr().out == "cancelled 2 tasks of SLURM job 7\n"
     assert fake.asked[-1] == "scancel 7_1 7_3"
-    fake.queue()
+    fake.states()
     status.main([str(sweep), "--json"])
     found = {one["run"]: one["state"] for one in json.loads(capsys.readouterr().out)}
     assert found == {run.name: "stopped", "packed": "stopped", "waiting": "stopped", "gone": "lost", "done": "done"}

@@ -23,13 +23,12 @@ def key(monkeypatch):
 
 @pytest.fixture
 def server():
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with Server() as made:  # it closes its socket and waits for its threads
+        thread = threading.Thread(target=made.serve_forever)
+        thread.start()
+        yield made
+        made.shutdown()
+        thread.join()
 
 
 def fragment(folder, time, run_id="1a2b3c4d", content=b"\x00" * 7 + b"more"):
@@ -65,8 +64,11 @@ def test_the_fragments_of_a_run_are_uploaded_in_one_call_in_order_and_once(tmp_p
     done = fragment(tmp_path / "s" / "b", "20300101_000000")
     done.with_name(f"{done.name}.synced").touch()
     sync.main([str(tmp_path / "s"), "--dry-run"])
-    assert calls == []
     assert capsys.readouterr().out.count("to upload") == 2
+    with owned(tmp_path / "s" / "a"):
+        assert sync.main([str(tmp_path / "s" / "a")]) == 0
+    assert "still running" in capsys.readouterr().out
+    assert calls == []
     assert sync.main([str(tmp_path / "s")]) == 0
     assert sorted(calls) == sorted([[str(early), str(late)], [str(other)]])
     said = capsys.readouterr().out
@@ -89,17 +91,7 @@ def test_a_failed_upload_is_reported_and_does_not_stop_other_runs(tmp_path, call
     assert calls == [[*map(str, broken)]]  # W&B may hold a part of it: all fragments again
 
 
-def test_a_running_run_is_not_uploaded(tmp_path, calls, key, capsys):
-    fragment(tmp_path / "s" / "a", "20300101_000000")
-    with owned(tmp_path / "s" / "a"):
-        assert sync.main([str(tmp_path / "s")]) == 0
-    assert calls == []
-    assert "still running" in capsys.readouterr().out
-
-
 def test_user_errors_are_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(RunError, match="none does not exist"):
-        sync.main([str(tmp_path / "none")])
     with pytest.raises(RunError, match="contains no run that W&B logged offline"):
         sync.main([str(tmp_path)])
     fragment(tmp_path / "a", "20300101_000000")
@@ -140,9 +132,8 @@ def test_wandb_makes_one_run_of_the_fragments(tmp_path, server, key, monkeypatch
 
     assert sync.main(["s"]) == 0
     run = server.runs["1a2b3c4d"]
-    assert [row["trainer/global_step"] for row in run["history"]] == list(range(9))
-    assert [row["_step"] for row in run["history"]] == list(range(9))
-    assert [row["train_loss"] for row in run["history"]] == [1.0 / (step + 1) for step in range(9)]
+    rows = [(row["trainer/global_step"], row["_step"], row["train_loss"]) for row in run["history"]]
+    assert rows == [(step, step, 1.0 / (step + 1)) for step in range(9)]
     assert run["exits"] == [1, 1, 0]
     assert run["about"] == {"displayName": "flow.n_flows=3", "groupName": "s", "tags": ["t"]}
     assert [one.pending for one in offline_runs(tmp_path / "s")] == [(nameless,)]

@@ -1,53 +1,36 @@
 """train.py from outside: sentences for mistakes, a folder for a run, nothing done twice."""
 
 import json
+import re
 import time
 
 import pytest
-from cli_process import ROOT, check_mistakes, fresh, script
+from cli_process import ROOT, check_mistakes, fresh, outcomes, script
 from runs import TINY, TINY_DIGITS
 
 from flowdiff import registry
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    cwd = tmp_path_factory.mktemp("train")
-    done = fresh("train", *TINY, cwd=cwd)
+def test_a_run_leaves_its_folder_and_its_command_again_does_nothing_twice(tmp_path):
+    done = fresh("train", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (folder,) = (cwd / "outputs").iterdir()
-    return cwd, folder, done
-
-
-def test_a_run_leaves_its_folder_and_prints_its_table(trained):
-    _, folder, done = trained
-    assert {"config.yaml", "train.log", "metrics.csv", "checkpoints", "samples.png", "result.json"} <= {
-        p.name for p in folder.iterdir()
-    }
+    (folder,) = (tmp_path / "outputs").iterdir()
+    files = {"config.yaml", "train.log", "metrics.csv", "checkpoints", "samples.png", "result.json"}
+    assert files <= {p.name for p in folder.iterdir()}
     for words in ("sigma_data", "parameters, on cpu", "denoising test loss", "fd_data floor", "results in outputs/"):
         assert words in done.stdout + done.stderr
     assert "sigma_data" in (folder / "train.log").read_text()
     assert "Warning" not in done.stderr
-
-
-def test_the_same_command_again_is_complete_already(trained):
-    cwd, folder, _ = trained
     before = (folder / "result.json").stat().st_mtime_ns
-    done = script("train", *TINY, "seed=0", "logger=csv", cwd=cwd)  # said in other words it is the same run
-    assert done.returncode == 0
-    assert "is complete; force=true" in done.stdout + done.stderr
+    again = [[*TINY, "seed=0", "logger=csv"], [f"resume={folder}", "logger=csv"]]  # the same run in other words
+    for status, stderr in outcomes("train", again, tmp_path):
+        assert status == 0
+        assert "is complete; force=true" in stderr
+    other = [f"resume={folder}", "flow.n_flows=7"]
+    check_mistakes("train", [(other, "flow.n_flows=7 cannot be changed with resume=")], tmp_path)
     assert (folder / "result.json").stat().st_mtime_ns == before
-    done = script("train", *TINY, "force=true", cwd=cwd)
-    assert done.returncode == 0
+    assert script("train", *TINY, "force=true", cwd=tmp_path).returncode == 0
     assert (folder / "result.json").stat().st_mtime_ns > before
-
-
-def test_resume_refuses_another_configuration(trained):
-    cwd, folder, _ = trained
-    done = script("train", f"resume={folder}", "flow.n_flows=7", cwd=cwd)
-    assert done.returncode == 2
-    assert "flow.n_flows=7 cannot be changed with resume=" in done.stderr
-    assert script("train", f"resume={folder}", "logger=csv", cwd=cwd).returncode == 0
 
 
 MISTAKES = [
@@ -79,8 +62,9 @@ def test_full_error_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
 
 
-def test_a_plugin_activation_trains(tmp_path):
-    (tmp_path / "mine.py").write_text(README_PLUGIN)
+def test_the_plugin_of_the_guide_trains(tmp_path):
+    guide = (ROOT / "docs" / "guides" / "extend.md").read_text()
+    (tmp_path / "mine.py").write_text(re.search(r"```python\n(# mine\.py\n.*?)```", guide, re.DOTALL)[1])
     done = script("train", *TINY, "plugins=[mine.py]", "activation=arctan", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "outputs").iterdir()
@@ -89,35 +73,8 @@ def test_a_plugin_activation_trains(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-README_PLUGIN = """
-# mine.py
-import torch
-from flowdiff.models.activations import Activation
-from flowdiff.registry import register
-
-
-@register("activation", "arctan")
-class Arctan(Activation):
-    slope_range = (0.0, 1.0)
-
-    def __init__(self): ...
-
-    def plain(self, x):
-        return torch.atan(x)
-
-    def slope(self, x):
-        return 1 / (1 + x**2)
-"""
-
-
-def test_the_plugin_above_is_that_of_the_guide():
-    assert README_PLUGIN.strip() in (ROOT / "docs" / "guides" / "extend.md").read_text()
-
-
 def test_digits_end_to_end(tmp_path):
-    done = script("train", *TINY_DIGITS, "metrics.likelihood=true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "bits/dim" in done.stdout
+    assert "bits/dim" in script("train", *TINY_DIGITS, "metrics.likelihood=true", cwd=tmp_path).stdout
 
 
 @pytest.mark.slow

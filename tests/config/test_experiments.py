@@ -92,14 +92,13 @@ def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrid
     assert samples.isfinite().all()
 
 
-def test_cases_are_crossed_with_params():
+def test_cases_are_crossed_with_params_and_come_in_batches_when_asked():
     cases = ["network=mlp", "network=unet 'network.channels=[8, 16]' trainer.max_steps=3"]
-    assert grid([], {"seed": "0,1"}, cases) == [
-        ("network=mlp", "seed=0"),
-        ("network=mlp", "seed=1"),
-        ("network=unet", "network.channels=[8,16]", "trainer.max_steps=3", "seed=0"),
-        ("network=unet", "network.channels=[8,16]", "trainer.max_steps=3", "seed=1"),
-    ]
+    crossed = [("network=mlp",), ("network=unet", "network.channels=[8,16]", "trainer.max_steps=3")]
+    assert grid([], {"seed": "0,1"}, cases) == [(*case, f"seed={seed}") for case in crossed for seed in (0, 1)]
+    # A case may hold a sweep of its own.
+    assert grid([], {"seed": 0}, ["a=1,2", "b=3"]) == [("a=1", "seed=0"), ("a=2", "seed=0"), ("b=3", "seed=0")]
+    assert [len(batch) for batch in batches(["seed=0,1"], None, ["a=1", "a=2"], 3)] == [3, 1]
 
 
 def test_without_cases_and_params_the_command_line_is_all():
@@ -109,23 +108,10 @@ def test_without_cases_and_params_the_command_line_is_all():
 
 def test_the_command_line_replaces_an_axis_and_what_a_case_says():
     cases, params = ["a=1 b=1", "a=2 b=2", "b=3 a=1"], {"seed": "0,1", "c": "1,2"}
-    assert grid(["a=5", "seed=7", "c=8,9"], params, cases) == [
-        ("a=5", "b=1", "seed=7", "c=8"),
-        ("a=5", "b=1", "seed=7", "c=9"),
-        ("a=5", "b=2", "seed=7", "c=8"),
-        ("a=5", "b=2", "seed=7", "c=9"),
-        ("b=3", "a=5", "seed=7", "c=8"),
-        ("b=3", "a=5", "seed=7", "c=9"),
-    ]
+    replaced = ("a=5", "b=1"), ("a=5", "b=2"), ("b=3", "a=5")
+    expected = [(*case, "seed=7", f"c={c}") for case in replaced for c in (8, 9)]
+    assert grid(["a=5", "seed=7", "c=8,9"], params, cases) == expected
     assert grid(["a=5", "b=6"], None, ["a=1 b=1", "a=2 b=2"]) == [("a=5", "b=6")]  # the cases have become one
-
-
-def test_a_case_may_hold_a_sweep_of_its_own():
-    assert grid([], {"seed": 0}, ["a=1,2", "b=3"]) == [("a=1", "seed=0"), ("a=2", "seed=0"), ("b=3", "seed=0")]
-
-
-def test_jobs_come_in_batches_when_asked():
-    assert [len(batch) for batch in batches(["seed=0,1"], None, ["a=1", "a=2"], 3)] == [3, 1]
 
 
 def test_an_experiment_expands_by_itself_and_the_command_line_wins(tmp_path):

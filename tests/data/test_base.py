@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
+from given_data import GivenData
 from lightning.pytorch import LightningModule, Trainer
+from prepared_data import prepared
 
 from flowdiff import registry
-from flowdiff.data.base import Batch, DataModule, EndlessBatches, OrderedBatches, TensorSplit, held_out
-from flowdiff.data.pixels import Pixels
+from flowdiff.data.base import Batch, EndlessBatches, OrderedBatches, TensorSplit, held_out
 from flowdiff.errors import ConfigurationError, DataError
 
 
@@ -17,15 +18,14 @@ def take(sampler, count):
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (10, 10), (7, 25), (12, 3), (1, 1)])
-def test_stream_is_one_permutation_after_another(n, size):
+def test_stream_has_no_end_and_is_one_permutation_after_another(n, size):
     epochs = 6
     batches = take(EndlessBatches(n, size, seed=3), -(-n * epochs // size))
     assert all(len(batch) == size for batch in batches)
     stream = torch.cat(batches)[: n * epochs].reshape(epochs, n)
     assert torch.equal(stream.sort(1).values, torch.arange(n).expand(epochs, n))
-
-
-def test_stream_has_another_order_in_each_epoch_and_seed():
+    with pytest.raises(TypeError):
+        len(EndlessBatches(n, size, 0))
     orders = [tuple(EndlessBatches(50, 5, seed).epoch_order(e).tolist()) for seed in range(3) for e in range(3)]
     assert len(set(orders)) == len(orders)
 
@@ -45,11 +45,6 @@ def test_ranks_share_the_global_batch(n, size):
     ranks = [take(EndlessBatches(n, size, 1, rank, 4), 9) for rank in range(4)]
     alone = take(EndlessBatches(n, 4 * size, 1), 9)
     assert all(torch.equal(torch.cat(parts), batch) for *parts, batch in zip(*ranks, alone, strict=True))
-
-
-def test_stream_has_no_length():
-    with pytest.raises(TypeError):
-        len(EndlessBatches(10, 4, 0))
 
 
 @pytest.mark.parametrize(("n", "size", "world_size"), [(10, 4, 1), (12, 4, 1), (11, 2, 3), (3, 8, 2), (1, 1, 2)])
@@ -83,32 +78,16 @@ def test_split_takes_tensors_lists_slices_and_integers():
     assert torch.equal(split[:].x, x)
     assert split[3].x.shape == (1, 2)
     assert len(split[[]].label) == 0
+    unlabelled = TensorSplit(torch.ones(3, 2))[:]
+    assert unlabelled.label.dtype == torch.int64
+    assert unlabelled.label.tolist() == [0, 0, 0]
     for outside in ([6], [-1]):
         with pytest.raises(IndexError, match="outside"):
             split[outside]
 
 
-def test_unlabelled_split_has_zero_labels():
-    batch = TensorSplit(torch.ones(3, 2))[:]
-    assert batch.label.dtype == torch.int64
-    assert batch.label.tolist() == [0, 0, 0]
-
-
-class Given(DataModule):
-    """A data set with given splits."""
-
-    name = "given"
-    shape = (1, 2, 2)
-    num_classes = 3
-
-    def __init__(self, train, test):
-        super().__init__(Pixels(256, True, False), batch_size=4, num_workers=0)
-        self.splits = train, test
-        self.loads = 0
-
-    def load(self):
-        self.loads += 1
-        return self.splits
+def given(train, test):
+    return GivenData("given", train, test, 256, 3)
 
 
 def images(n, label=0, side=2):
@@ -127,18 +106,13 @@ def images(n, label=0, side=2):
 )
 def test_setup_refuses_splits_that_do_not_fit(train, test, sentence):
     with pytest.raises(DataError, match=sentence):
-        Given(train, test).setup()
+        given(train, test).setup()
 
 
-def test_setup_loads_once():
-    data = Given(images(3), images(2))
+def test_setup_loads_once_and_loaders_do_not_advance_the_global_generator(monkeypatch):
+    data = given(images(9), images(5))
     data.setup()
-    data.setup()
-    assert data.loads == 1
-
-
-def test_loaders_do_not_advance_the_global_generator():
-    data = Given(images(9), images(5))
+    monkeypatch.setattr(data, "load", lambda: pytest.fail("loaded again"))
     data.setup()
     before = torch.get_rng_state()
     next(iter(data.train_dataloader()))
@@ -190,24 +164,12 @@ class Recorder(LightningModule):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_trainer_gets_the_same_batches(num_workers):
     def train(start_step, steps):
-        data = registry.create(
-            "dataset", "two_moons", num_train=100, num_test=30, batch_size=16, num_workers=num_workers
-        )
+        data = prepared("two_moons", num_train=100, num_test=30, batch_size=16, num_workers=num_workers)
         data.seed, data.start_step = 5, start_step
-        trainer = Trainer(
-            max_steps=steps,
-            val_check_interval=4,
-            check_val_every_n_epoch=None,
-            accelerator="cpu",
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+        settings = {"max_steps": steps, "val_check_interval": 4, "check_val_every_n_epoch": None, "logger": False}
+        trainer = Trainer(accelerator="cpu", num_sanity_val_steps=0, **settings, **dict.fromkeys(off, False))
         recorder = Recorder()
-        data.setup()
         trainer.fit(recorder, data.train_dataloader(), data.test_dataloader())
         return recorder
 

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-
-from flowdiff import registry
+from prepared_data import prepared
 
 
 @pytest.fixture(scope="module")
 def digits():
-    data = registry.create("dataset", "digits")
-    data.setup()
-    return data
+    return prepared("digits")
 
 
 def test_split_holds_every_image_once(digits):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prepared_data import holds, prepared
 
-from flowdiff import registry
 from flowdiff.errors import DataError
 
 PAIRS = "pairs"  # write the labels as EDM does
@@ -42,41 +42,28 @@ def write(path, images, labels=None, info=PAIRS):
     return str(path)
 
 
-def build(path, **settings):
-    return registry.create("dataset", "image_zip", path=path, **{"image_size": 8, "batch_size": 4, **settings})
+def read(path, **settings):
+    return prepared("image_zip", path=path, **{"image_size": 8, "batch_size": 4, **settings})
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_reads_what_was_written(channels, tmp_path):
     train, test = pictures(10, channels), pictures(5, channels, seed=1)
     labels = np.arange(10) % 3
-    data = build(
-        write(tmp_path / "train.zip", train, labels),
-        test_path=write(tmp_path / "test.zip", test, labels[:5]),
-        channels=channels,
-        num_classes=3,
-    )
-    data.setup()
+    paths = [write(tmp_path / f"{n}.zip", images, labels[:n]) for n, images in ((10, train), (5, test))]
+    data = read(paths[0], test_path=paths[1], channels=channels, num_classes=3)
     assert data.shape == (channels, 8, 8)
-    for split, images, classes in ((data.train, train, labels), (data.test, test, labels[:5])):
-        batch = split[:]
-        assert batch.x.dtype == torch.uint8
-        assert torch.equal(batch.x, torch.from_numpy(images).permute(0, 3, 1, 2))
-        assert batch.label.tolist() == classes.tolist()
-        assert torch.equal(split[[3, 0]].x, batch.x[[3, 0]])
+    for split, images in ((data.train, train), (data.test, test)):
+        holds(split, images.transpose(0, 3, 1, 2), labels[: len(images)])
+        assert torch.equal(split[[3, 0]].x, split[:].x[[3, 0]])
+        # A split can be sent to another process.
+        assert torch.equal(pickle.loads(pickle.dumps(split))[:].x, split[:].x)
 
 
-@pytest.mark.parametrize("info", [PAIRS, None])
-def test_unlabelled(info, tmp_path):
-    data = build(write(tmp_path / "a.zip", pictures(10), info=info))
-    data.setup()
+@pytest.mark.parametrize(("labels", "info"), [(None, PAIRS), (None, None), (range(10), PAIRS)])
+def test_without_classes_every_label_is_0(labels, info, tmp_path):
+    data = read(write(tmp_path / "a.zip", pictures(10), labels, info))
     assert data.num_classes is None
-    assert data.train[:].label.unique().tolist() == [0]
-
-
-def test_labels_are_ignored_when_unconditional(tmp_path):
-    data = build(write(tmp_path / "a.zip", pictures(10), labels=range(10)))
-    data.setup()
     assert data.train[:].label.unique().tolist() == [0]
 
 
@@ -85,8 +72,7 @@ def test_holds_out_a_fixed_part(n, fraction, num_test, tmp_path):
     path = write(tmp_path / "a.zip", pictures(n), labels=range(n))
     parts = []
     for _ in range(2):
-        data = build(path, num_classes=n, test_fraction=fraction)
-        data.setup()
+        data = read(path, num_classes=n, test_fraction=fraction)
         parts.append((data.train[:].label.tolist(), data.test[:].label.tolist()))
     assert parts[0] == parts[1]
     train, test = parts[0]
@@ -102,19 +88,9 @@ def test_holds_out_a_fixed_part(n, fraction, num_test, tmp_path):
         ({"num_classes": 3}, None, PAIRS, "no labels where dataset.num_classes=3"),
         ({"num_classes": 3}, None, None, "no labels where dataset.num_classes=3"),
         ({"num_classes": 3}, range(10), PAIRS, r"labels .* where 0…2 is allowed"),
-        (
-            {"num_classes": 3},
-            None,
-            '{"labels": [["00000/img00000000.png", 1]]}',
-            "no label for 00000/img00000001.png",
-        ),
+        ({"num_classes": 3}, None, '{"labels": [["00000/img00000000.png", 1]]}', "no label for 00000/img00000001.png"),
         ({"num_classes": 3}, None, '{"labels": [1, 2]}', r"not a list of \[name, label\] pairs"),
-        (
-            {"num_classes": 3},
-            None,
-            json.dumps({"labels": [[member(i), 0.5] for i in range(10)]}),
-            "label 0.5 where",
-        ),
+        ({"num_classes": 3}, None, json.dumps({"labels": [[member(i), 0.5] for i in range(10)]}), "label 0.5 where"),
         ({}, None, "[]", "not a JSON object"),
         ({}, None, "{", "not a JSON object"),
     ],
@@ -122,10 +98,10 @@ def test_holds_out_a_fixed_part(n, fraction, num_test, tmp_path):
 def test_an_archive_that_does_not_fit(settings, labels, info, sentence, tmp_path):
     path = write(tmp_path / "a.zip", pictures(10), labels, info)
     with pytest.raises(DataError, match=sentence):
-        build(path, **settings).setup()
+        read(path, **settings)
 
 
-def test_a_file_that_is_not_an_archive(tmp_path):
+def test_a_file_that_is_not_an_archive_or_has_a_damaged_picture_is_named(tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     for path, sentence in (
         (str(tmp_path / "missing.zip"), r"dataset\.path=.*missing\.zip is not a file"),
@@ -135,47 +111,36 @@ def test_a_file_that_is_not_an_archive(tmp_path):
         (write(tmp_path / "one.zip", pictures(1)), "one image, so none can be held out"),
     ):
         with pytest.raises(DataError, match=sentence):
-            build(path).setup()
+            read(path)
     good = write(tmp_path / "good.zip", pictures(4))
-    with pytest.raises(DataError, match=r"dataset\.test_path=.*is not a file"):
-        build(good, test_path=str(tmp_path / "missing.zip")).setup()
-
-
-def test_a_damaged_picture_is_named(tmp_path):
-    path = write(tmp_path / "a.zip", pictures(4))
-    with zipfile.ZipFile(path, "a") as archive:
+    damaged = write(tmp_path / "damaged.zip", pictures(4))
+    with zipfile.ZipFile(damaged, "a") as archive:
         archive.writestr("00009/broken.png", b"no picture")
-    data = build(path, test_path=path)
-    data.setup()
+    data = read(damaged, test_path=damaged)
     with pytest.raises(DataError, match=r"00009/broken\.png .* cannot be decoded"):
         data.train[:]
+    with pytest.raises(DataError, match=r"dataset\.test_path=.*is not a file"):
+        read(good, test_path=str(tmp_path / "missing.zip"))
 
 
 def test_worker_processes_read_the_same(tmp_path):
     path = write(tmp_path / "a.zip", pictures(40), labels=range(40))
     batches = []
     for num_workers in (0, 2):
-        data = build(path, num_classes=40, num_workers=num_workers)
-        data.setup()  # opens the archive here, before the workers are forked
+        data = read(
+            path, num_classes=40, num_workers=num_workers
+        )  # opens the archive here, before the workers are forked
         batches.append([batch for _, batch in zip(range(15), data.train_dataloader(), strict=False)])
     for alone, worker in zip(*batches, strict=True):
         assert torch.equal(alone.x, worker.x)
         assert torch.equal(alone.label, worker.label)
 
 
-def test_a_split_can_be_sent_to_another_process(tmp_path):
-    data = build(write(tmp_path / "a.zip", pictures(10)))
-    data.setup()
-    data.train[:2]
-    assert torch.equal(pickle.loads(pickle.dumps(data.train))[:].x, data.train[:].x)
-
-
 def test_real_archive():
     path = Path(os.environ.get("FLOWDIFF_DATA", "")) / "cifar10-32x32-test.zip"
     if "FLOWDIFF_DATA" not in os.environ or not path.is_file():
         pytest.skip("FLOWDIFF_DATA does not hold cifar10-32x32-test.zip")
-    data = build(str(path), image_size=32, num_classes=10)
-    data.setup()
+    data = read(str(path), image_size=32, num_classes=10)
     assert (len(data.train), len(data.test)) == (9000, 1000)
     batch = data.train[:200]
     assert batch.x.shape == (200, 3, 32, 32)

@@ -15,14 +15,6 @@ def ramp(levels, n=64):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_midpoints_without_dequantisation(levels):
-    x = Pixels(levels, False, False).to_model(ramp(levels))
-    expected = 2 * (torch.arange(levels, dtype=torch.float64) + 0.5) / levels - 1
-    assert x.dtype == torch.float32
-    torch.testing.assert_close(x[0, 0, 0].double(), expected, rtol=0, atol=1e-6)  # a few float32 roundings below 2
-
-
-@pytest.mark.parametrize("levels", LEVELS)
 def test_dequantisation_fills_each_bin_uniformly_and_quantize_undoes_it(levels):
     pixels, k = Pixels(levels, True, False), ramp(levels, n=4096)
     x = pixels.to_model(k, torch.Generator().manual_seed(0))
@@ -46,9 +38,13 @@ def test_largest_draw_stays_in_its_bin(levels, monkeypatch):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_uint8_spans_black_to_white(levels):
+def test_levels_are_midpoints_of_bins_without_dequantisation_and_uint8_spans_black_to_white(levels):
     pixels = Pixels(levels, False, False)
-    picture = pixels.to_uint8(pixels.to_model(ramp(levels)))
+    x = pixels.to_model(ramp(levels))
+    midpoints = 2 * (torch.arange(levels, dtype=torch.float64) + 0.5) / levels - 1
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x[0, 0, 0].double(), midpoints, rtol=0, atol=1e-6)  # a few float32 roundings below 2
+    picture = pixels.to_uint8(x)
     expected = (torch.arange(levels, dtype=torch.float64) * 255 / (levels - 1)).round().to(torch.uint8)
     assert torch.equal(picture[0, 0, 0], expected)
     outside = torch.tensor([[-3.0, 7.0]])
@@ -64,13 +60,9 @@ def test_flips_half_of_the_training_images_and_no_others():
     assert torch.equal(flipped, ~kept)
     assert abs(flipped.float().mean() - 0.5) < 5 * 0.5 / 1000**0.5  # five standard errors
     assert torch.equal(plain, Pixels(256, False, False).to_model(k, train=True))
-
-
-def test_same_generator_same_numbers_and_input_untouched():
     pixels, k = Pixels(17, True, True), ramp(17).clone()
-    a, b = (pixels.to_model(k, torch.Generator().manual_seed(seed), train=True) for seed in (1, 1))
-    c = pixels.to_model(k, torch.Generator().manual_seed(2), train=True)
-    assert torch.equal(a, b)
+    a, b, c = (pixels.to_model(k, torch.Generator().manual_seed(seed), train=True) for seed in (1, 1, 2))
+    assert torch.equal(a, b)  # the same generator gives the same numbers
     assert not torch.equal(a, c)
     assert torch.equal(k, ramp(17))
 

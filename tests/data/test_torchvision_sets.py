@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from idx_files import arrays, write_idx, write_idx_set
+from prepared_data import holds, prepared
 
 from flowdiff import registry
 from flowdiff.data.torchvision_sets import IDX_FILES, TorchvisionSet
@@ -37,14 +37,9 @@ def no_network(monkeypatch):
 def test_reads_idx_files_without_touching_the_network(name, tmp_path, no_network):
     train, test = arrays((28, 28), 12, 0), arrays((28, 28), 5, 1)
     write_idx_set(tmp_path, name, train, test)
-    data = registry.create("dataset", name, root=str(tmp_path), download=True)
-    data.prepare_data()
-    data.setup()
+    data = prepared(name, root=str(tmp_path), download=True)
     for split, (x, label) in ((data.train, train), (data.test, test)):
-        batch = split[:]
-        assert batch.x.dtype == torch.uint8
-        assert torch.equal(batch.x[:, 0], torch.from_numpy(x))
-        assert torch.equal(batch.label, torch.from_numpy(label).long())
+        holds(split, x[:, None], label)
     assert not no_network
 
 
@@ -63,21 +58,16 @@ def test_reads_cifar_batches(tmp_path, monkeypatch, no_network):
         monkeypatch.setattr(reader, field, [[file, None] for file, _ in getattr(reader, field)])
     monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": None})
 
-    data = registry.create("dataset", "cifar10", root=str(tmp_path), download=True)
-    data.prepare_data()
-    data.setup()
-    assert torch.equal(data.train[:].x, torch.from_numpy(np.concatenate([x for x, _ in parts[:5]])))
-    assert torch.equal(data.test[:].x, torch.from_numpy(parts[5][0]))
-    assert data.test[:].label.tolist() == parts[5][1].tolist()
+    data = prepared("cifar10", root=str(tmp_path), download=True)
+    holds(data.train, *(np.concatenate(part) for part in zip(*parts[:5], strict=True)))
+    holds(data.test, *parts[5])
     assert not no_network
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_files_without_download(name, tmp_path, no_network):
-    data = registry.create("dataset", name, root=str(tmp_path / "nowhere"), download=False)
-    data.prepare_data()
     with pytest.raises(DataError, match=r"nowhere.*dataset\.download=true.*dataset\.root"):
-        data.setup()
+        prepared(name, root=str(tmp_path / "nowhere"), download=False)
     assert not no_network
 
 
@@ -99,15 +89,20 @@ def test_download_completes_a_folder(name, tmp_path, monkeypatch):
     train, test = arrays((28, 28), 4, 0), arrays((28, 28), 2, 1)
     reader = getattr(torchvision.datasets, registry.resolve("dataset", name).reader)
     monkeypatch.setattr(reader, "download", lambda self: write_idx_set(Path(self.root), name, train, test))
-    data = registry.create("dataset", name, root=str(tmp_path / "new"), download=True)
-    data.prepare_data()
-    data.setup()
-    assert torch.equal(data.train[:].x[:, 0], torch.from_numpy(train[0]))
+    data = prepared(name, root=str(tmp_path / "new"), download=True)
+    holds(data.train, train[0][:, None], train[1])
     assert [path.name for path in (tmp_path / "new").iterdir()] == [Path(data.folder).parts[0]]  # no temporary left
 
 
-@pytest.mark.parametrize("damage", ["truncated", "short labels", "wrong size"])
-def test_damaged_files_are_refused(damage, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ("truncated", "cannot be read"),
+        ("short labels", "6 images but 5 labels"),
+        ("wrong size", r"shape \(1, 20, 20\)"),
+    ],
+)
+def test_damaged_files_are_refused(damage, sentence, tmp_path):
     side = 20 if damage == "wrong size" else 28
     write_idx_set(tmp_path, "mnist", arrays((side, side), 6, 0), arrays((side, side), 6, 1))
     folder = tmp_path / "MNIST/raw"
@@ -116,14 +111,8 @@ def test_damaged_files_are_refused(damage, tmp_path):
         images.write_bytes(images.read_bytes()[:-5])
     if damage == "short labels":
         write_idx(folder / IDX_FILES[1], np.zeros(5, np.uint8))
-    data = registry.create("dataset", "mnist", root=str(tmp_path))
-    sentence = {
-        "truncated": "cannot be read",
-        "short labels": "6 images but 5 labels",
-        "wrong size": r"shape \(1, 20, 20\)",
-    }
-    with pytest.raises(DataError, match=sentence[damage]):
-        data.setup()
+    with pytest.raises(DataError, match=sentence):
+        prepared("mnist", root=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -132,8 +121,7 @@ def test_real_files(name):
     component = registry.resolve("dataset", name)
     if root is None or not all((Path(root) / component.folder / file).is_file() for file in component.files):
         pytest.skip("FLOWDIFF_DATA does not hold the files")
-    data = registry.create("dataset", name, root=root, download=False)
-    data.setup()
+    data = prepared(name, root=root, download=False)
     assert (len(data.train), len(data.test)) == ((50000, 10000) if name == "cifar10" else (60000, 10000))
     assert data.test.label.unique().tolist() == list(range(10))
     assert data.test[:1000].x.max() == 255

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from prepared_data import prepared
 
 from flowdiff import registry
 from flowdiff.data.toy import Toy
@@ -12,10 +13,8 @@ TOYS = [name for name in registry.names("dataset") if issubclass(registry.resolv
 N = 20000
 
 
-def toy(name, **sizes):
-    data = registry.create("dataset", name, **{"num_train": N, "num_test": 500, **sizes})
-    data.setup()
-    return data
+def toy(name):
+    return prepared(name, num_train=N, num_test=500)
 
 
 def test_all_five_are_covered():
@@ -23,31 +22,21 @@ def test_all_five_are_covered():
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_centred_and_of_unit_scale(name):
-    x = toy(name).train[:].x
+def test_points_are_centred_of_unit_scale_balanced_and_the_same_in_every_run(name):
+    data, (x, label) = toy(name), toy(name).train[:]
     assert x.dtype == torch.float32
     assert x.shape == (N, 2)
     # Five standard errors of a mean whose standard deviation is at most 1.3; the scales are rounded to 1 %.
     assert x.mean(0).abs().max() < 5 * 1.3 / math.sqrt(N)
     assert abs(x.var(0).mean().sqrt() - 1) < 0.02
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_same_points_in_every_run_and_new_ones_in_the_test_split(name):
-    a, b = toy(name), toy(name)
-    assert torch.equal(a.train[:].x, b.train[:].x)
-    assert torch.equal(a.train[:].label, b.train[:].label)
-    assert len(a.test) == 500
-    assert not torch.isin(a.test[:].x[:, 0], a.train[:500].x[:, 0]).all()
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_classes_are_balanced(name):
-    data = toy(name)
-    counts = data.train[:].label.bincount(minlength=data.num_classes or 1).float() / N
+    counts = label.bincount(minlength=data.num_classes or 1).float() / N
     share = 1 / len(counts)
     assert len(counts) == (data.num_classes or 1)
     assert (counts - share).abs().max() <= 5 * math.sqrt(share * (1 - share) / N)  # five standard errors
+    assert torch.equal(data.train[:].x, x)
+    assert torch.equal(data.train[:].label, label)
+    assert len(data.test) == 500
+    assert not torch.isin(data.test[:].x[:, 0], x[:500, 0]).all()
 
 
 def test_moons_lie_on_their_half_circles():

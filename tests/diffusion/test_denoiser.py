@@ -21,6 +21,10 @@ def test_score_is_tweedie(scaling):
     x, sigma = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 1.0, 10.0])
     s, D = denoiser.score(x, sigma), denoiser(x, sigma)
     assert torch.allclose(x + append_dims(sigma**2, 4) * s, D, atol=1e-5)
+    denoiser.sigma_data.fill_(0.37)  # which travels with the weights
+    other = Denoiser(Half(), registry.create("scaling", scaling))
+    other.load_state_dict(denoiser.state_dict())
+    assert other.sigma_data == denoiser.sigma_data
 
 
 def test_raw_networks_have_no_density():
@@ -29,13 +33,6 @@ def test_raw_networks_have_no_density():
     for method in (denoiser.log_prob, denoiser.log_prob_and_denoised):
         with pytest.raises(NotADensity, match="network=Half does not have a log-density"):
             method(torch.zeros(1, 2), torch.ones(1))
-
-
-def test_sigma_data_travels_with_the_weights():
-    one, other = (Denoiser(Half(), registry.create("scaling", "edm")) for _ in range(2))
-    one.sigma_data.fill_(0.37)
-    other.load_state_dict(one.state_dict())
-    assert other.sigma_data == one.sigma_data
 
 
 def test_shapes():

@@ -42,15 +42,12 @@ def test_a_sweep_over_guidances_fills_the_table(folders, tmp_path):
     run = folders / "run"
     sweep = ["-m", f"run={run}", "evaluate=true", "num_samples=4", "metrics.num_samples=20", "seed=5", *ONLY_FRECHET]
     euler = ["sampler=euler", "sampler.num_steps=3"]
+    classifier = ["guidance=classifier", f"guidance.run={folders / 'classifier'}"]
     by = [
         ["guidance=cfg,flow_classifier", "guidance.scale=3", "guidance.interval=[0.2,3]", *euler],
         ["guidance=autoguidance", f"guidance.run={folders / 'weak'}", "guidance.rescale=0.5,0"],
-        ["guidance=classifier", f"guidance.run={folders / 'classifier'}", "guidance.dynamic_threshold=0.99"],
-        [
-            "guidance=classifier",
-            f"guidance.run={folders / 'classifier'}",
-            "guidance.inner={name: cfg, interval: [1,9]}",
-        ],
+        [*classifier, "guidance.dynamic_threshold=0.99"],
+        [*classifier, "guidance.inner={name: cfg, interval: [1,9]}"],
     ]
     for status, stderr in outcomes("sample", [[*sweep, *more] for more in by], tmp_path):
         assert status == 0, stderr

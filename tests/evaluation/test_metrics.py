@@ -46,30 +46,24 @@ def test_training_split_itself_scores_zero_and_the_floor_lies_above(digit_metric
     assert digit_metrics.train.statistics.n == 1500
 
 
-def test_distance_rises_under_noise(digit_metrics, digits):
-    x, generator = real(digits, digits.train), torch.Generator().manual_seed(0)
-    noise = torch.randn(x.shape, generator=generator)
-    distances = [digit_metrics.frechet(x + s * noise)["fd_digits_cnn"] for s in (0, 0.1, 0.2, 0.4, 0.8, 1.6)]
-    assert distances == sorted(distances)
-    # Noise of a fifth of the grey range is worse than unseen digits.
-    assert distances[3] > 2 * digit_metrics.floor("frechet")["fd_digits_cnn"]
-
-
-def test_distance_rises_under_blur(digit_metrics, digits):
-    x, distances = real(digits, digits.train), []
+def test_distance_rises_under_noise_and_blur_and_with_every_class_that_is_dropped(digit_metrics, digits):
+    x, floor = real(digits, digits.train), digit_metrics.floor("frechet")["fd_digits_cnn"]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]])[None, None] / 16
     blurred = functional.conv2d(functional.pad(x, (1, 1, 1, 1), mode="replicate"), kernel)
-    for strength in (0, 0.25, 0.5, 0.75, 1):
-        distances.append(digit_metrics.frechet(x + strength * (blurred - x))["fd_digits_cnn"])
-    assert distances == sorted(distances)
-    assert distances[-1] > 5 * digit_metrics.floor("frechet")["fd_digits_cnn"]
-
-
-def test_distance_rises_with_every_class_that_is_dropped(digit_metrics, digits):
-    x = real(digits, digits.train)
-    distances = [digit_metrics.frechet(x[digits.train.label >= k])["fd_digits_cnn"] for k in range(9)]
-    assert distances == sorted(distances)
-    assert distances[1] > digit_metrics.floor("frechet")["fd_digits_cnn"]
+    noised, blurs, dropped = (
+        [digit_metrics.frechet(changed)["fd_digits_cnn"] for changed in series]
+        for series in (
+            [x + s * noise for s in (0, 0.1, 0.2, 0.4, 0.8, 1.6)],
+            [x + strength * (blurred - x) for strength in (0, 0.25, 0.5, 0.75, 1)],
+            [x[digits.train.label >= k] for k in range(9)],
+        )
+    )
+    for distances in (noised, blurs, dropped):
+        assert distances == sorted(distances)
+    assert noised[3] > 2 * floor  # noise of a fifth of the grey range is worse than unseen digits
+    assert blurs[-1] > 5 * floor
+    assert dropped[1] > floor
 
 
 def test_features_and_floors_of_real_data_are_read_from_the_cache(digit_metrics, metrics_of, digits, monkeypatch):
@@ -80,28 +74,21 @@ def test_features_and_floors_of_real_data_are_read_from_the_cache(digit_metrics,
     assert again.train.statistics.n == 1500
 
 
-@pytest.mark.parametrize("change", ["data", "weights", "preprocessing", "settings"])
-def test_another_cache_file_for(change, tiny, tmp_path, metrics_of, monkeypatch):
+def test_another_cache_file_for_other_data_settings_weights_and_preprocessing(tiny, tmp_path, metrics_of, monkeypatch):
     monkeypatch.setitem(features.TRAINING, "steps", 1)
+    other = copy.deepcopy(tiny)
+    other.test.x[7, 0, 3, 3] ^= 1
 
-    def make(data, **overrides):
-        metrics = metrics_of(data, cache_dir=str(tmp_path), **overrides)
-        metrics.floor("memorisation")
-        return {path.name for path in (tmp_path / "floors").iterdir()}
+    def files(data=tiny, **overrides):
+        metrics_of(data, cache_dir=str(tmp_path), **overrides).floor("memorisation")
+        return len(list((tmp_path / "floors").iterdir()))
 
-    given, changed = tiny, {}
-    first = make(tiny)
-    assert make(tiny) == first
-    if change == "data":
-        given = copy.deepcopy(tiny)
-        given.test.x[7, 0, 3, 3] ^= 1
-    elif change == "weights":
-        monkeypatch.setitem(features.TRAINING, "seed", 1)
-    elif change == "preprocessing":
-        monkeypatch.setattr(features.SmallCNN, "preprocessing", "another")
-    else:
-        changed = {"compare": {"memorisation": {"quantile": 0.02, "num_samples": 1000}}}
-    assert len(make(given, **changed)) == 2
+    assert [files(), files(), files(other)] == [1, 1, 2]
+    assert files(compare={"memorisation": {"quantile": 0.02, "num_samples": 1000}}) == 3
+    monkeypatch.setitem(features.TRAINING, "seed", 1)
+    assert files() == 4
+    monkeypatch.setattr(features.SmallCNN, "preprocessing", "another")
+    assert files() == 5
 
 
 def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
@@ -133,10 +120,7 @@ def test_table_of_a_density_on_vectors(metrics_of, points, gaussian):
 
 
 def test_table_of_a_raw_network_on_images(metrics_of, digits, digits_cnn, raw):
-    def sample_fn(n, seed):
-        return real(digits, digits.train)[:n]
-
-    found = metrics_of(digits, num_samples=60).evaluate(raw(), sample_fn, 0)
+    found = metrics_of(digits, num_samples=60).evaluate(raw(), lambda n, seed: real(digits, digits.train)[:n], 0)
     # There are fewer samples than features, which still gives a number.
     assert math.isfinite(found["fd_digits_cnn"])
     assert found["extractor_accuracy"] == digits_cnn.accuracy
@@ -161,9 +145,15 @@ def test_sigma_of_the_likelihood(metrics_of, points, gaussian, sigma_eval, expec
 def test_what_is_switched_off_is_not_measured(metrics_of, tiny, gaussian):
     unlabelled = copy.copy(tiny)
     unlabelled.num_classes = None
+    unread = copy.copy(unlabelled)
+    unread.train = unread.test = None
+    with pytest.raises(ConfigurationError, match=r"set metrics\.frechet=false"):
+        metrics_of(unread)
     off = dict.fromkeys(("frechet", "likelihood", "classify", "outliers", "interpolate"), False)
     found = metrics_of(unlabelled, **off).evaluate(gaussian(), None, 0)
     assert set(found) == {"test_loss", "test_loss_se"}
+    home = metrics_of(unlabelled, cache_dir="~/somewhere", **off).cache_dir
+    assert not str(home).startswith("~")
 
 
 @pytest.fixture
@@ -178,7 +168,7 @@ def conditional(gaussian, labels_as_vectors):
     return gaussian(std=0.1, network=OfClasses, conditioner=labels_as_vectors)
 
 
-def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, conditional):
+def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, conditional, monkeypatch):
     found = metrics_of(tiny, frechet=False).densities(conditional, 0)
     assert set(found) == {
         *("bpd", "bpd_se", "class_accuracy", "class_accuracy_se", "class_ece", "num_classified", "auroc_permuted"),
@@ -189,17 +179,20 @@ def test_table_of_a_class_conditional_density_on_images(metrics_of, tiny, condit
     assert found["num_classified"] == 60
     # In an image of noise any order of the pixels is equally likely; only the dequantisation noise differs.
     assert found["auroc_permuted"] == pytest.approx(0.5, abs=0.02)
-
-
-def test_auto_classifies_a_cheap_number_of_samples_and_true_all(metrics_of, tiny, conditional, monkeypatch):
     monkeypatch.setattr(module, "AUTO_EVALUATIONS", 100)
-    for asked, n in (("auto", 25), (True, 60)):
+    for asked, n in (("auto", 25), (True, 60)):  # a cheap number of samples, and all
         metrics = metrics_of(tiny, frechet=False, classify=asked, outliers=False, interpolate=False)
         assert metrics.densities(conditional, 0)["num_classified"] == n
 
 
 def test_true_is_refused_if_the_model_or_the_data_do_not_allow_it(metrics_of, points, tiny, gaussian, raw):
     density, raw = gaussian(), raw()
+    once = gaussian()
+    once.network.twice_differentiable = False
+    with pytest.raises(
+        ConfigurationError, match=r"metrics\.ode\.measure=true needs a score that can be differentiated"
+    ):
+        metrics_of(points, ode={**ODE, "measure": True}).check(once)
     for data, model, key, sentence in (
         (tiny, raw, "classify", r"metrics\.classify=true needs a normalised density: take network=score_flow; or set "),
         (
@@ -219,6 +212,42 @@ def test_true_is_refused_if_the_model_or_the_data_do_not_allow_it(metrics_of, po
             assert not metrics.wants(key, model)
 
 
+WRONG_COMPARISONS = [
+    ({"precison_recall": {}}, "comparison=precison_recall is unknown: did you mean 'precision_recall'"),
+    ({"mmd": {}}, r"metrics\.compare\.mmd\.num_samples is missing"),
+    ({"mmd": {"num_samples": 1}}, r"metrics\.compare\.mmd\.num_samples=1 is not allowed"),
+    ({"mmd": {"num_sample": 9}}, r"metrics\.compare\.mmd\.num_sample is not a setting of comparison=mmd: did you"),
+    ({"inception_score": {"splits": 1}}, r"inception_score needs a classifier of images, and dataset=points"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"ode": {**ODE, "rtol": -1}}, r"^metrics\.ode\.rtol=-1 is not allowed: input should be greater than 0\.$"),
+        ({"ode": {**ODE, "x": 1}}, r"^metrics\.ode\.x is not a setting of metrics\.ode: allowed are measure, "),
+        ({"ode": {"measure": True}}, r"^metrics\.ode\.rtol is missing: metrics\.ode needs it\.$"),
+        ({"ode": True}, r"^metrics\.ode=True is not allowed: it is a group of settings; set metrics\.ode\.measure, "),
+        ({"classify": None}, r"^metrics\.classify=None is not allowed: input should be 'auto', or input should be a"),
+        ({"sigma_eval": -1.0}, r"^metrics\.sigma_eval=-1\.0 is not allowed: input should be 'auto', or input"),
+        ({"num_samples": 1}, r"metrics\.num_samples=1"),
+        *(({"compare": compare}, sentence) for compare, sentence in WRONG_COMPARISONS),
+    ],
+)
+def test_wrong_settings_are_sentences(metrics_of, points, overrides, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        metrics_of(points, **overrides)
+
+
+def test_a_single_sample_is_refused_and_samples_of_a_diverged_model_are_nan_everywhere(metrics_of, points):
+    with pytest.raises(DataError, match="at least 2 samples"):
+        metrics_of(points).frechet(torch.zeros(1, 2))
+    metrics = metrics_of(points, repeats=2, num_samples=20)
+    found = metrics.quality(lambda n, seed: torch.full((n, 2), math.nan), 0)
+    assert all(math.isnan(found[f"{name}{part}"]) for name in ("fd_data", *COMPARED) for part in ("", "_sd"))
+    assert all(math.isfinite(found[f"{name}_floor"]) for name in ("fd_data", *COMPARED))
+
+
 def test_an_inverse_that_does_not_converge_only_drops_the_interpolation(metrics_of, points, gaussian, caplog):
     class Lost(GaussianFlow):
         def decode(self, z, sigma, cond=None):
@@ -227,29 +256,6 @@ def test_an_inverse_that_does_not_converge_only_drops_the_interpolation(metrics_
     found = metrics_of(points).densities(gaussian(network=Lost), 0)
     assert set(found) == {"nats_per_dim", "nats_per_dim_se"}
     assert "not interpolated: the inverse is off." in caplog.text
-
-
-def test_images_without_classes_stop_before_anything_is_read(metrics_of, tiny):
-    unlabelled = copy.copy(tiny)
-    unlabelled.num_classes = unlabelled.train = unlabelled.test = None
-    with pytest.raises(ConfigurationError, match=r"set metrics\.frechet=false"):
-        metrics_of(unlabelled)
-
-
-def test_a_single_sample_is_refused(metrics_of, points):
-    with pytest.raises(DataError, match="at least 2 samples"):
-        metrics_of(points).frechet(torch.zeros(1, 2))
-    with pytest.raises(ConfigurationError, match=r"metrics\.num_samples=1"):
-        metrics_of(points, num_samples=1)
-
-
-def test_samples_of_a_diverged_model_are_nan_everywhere(metrics_of, points):
-    def sample_fn(n, seed):
-        return torch.full((n, 2), math.nan)
-
-    found = metrics_of(points, num_samples=20).quality(sample_fn, 0)
-    assert all(math.isnan(found[name]) for name in ("fd_data", *COMPARED))
-    assert all(math.isfinite(found[f"{name}_floor"]) for name in ("fd_data", *COMPARED))
 
 
 def test_fewer_samples_than_features_are_warned_about_once(metrics_of, digits, digits_cnn, caplog):
@@ -287,21 +293,6 @@ def test_the_extractor_sees_real_samples_once_and_part_of_the_features_of_a_larg
     assert passed == [250, 250, 100]
 
 
-@pytest.mark.parametrize(
-    ("compare", "sentence"),
-    [
-        ({"precison_recall": {}}, "comparison=precison_recall is unknown: did you mean 'precision_recall'"),
-        ({"mmd": {}}, r"metrics\.compare\.mmd\.num_samples is missing"),
-        ({"mmd": {"num_samples": 1}}, r"metrics\.compare\.mmd\.num_samples=1 is not allowed"),
-        ({"mmd": {"num_sample": 9}}, r"metrics\.compare\.mmd\.num_sample is not a setting of comparison=mmd: did you"),
-        ({"inception_score": {"splits": 1}}, r"inception_score needs a classifier of images, and dataset=points"),
-    ],
-)
-def test_wrong_lines_of_compare_are_sentences(metrics_of, points, compare, sentence):
-    with pytest.raises(ConfigurationError, match=sentence):
-        metrics_of(points, compare=compare)
-
-
 @pytest.mark.parametrize("option", config.options("metrics"))
 def test_every_comparison_of_every_option_exists_and_takes_its_settings(option, points, tiny, tmp_path):
     node = config.defaults("metrics", option)
@@ -310,9 +301,6 @@ def test_every_comparison_of_every_option_exists_and_takes_its_settings(option, 
     data = tiny if option == "inception" else points
     metrics = registry.create("metrics", node, data=data, inception_weights=weights)
     assert list(metrics.comparisons) == ["frechet", *node["compare"]]
-
-
-def test_every_comparison_is_in_some_option():
     lines = {name for option in config.options("metrics") for name in config.defaults("metrics", option)["compare"]}
     assert set(registry.names("comparison")) == {"frechet", *lines}
 
@@ -354,45 +342,3 @@ def test_likelihood_over_a_sweep_of_sigma_and_by_the_ode(metrics_of, points, gau
     assert found["nats_per_dim_ode"] == pytest.approx(found["nats_per_dim"], abs=5e-5)
     assert found["nats_per_dim_ode_se"] == pytest.approx(found["nats_per_dim_se"], rel=1e-3)
     assert set(metrics.densities(raw(std=0.4), 0)) == {"nats_per_dim_ode", "nats_per_dim_ode_se"}
-
-
-def test_the_ode_refuses_a_flow_that_has_one_derivative(metrics_of, points, gaussian):
-    model = gaussian()
-    model.network.twice_differentiable = False
-    with pytest.raises(
-        ConfigurationError, match=r"metrics\.ode\.measure=true needs a score that can be differentiated"
-    ):
-        metrics_of(points, ode={**ODE, "measure": True}).check(model)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        ({"ode": {**ODE, "rtol": -1}}, r"^metrics\.ode\.rtol=-1 is not allowed: input should be greater than 0\.$"),
-        (
-            {"ode": {**ODE, "x": 1}},
-            r"^metrics\.ode\.x is not a setting of metrics\.ode: allowed are measure, ",
-        ),
-        ({"ode": {"measure": True}}, r"^metrics\.ode\.rtol is missing: metrics\.ode needs it\.$"),
-        ({"ode": True}, r"^metrics\.ode=True is not allowed: it is a group of settings; set metrics\.ode\.measure, "),
-        ({"classify": None}, r"^metrics\.classify=None is not allowed: input should be 'auto', or input should be a"),
-        (
-            {"sigma_eval": -1.0},
-            r"^metrics\.sigma_eval=-1\.0 is not allowed: input should be 'auto', or input",
-        ),
-    ],
-)
-def test_wrong_settings_of_the_ode_and_of_auto_are_sentences(metrics_of, points, overrides, sentence):
-    with pytest.raises(ConfigurationError, match=sentence):
-        metrics_of(points, **overrides)
-
-
-def test_home_is_expanded(points):
-    metrics = registry.create("metrics", "default", data=points, cache_dir="~/somewhere")
-    assert not str(metrics.cache_dir).startswith("~")
-
-
-def test_samples_of_a_diverged_model_have_a_nan_as_distance(metrics_of, points):
-    found = metrics_of(points, repeats=2, num_samples=50).quality(lambda n, seed: torch.full((n, 2), math.nan), 0)
-    assert math.isnan(found["fd_data"])
-    assert math.isnan(found["fd_data_sd"])

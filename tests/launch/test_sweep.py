@@ -1,11 +1,9 @@
 """`python train.py -m`: what a user sees of a sweep, from the command line to its folder."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from cli_process import ROOT, check_interrupted_sweep, numbers, outcomes
+from cli_process import check_interrupted_sweep, code, numbers, outcomes
 from runs import TINY
 
 from flowdiff.runs.run_folder import RunFolder
@@ -32,84 +30,50 @@ class Broken(Karras):
 '''
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """Several commands, one after the other: (exit status, stderr) of each, and their folder."""
-    cwd = tmp_path_factory.mktemp("sweeps")
-    (cwd / "plugin.py").write_text(PLUGIN)
-    RunFolder(cwd / "run").write_config({})
-    tiny = [*(o for o in TINY if "max_steps" not in o), "trainer.max_steps=2"]
-    sweep = ["-m", *tiny, "hydra.sweep.dir=multirun/s"]
-    commands = {
-        "first": [*sweep, "seed=1,2"],
-        "again": ["-m", "seed=1,2,3", *reversed(tiny), "hydra.sweep.dir=multirun/s", "logger=csv"],
-        "senseless": [*sweep, "hydra.sweep.dir=multirun/none", "seed=1,2", "scaling=score,edm,eps"],
-        "retry": [*sweep, "retry=some", "seed=1,2"],
-        "resume": [*sweep, "resume=run", "seed=1,2"],
-        "slots": [*sweep, "hydra.launcher.jobs_per_device=0", "force=true", "seed=1,2"],
-        "broken": [*sweep, "plugins=[plugin.py]", "schedule=broken", "schedule.works=true,false", "seed=1"],
-    }
-    return dict(zip(commands, outcomes("train", list(commands.values()), cwd), strict=True)), cwd
-
-
-def folders(cwd, schedule="karras"):
+def folders(sweep, schedule="karras"):
     """The run folders of the sweep that have this schedule, by seed and whether it works."""
-    found = [RunFolder(path) for path in (cwd / "multirun" / "s").iterdir() if path.is_dir()]
-    configs = [(folder, folder.config()) for folder in found]
-    chosen = [(f, c) for f, c in configs if c["schedule"]["name"] == schedule]
+    found = [(folder, folder.config()) for folder in map(RunFolder, sweep.iterdir()) if folder.path.is_dir()]
+    chosen = [(f, c) for f, c in found if c["schedule"]["name"] == schedule]
     keyed = {(c["seed"], c["schedule"].get("works", True)): f for f, c in chosen}
     assert len(keyed) == len(chosen)  # no run has two folders
     return keyed
 
 
-def test_a_sweep_leaves_complete_runs_and_runs_none_of_them_again(ran):
-    results, cwd = ran
-    assert results["first"] == results["again"] == (0, "")
-    found = folders(cwd)
-    assert found.keys() == {(1, True), (2, True), (3, True)}
-    for (seed, _), folder in found.items():  # complete: a refused force=true has deleted nothing
+def test_sweeps_one_after_the_other_in_one_folder(tmp_path):
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    RunFolder(tmp_path / "run").write_config({})
+    tiny = [*(o for o in TINY if "max_steps" not in o), "trainer.max_steps=2"]
+    sweep = ["-m", *tiny, "hydra.sweep.dir=multirun/s"]
+    senseless = ["4 of 6 jobs make no sense, so none was started:"]
+    senseless += [f"  seed={seed} scaling={scaling}: " for seed in (1, 2) for scaling in ("edm", "eps")]
+    failed = "schedule.works=False failed: this schedule is broken: take another."
+    expected = [  # a command, and what the lines on stderr begin with
+        ([*sweep, "seed=1,2"], []),
+        (["-m", "seed=1,2,3", *reversed(tiny), "hydra.sweep.dir=multirun/s", "logger=csv"], []),
+        ([*sweep, "hydra.sweep.dir=multirun/none", "seed=1,2", "scaling=score,edm,eps"], senseless),
+        ([*sweep, "retry=some", "seed=1,2"], ["retry=some is not allowed: set it to failed"]),
+        ([*sweep, "resume=run", "seed=1,2"], ["resume=run"]),
+        ([*sweep, "hydra.launcher.jobs_per_device=0", "force=true"], ["hydra.launcher.jobs_per_device=0 is not all"]),
+        ([*sweep, "plugins=[plugin.py]", "schedule=broken", "schedule.works=true,false", "seed=1"], [failed]),
+    ]
+    found = outcomes("train", [command for command, _ in expected], tmp_path)
+    for (status, stderr), (_, begins) in zip(found, expected, strict=True):
+        assert (status, len(stderr.splitlines())) == (2 if begins else 0, len(begins)), stderr
+        assert all(map(str.startswith, stderr.splitlines(), begins)), stderr
+    assert not (tmp_path / "multirun" / "none").exists()
+    complete = folders(tmp_path / "multirun" / "s")
+    assert complete.keys() == {(1, True), (2, True), (3, True)}
+    for (seed, _), folder in complete.items():  # a refused force=true has deleted nothing, and nothing ran twice
         assert (folder.result()["seed"], folder.result()["sweep"]) == (seed, "s")
         assert (folder.path / "train.log").read_text().count("model score_flow") == 1
-
-
-def test_all_jobs_that_make_no_sense_are_named_and_nothing_starts(ran):
-    results, cwd = ran
-    status, stderr = results["senseless"]
-    assert status == 2
-    head, *lines = stderr.splitlines()
-    assert head == "4 of 6 jobs make no sense, so none was started:"
-    jobs = [f"  seed={seed} scaling={scaling}" for seed in (1, 2) for scaling in ("edm", "eps")]
-    assert [line.partition(": ")[0] for line in lines] == jobs
-    assert not (cwd / "multirun" / "none").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("retry", "retry=some is not allowed: set it to failed"),
-        ("resume", "resume=run"),
-        ("slots", "jobs_per_device=0 is not allowed"),
-    ],
-)
-def test_bad_input_is_a_sentence(ran, name, message):
-    status, stderr = ran[0][name]
-    assert status == 2
-    assert message in stderr
-    assert "Traceback" not in stderr
-
-
-def test_a_failed_run_is_a_sentence_a_file_and_an_exit_status(ran):
-    results, cwd = ran
-    assert results["broken"] == (2, "schedule.works=False failed: this schedule is broken: take another.\n")
-    runs = folders(cwd, "broken")
+    runs = folders(tmp_path / "multirun" / "s", "broken")
     assert runs[1, True].is_complete
-    assert json.loads(runs[1, False].failed_file.read_text()) == {"error": "this schedule is broken: take another."}
+    assert json.loads(runs[1, False].failed_file.read_text()) == {"error": failed.partition("failed: ")[2]}
 
 
 def test_the_launcher_is_found_without_torch():
     probe = "import sys, hydra_plugins.flowdiff; print([m for m in ('torch', 'lightning', 'rich') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert code(probe).communicate()[0] == "[]\n"
 
 
 @pytest.mark.slow

@@ -58,11 +58,6 @@ def head(browser, title):
     return f"#table thead th:nth-child({place(browser, title)}) button"
 
 
-def select_row(browser, words):
-    browser.type("#filter", words)
-    browser.click("#table tbody tr:not([hidden]) input")
-
-
 def differences(browser, left, right):
     """The comparison of two runs: key to their values."""
     browser.choose("#left", left)
@@ -169,21 +164,23 @@ def test_every_run_and_every_way_of_sampling_can_be_shown(browser):
     assert column(browser, "num_steps") == ["100"] * 8
 
 
-def test_the_best_is_bold_and_incomplete_runs_are_listed(browser):
+def test_the_best_is_bold_incomplete_runs_are_listed_and_plots_are_shown(browser):
     assert len(browser.texts("#table td.best")) >= 4
     assert browser.run("return getComputedStyle(document.querySelector('#table td.best')).fontWeight") == "700"
     assert any("loss is nan at step 40" in row for row in browser.texts("#incomplete tbody tr"))
+    browser.run("document.querySelectorAll('.plots img').forEach((i) => { i.loading = 'eager' })")
+    decoded = "(i) => i.decode().then(() => [i.naturalWidth, i.alt])"
+    sizes = browser.run(f"return Promise.all([...document.querySelectorAll('.plots img')].map({decoded}))")
+    assert len(sizes) == 8
+    assert all(width > 300 and alt for width, alt in sizes)
 
 
-def test_the_comparison_shows_only_differing_keys(browser):
+def test_the_comparison_shows_only_differing_keys_and_absent_ones(browser):
     pair = ("n_flows=1,activation=elu,seed=0", "n_flows=5,activation=softplus,seed=0")
     assert differences(browser, *pair) == {"flow.n_flows": ["1", "5"], "activation.name": ["elu", "softplus"]}
     assert browser.texts("#diff thead th")[1:] == list(pair)
     browser.click("#housekeeping")
     assert {"flow.n_flows", "activation.name", "paths.output_dir", "logger.group"} <= set(differences(browser, *pair))
-
-
-def test_the_comparison_shows_absent_keys_and_equal_runs(browser):
     unet = "network=unet,seed=0"
     rows = differences(browser, unet, "n_flows=1,activation=elu,seed=0")
     assert (rows["network.channels"], rows["network.name"]) == (["32", "not set"], ["unet", "score_flow"])
@@ -195,25 +192,21 @@ def test_samples_are_shown_side_by_side(browser):
     def shown():
         return browser.run("return [...document.querySelectorAll('#gallery img')].map((i) => i.naturalWidth)")
 
+    def select_row(words):
+        browser.type("#filter", words)
+        browser.click("#table tbody tr:not([hidden]) input")
+
     assert len(shown()) == 6  # the best settings, before the user selects any
     browser.click("#clear")
     assert shown() == []
     browser.choose("#view", "every run")
-    select_row(browser, "n_flows=1 seed=0")
-    select_row(browser, "n_flows=20")
+    select_row("n_flows=1 seed=0")
+    select_row("n_flows=20")
     browser.run("document.querySelector('#gallery').scrollIntoView()")
     browser.run("return Promise.all([...document.querySelectorAll('#gallery img')].map((i) => i.decode()))")
     assert shown() == [80]
     assert browser.texts("#samples-note") == ["1 of the selected runs have no samples.png."]
     browser.click("#clear")
     browser.choose("#view", "settings, mean ± sd over seeds")
-    select_row(browser, "unet")
+    select_row("unet")
     assert len(shown()) == 3  # a setting shows all of its seeds
-
-
-def test_plots_are_in_the_page(browser):
-    browser.run("document.querySelectorAll('.plots img').forEach((i) => { i.loading = 'eager' })")
-    decoded = "(i) => i.decode().then(() => [i.naturalWidth, i.alt])"
-    sizes = browser.run(f"return Promise.all([...document.querySelectorAll('.plots img')].map({decoded}))")
-    assert len(sizes) == 8
-    assert all(width > 300 and alt for width, alt in sizes)

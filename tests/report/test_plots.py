@@ -27,14 +27,12 @@ def drawn(swept):
     return figures(swept)
 
 
-def test_every_question_has_its_plot(drawn):
+def test_every_question_has_its_plot_a_small_picture(drawn):
     assert set(drawn) == {
         *("by_network.name", "by_flow.n_flows", "by_activation.name", "by_sampling_steps"),
         *("against_nfe", "against_parameters", "against_train_seconds", "curves"),
     }
 
-
-def test_figures_are_small_pictures(drawn):
     for slug, figure in drawn.items():
         data = png(figure)
         assert np.asarray(Image.open(io.BytesIO(data)).convert("L")).std() > 5, f"{slug} is blank"
@@ -126,8 +124,8 @@ def test_a_logarithmic_axis_has_plain_labels(tmp_path, high, shown):
     figure = by_parameter(read([write_runs(tmp_path, *lines)]).table, "flow.n_flows", ["fd_cnn"])
     png(figure)
     low, top = figure.axes[0].get_ylim()
-    labels = [t.get_text() for t in figure.axes[0].get_yticklabels() if low <= t.get_position()[1] <= top]
-    assert labels == shown
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels if low <= label.get_position()[1] <= top] == shown
 
 
 def test_several_guidance_scales_have_a_plot_and_a_constant_number_of_steps_has_none(tmp_path):
@@ -150,7 +148,7 @@ def test_pareto_front_holds_the_points_that_no_other_beats(sign):
     assert pareto_front(points, sign) == sorted({p for p in points if not beaten(p)})
 
 
-def test_the_pareto_front_is_drawn(drawn, swept):
+def test_the_pareto_front_and_the_curves_of_every_run_are_drawn(drawn, swept):
     points = [(row.metrics["train_seconds"][0], row.metrics["fd_cnn"][0]) for row in swept.table.rows]
     lines = drawn["against_train_seconds"].axes[0].get_lines()
     front = next(line for line in lines if line.get_linestyle() == "--")
@@ -158,23 +156,19 @@ def test_the_pareto_front_is_drawn(drawn, swept):
     np.testing.assert_allclose(np.column_stack(front.get_data()), expected)
     assert 1 < len(expected) < len(points)
 
-
-def test_curves_overlay_every_run(drawn, swept):
     axes = drawn["curves"].axes[0]
     (collection,) = axes.collections
     assert len(collection.get_segments()) == len(swept.runs)
     assert axes.get_title("left") == "train_loss"
 
 
-def test_a_curve_of_one_point_has_no_panel(tmp_path):
-    (write_run(tmp_path / "a") / "metrics.csv").write_text("step,train_loss,val_loss\n50,0.5,\n100,0.4,0.45\n")
+def test_a_curve_of_one_point_has_no_panel_and_without_curves_there_is_no_plot(tmp_path):
+    curves = write_run(tmp_path / "a") / "metrics.csv"
+    curves.write_text("step,train_loss,val_loss\n50,0.5,\n100,0.4,0.45\n")
     report = read([tmp_path])
     panels = training_curves(report.runs, report.table).axes
     assert [axes.get_title("left") for axes in panels] == ["train_loss"]
-
-
-def test_without_curves_there_is_no_plot(tmp_path):
-    (write_run(tmp_path / "a") / "metrics.csv").unlink()
+    curves.unlink()
     assert figures(read([tmp_path])) == {}
 
 
@@ -183,3 +177,40 @@ def test_missing_and_infinite_values_are_left_out(tmp_path):
     lines += ["flow.n_flows=2 flow.extra=null result.metrics={} result.parameters=null"]
     found = {slug for slug, figure in figures(read([write_runs(tmp_path, *lines)])).items() if png(figure)}
     assert {"by_flow.n_flows", "by_flow.extra"} <= found
+
+
+HEAD = "sampler,num_steps,guidance,guidance_scale,guidance_interval,fd_cnn,sample_accuracy,sample_accuracy_floor\n"
+
+
+def sampled(folder, text):
+    """The sampling table and the figures of a report on one run with this evaluations.csv."""
+    (write_run(folder / "a") / "evaluations.csv").write_text(text)
+    made = read([folder])
+    return made.sampling, figures(made)
+
+
+def test_each_guidance_has_a_curve_through_its_scales_in_order(tmp_path):
+    rows = "heun,18,none,,,5.0,0.90,0.99\nheun,18,cfg,3,null,4.0,0.98,0.99\nheun,18,cfg,1.5,null,3.0,0.95,0.99\n"
+    rows += 'heun,18,flow_classifier,1.5,null,3.5,0.94,0.99\nheun,18,cfg,3,"[0.2, 3.0]",2.0,0.97,0.99\n'
+    table, figures = sampled(tmp_path, HEAD + rows)
+    assert table.parameters == ["sampler", "num_steps", "guidance", "guidance_scale", "guidance_interval"]
+    axes = figures["guidance_tradeoff"].axes[0]
+    curves = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
+    assert curves["guidance=cfg, guidance_interval=null"] == [(0.95, 3.0), (0.98, 4.0)]
+    assert curves["guidance=cfg, guidance_interval=[0.2, 3.0]"] == [(0.97, 2.0)]
+    assert curves["guidance=none"] == [(0.9, 5.0)]
+    assert sorted(text.get_text() for text in axes.texts) == ["1.5", "1.5", "3", "3"]
+    assert png(figures["guidance_tradeoff"])
+
+
+@pytest.mark.parametrize(
+    "rows", ["heun,18,cfg,2,null,4,0.98,0.99\n", "heun,18,cfg,2,null,4,,\nheun,18,cfg,3,null,5,,\n"]
+)
+def test_without_several_scales_or_an_accuracy_there_is_no_curve(tmp_path, rows):
+    assert "guidance_tradeoff" not in sampled(tmp_path, HEAD + rows)[1]
+
+
+def test_settings_that_rows_of_an_older_version_lack_have_no_column(tmp_path):
+    head = "sampler,num_steps,guidance,guidance_scale,fd_cnn,guidance_interval,sampler_s_churn\n"
+    table, _ = sampled(tmp_path, f"{head}heun,18,cfg,2,4.0,,\nheun,18,cfg,3,4.5,null,0.0\n")
+    assert table.parameters == ["sampler", "num_steps", "guidance_scale"]

@@ -50,23 +50,19 @@ def test_markdown_has_the_best_in_bold_and_empty_cells(swept):
     assert sum(row["bpd"].startswith("**") for row in rows) == 1
 
 
-def test_a_diverged_seed_shows_in_its_row(table_of):
+def test_markdown_shows_a_diverged_seed_and_escapes_bars(table_of, tmp_path):
     assert "inf" in text.to_markdown(table_of(fid={1: [3.0, inf], 2: [1.0, 2.0]}))
+    assert "| a\\|b |" in text.to_markdown(read([write_runs(tmp_path / "x", "loss.name=a|b", "loss.name=c")]).table)
 
 
-def test_markdown_escapes_bars(tmp_path):
-    assert "| a\\|b |" in text.to_markdown(read([write_runs(tmp_path, "loss.name=a|b", "loss.name=c")]).table)
-
-
-def test_csv_holds_full_precision(swept):
+def test_the_csv_holds_full_precision_and_every_metric(swept):
     frame = pd.read_csv(io.StringIO(text.to_csv(swept.table)))
     for part, at, precision in (("mean", 0, 1e-12), ("sd", 1, 1e-9), ("n", 2, 0)):
         expected = [row.metrics["fd_cnn"][at] for row in swept.table.rows]
         assert list(frame[f"fd_cnn.{part}"]) == pytest.approx(expected, rel=precision)
     assert (len(frame), set(frame["fd_cnn.n"]), frame["bpd.mean"].isna().sum()) == (9, {3}, 1)
 
-
-def test_metrics_that_accompany_another_one_are_only_in_the_csv(swept):
+    # Metrics that accompany another one are only here.
     assert "bpd_se.mean,bpd_se.sd" in text.to_csv(swept.table)
     shown = set(heads(text.to_markdown(swept.table)))
     assert {"fd_cnn", "bpd", "train_seconds"} <= shown
@@ -81,20 +77,17 @@ def test_parameters_that_a_name_decides_are_in_a_note_and_have_no_column(tmp_pat
     assert set(table.parameters) == {"network.name", "network.channels", "flow.n_flows", "trainer.max_steps"}
     assert heads(text.to_markdown(table))[:3] == ["network.name", "flow.n_flows", "seeds"]
     notes = " ".join(text.report_notes(report.runs, table))
-    for part in ("Decided by network.name: ", "network.channels (unet [8, 16])", "unet 300", "mlp 1000"):
-        assert part in notes
-    assert "score_flow 1000" in notes
+    decided = "Decided by network.name: ", "network.channels (unet [8, 16])", "unet 300", "mlp 1000", "score_flow 1000"
+    assert all(part in notes for part in decided)
     assert set(table.parameters) <= set(pd.read_csv(io.StringIO(text.to_csv(table))).columns)
 
 
-def test_constant_values_are_in_a_note_and_have_no_column(swept):
+def test_constant_values_are_in_a_note_and_have_no_column_and_incomplete_runs_are_listed(swept):
     assert "num_samples" not in text.to_markdown(swept.table)
     notes = " ".join(text.report_notes(swept.runs, swept.table))
     assert "num_samples 1,000" in notes
     assert "29 runs: 27 complete, 1 failed, 1 unfinished." in notes
 
-
-def test_incomplete_runs_are_listed(swept):
     assert text.incomplete_runs_markdown(swept.runs).splitlines() == [
         "- `n_flows=10,activation=tanh` failed: RuntimeError: loss is nan at step 40 (last step 40 of 2000)",
         "- `n_flows=20` unfinished: last step 700 of 2000",

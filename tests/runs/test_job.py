@@ -3,6 +3,7 @@
 import os
 import pickle
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from sweep_workers import job, train
@@ -10,13 +11,6 @@ from sweep_workers import job, train
 from flowdiff.errors import ConfigurationError, DataError
 from flowdiff.runs.job import Interrupted, Job, checked_retry
 from flowdiff.runs.ownership import Busy, owned, owner
-
-
-def raising(error):
-    def train(*args, **kwargs):
-        raise error
-
-    return train
 
 
 def test_a_job_can_be_pickled_and_saved(tmp_path):
@@ -93,7 +87,7 @@ def test_an_error_is_written_as_one_sentence(tmp_path, error, written):
     in_sweep, single = job(tmp_path / "sweep" / "run"), replace(job(tmp_path / "run"), sweep=None)
     for given in (in_sweep, single):
         with pytest.raises(type(error)):
-            given.execute(raising(error))
+            given.execute(Mock(side_effect=error))
     assert in_sweep.folder.failure() == written
     assert written is None or in_sweep.folder.config() == in_sweep.config
     assert list(single.path.iterdir()) == []  # refused before it wrote a config

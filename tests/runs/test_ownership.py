@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
-from cli_process import ROOT
+from cli_process import code
 from sweep_workers import sign_lock, wait_until
 
 from flowdiff.errors import RunError
@@ -28,9 +28,8 @@ with ownership.owned(Path(sys.argv[1])):
 @pytest.fixture
 def other_process(tmp_path):
     """Another process that owns tmp_path."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", OWN, tmp_path], stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout.readline() == b"owned\n"
+    with code(OWN, tmp_path) as process:
+        assert process.stdout.readline() == "owned\n"
         yield process
         process.kill()
 
@@ -110,32 +109,26 @@ def test_the_owner_sends_heartbeats(tmp_path, monkeypatch):
 
 
 def test_one_of_many_takes_a_stale_lock(tmp_path):
-    for _ in range(20):
-        sign_lock(tmp_path, pid=dead_pid())
-        start, done = threading.Barrier(8), threading.Barrier(8)
-        won = []
+    start, done = threading.Barrier(8), threading.Barrier(8)
 
-        def take(start=start, done=done, won=won):
-            start.wait()
-            try:
-                with owned(tmp_path):
-                    won.append(threading.get_ident())
-                    done.wait()
-            except Busy:
+    def takes_it(_):
+        start.wait()
+        try:
+            with owned(tmp_path):
                 done.wait()
+        except Busy:
+            done.wait()
+            return False
+        return True
 
-        threads = [threading.Thread(target=take) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            sign_lock(tmp_path, pid=dead_pid())
+            assert sum(pool.map(takes_it, range(8))) == 1
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(RunError, match=r"file/run cannot be written: .*; choose another place"),
-        owned(tmp_path / "file/run"),
-    ):
+    refused = pytest.raises(RunError, match=r"file/run cannot be written: .*; choose another place")
+    with refused, owned(tmp_path / "file/run"):
         pass

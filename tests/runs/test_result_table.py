@@ -35,24 +35,18 @@ def test_sample_metrics_have_their_floors_beside_them():
         **{"bpd": 3.1, "bpd_se": 0.01, "bpd_ode": 3.2, "bpd_ode_se": 0.02},
         **{"bpd_sigma_0.1": 2.5, "bpd_sigma_0.1_se": 0.01},
     }
-    training, inception = (
-        "samples compared with the training split",
-        "Inception score: higher for confident and diverse",
-    )
+    training = "samples compared with the training split"
+    inception = "Inception score: higher for confident and diverse class predictions"
+    real = "share of samples in the neighbourhood of a real sample"
+    ode = "probability-flow ODE; trace by Hutchinson's estimator, or exact if configured"
     assert rows_of(numbers) == [
         ("fid", "12.35 ± 0.21", f"50,000 {training}"),
         ("fid floor", "3.1", "the same distance of 10,000 real test samples"),
         ("kid", "0.0123 ± 0.001", f"{training} (n = 50,000); floor 0.0002 (n = 10,000)"),
-        (
-            *("precision", "0.75"),
-            "share of samples in the neighbourhood of a real sample (n = 5,000); floor 0.73 (n = 5,000)",
-        ),
-        ("is digits cnn", "9.1", f"{inception} class predictions (n = 50,000); floor 9.5 (n = 10,000)"),
+        ("precision", "0.75", f"{real} (n = 5,000); floor 0.73 (n = 5,000)"),
+        ("is digits cnn", "9.1", f"{inception} (n = 50,000); floor 9.5 (n = 10,000)"),
         ("bits/dim", "3.1000 ± 0.0100", "exact density, uniform dequantisation"),
-        (
-            *("bits/dim, ODE", "3.2000 ± 0.0200"),
-            "probability-flow ODE; trace by Hutchinson's estimator, or exact if configured",
-        ),
+        ("bits/dim, ODE", "3.2000 ± 0.0200", ode),
         ("bits/dim at σ = 0.1", "2.5000 ± 0.0100", "exact density at this noise level"),
     ]
 

@@ -1,9 +1,7 @@
 """Stop signals end a process but not its forked children, and do not reach processes started while they are blocked."""
 
-import subprocess
-import sys
-
 import pytest
+from cli_process import code
 
 from flowdiff.runs.signals import EXIT_STOPPED, STOP_SIGNALS
 
@@ -35,8 +33,7 @@ with stop_signals_blocked():
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-@pytest.mark.parametrize(("code", "output"), [(EXIT, "7"), (BLOCKED, "lived")])
-def test_whom_a_stop_signal_ends(number, code, output):
-    command = [sys.executable, "-c", code.format(number=int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout.strip(), done.returncode) == (output, EXIT_STOPPED), done.stderr
+@pytest.mark.parametrize(("program", "output"), [(EXIT, "7"), (BLOCKED, "lived")])
+def test_whom_a_stop_signal_ends(number, program, output):
+    process = code(program.format(number=int(number)))
+    assert (process.communicate(timeout=60)[0].strip(), process.returncode) == (output, EXIT_STOPPED)

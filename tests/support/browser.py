@@ -1,7 +1,5 @@
 """Headless Chromium through the WebDriver protocol (W3C, 2018): the few commands that the tests need."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -3,8 +3,6 @@
 Except for `fresh`, the processes are forked from the fork server of multiprocessing, which has already imported torch.
 """
 
-from __future__ import annotations
-
 import csv
 import gc
 import json

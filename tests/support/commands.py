@@ -1,7 +1,5 @@
 """Python programs that tests run in processes of their own: `python commands.py <name> <arguments>`."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

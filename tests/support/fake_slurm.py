@@ -1,7 +1,5 @@
 """Fake SLURM programs: scripts that print what a test wrote, and record how they were called."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -39,13 +37,9 @@ class FakeSlurm:
         """Let a program fail with this message."""
         (self.folder / f"{program}.err").write_text(message)
 
-    def queue(self, **states: str) -> None:
-        """Set the answer of squeue: task_1_0="RUNNING", …"""
-        self.answer("squeue", _lines(states))
-
-    def past(self, **states: str) -> None:
-        """Set the answer of sacct."""
-        self.answer("sacct", _lines(states))
+    def states(self, program: str = "squeue", **states: str) -> None:
+        """Set the states that squeue or sacct prints: task_1_0="RUNNING", …"""
+        self.answer(program, "".join(f"{name.removeprefix('task_')}|{state}\n" for name, state in states.items()))
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -62,7 +56,3 @@ class FakeSlurm:
     def path(self) -> str:
         """A PATH that contains only these programs."""
         return str(self.folder) + os.pathsep + "/nonexistent"
-
-
-def _lines(states: dict[str, str]) -> str:
-    return "".join(f"{name.removeprefix('task_')}|{state}\n" for name, state in states.items())

@@ -1,7 +1,5 @@
 """Every registered flow in every variant of its Literal settings, at the start and far from the identity."""
 
-from __future__ import annotations
-
 import functools
 import typing
 from collections.abc import Callable

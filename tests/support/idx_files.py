@@ -1,7 +1,5 @@
 """MNIST and its like as torchvision lays them out, written from random images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The pages that users read, and the commands and links on them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Tiny runs for the tests of training and of the command line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from flowdiff import config

@@ -6,6 +6,7 @@ import torch
 
 from flowdiff import registry
 from flowdiff.models.flows.base import Flow
+from flowdiff.models.networks.base import AutoencoderNetwork
 from flowdiff.models.networks.score_flow import ScoreFlow
 
 
@@ -28,3 +29,10 @@ def score_flow_of(flow: Flow, shape: tuple[int, ...], whitening="isotropic", emb
         whitening = registry.create("whitening", whitening, shape=shape)
     runtime = {"flow": flow, "whitening": whitening, "shape": shape, "embed_dim": embed_dim}
     return registry.create("network", "score_flow", **runtime, **{"cond_dim": 0, **given})
+
+
+def small_vae(shape: tuple[int, ...] = (1, 8, 8), seed: int = 0, **given) -> AutoencoderNetwork:
+    """network=vae with two narrow levels, whose latent is a vector of 5 numbers if `given` names no other."""
+    torch.manual_seed(seed)
+    settings = {"channels": [4, 8], "norm_groups": 2, "latent_dim": 5, **given}
+    return registry.create("network", "vae", shape=shape, activation=registry.create("activation", "swish"), **settings)

@@ -1,7 +1,5 @@
 """Jobs for the tests of launchers, which end in every way without any training, and the waiting for them."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

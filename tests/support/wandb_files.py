@@ -1,33 +1,12 @@
 """Runs that W&B has written offline, read back with W&B's own reader."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 from flowdiff.loggers.offline import records
 
 
-@dataclass
-class OfflineRun:
-    """The contents of one file; resume: whether its upload is appended to what W&B holds of the run."""
-
-    run_id: str = ""
-    name: str = ""
-    group: str = ""
-    tags: list[str] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
-    resume: bool = False
-    curves: set[str] = field(default_factory=set)
-    minimised: set[str] = field(default_factory=set)
-    summary: dict[str, Any] = field(default_factory=dict)
-    artifacts: dict[str, str] = field(default_factory=dict)  # name to the path of the file
-    preempting: bool = False
-    exit_code: int | None = None
-
-
-def offline_runs(folder: Path) -> list[OfflineRun]:
+def offline_runs(folder: Path) -> list[SimpleNamespace]:
     """The offline runs of a run folder, in the order of their times."""
     import wandb
 
@@ -35,8 +14,11 @@ def offline_runs(folder: Path) -> list[OfflineRun]:
     return [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
 
 
-def _read(file: Path) -> OfflineRun:
-    run = OfflineRun()  # the reader leaves out empty fields
+def _read(file: Path) -> SimpleNamespace:
+    """resume: whether the upload is appended to what W&B holds of the run; artifacts: name to the path of the file."""
+    run = SimpleNamespace(run_id="", name="", group="", tags=[], resume=False, preempting=False, exit_code=None)
+    vars(run).update(config={}, curves=set(), minimised=set(), summary={}, artifacts={})
+    # The reader leaves out empty fields.
     for record in records(file):
         content = record[record["type"]]
         match record["type"]:

@@ -1,7 +1,5 @@
 """A local W&B server with only what `wandb sync` needs; it keeps the history of every run."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

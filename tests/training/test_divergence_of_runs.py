@@ -34,28 +34,23 @@ class Fragile(Network):
     def forward(self, x, c_noise, cond=None):
         return self.outer(self.bad(self.inner(x), c_noise))
 """
-SOUND = "h"
-EXPRESSIONS = {
-    "forward": "torch.where(hit, torch.nan, h)",
-    "backward": "h + 0 * torch.where(hit, 0 * h, 1 + h**2).sqrt()",
-}
-SAID = {
-    "forward": "the loss is nan, first in network.bad (Bad)",
-    "backward": "the norm of the gradient is nan, first in the derivative of network.bad (Bad)",
-}
+FORWARD = "torch.where(hit, torch.nan, h)", "the loss is nan, first in network.bad (Bad)"
+BACKWARD = (
+    "h + 0 * torch.where(hit, 0 * h, 1 + h**2).sqrt()",
+    "the norm of the gradient is nan, first in the derivative of network.bad (Bad)",
+)
 FRAGILE = ["network=fragile", "scaling=edm", "conditioner=none", "metrics.frechet=false"]
 
 
 @pytest.fixture
 def run(tmp_path):
-    """train(kind, batch, *more): a run in which one sample of a batch is bad; and σ of that sample."""
+    """train(expression, batch, *more): a run in which one sample of a batch is bad; and σ of that sample."""
     plugin = tmp_path / "plugin.py"
 
-    def start(kind, batch_idx, *more):
-        plugin.write_text(PLUGIN.format(c_noise=0, expression=SOUND))
+    def start(expression, batch_idx, *more):
+        plugin.write_text(PLUGIN.format(c_noise=0, expression="h"))
         given = [*TINY, f"plugins=[{plugin}]", *FRAGILE, *more]
         sigma = sigmas_of(given, batch_idx)[5]
-        expression = SOUND if kind is None else EXPRESSIONS[kind]
         plugin.write_text(PLUGIN.format(c_noise=0.25 * math.log(sigma), expression=expression))
         return sigma, lambda: train(tmp_path / "run", *given)
 
@@ -78,24 +73,18 @@ def weights(path):
     return checkpoint["global_step"], {**checkpoint["state_dict"], **checkpoint["current_model_state"]}
 
 
-def mended(text, path):
-    """The same plugin without its fault; its file lies in the run's config."""
-    path.write_text(re.sub(r"return .*", "return h", text, count=1))
-
-
 @pytest.mark.parametrize("looking", ["at every step", "before a save"])
-@pytest.mark.parametrize("kind", EXPRESSIONS)
-def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, monkeypatch, kind, looking):
+@pytest.mark.parametrize(("expression", "said"), [FORWARD, BACKWARD], ids=["forward", "backward"])
+def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, monkeypatch, expression, said, looking):
+    more = []
     if looking == "before a save":  # as on a GPU
         monkeypatch.setattr(preemption, "_reading_is_free", lambda trainer: False)
         more = ["trainer.log_every_n_steps=50"]
-    else:
-        more = []
-    sigma, diverge = run(kind, 5, *more)
+    sigma, diverge = run(expression, 5, *more)
     with pytest.raises(Divergence) as error:
         diverge()
     assert str(error.value) == (
-        f"Training diverged at step 6: {SAID[kind]}, at σ = {sigma:.4g}. The last good checkpoint is "
+        f"Training diverged at step 6: {said}, at σ = {sigma:.4g}. The last good checkpoint is "
         f"{tmp_path / 'run' / 'checkpoints' / 'last.ckpt'} (step 4): train from scratch with a lower optimizer.lr or "
         "trainer.gradient_clip_val."
     )
@@ -109,8 +98,8 @@ def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, m
     with pytest.raises(Divergence, match=r"at step 6: .* \(step 4\)"):  # gone on from there, it is the same again
         diverge()
 
-    plugin = tmp_path / "plugin.py"
-    mended(plugin.read_text(), plugin)
+    plugin = tmp_path / "plugin.py"  # without its fault; its path lies in the run's config
+    plugin.write_text(re.sub(r"return .*", "return h", plugin.read_text(), count=1))
     result = diverge()
     assert result["steps"] == 8
     _, after = weights(folder.path)
@@ -121,7 +110,7 @@ def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, m
 
 
 def test_the_batch_is_found_among_those_of_a_step(run):
-    sigma, diverge = run("forward", 6, "trainer.accumulate_grad_batches=2")
+    sigma, diverge = run(FORWARD[0], 6, "trainer.accumulate_grad_batches=2")
     with pytest.raises(
         Divergence, match=rf"at step 4: the loss is nan, first in network.bad .* σ = {sigma:.4g}\. There"
     ):
@@ -129,7 +118,7 @@ def test_the_batch_is_found_among_those_of_a_step(run):
 
 
 def test_weights_that_are_not_finite_are_never_saved(run, tmp_path, monkeypatch):
-    _, train_soundly = run(None, 0)
+    _, train_soundly = run("h", 0)
     original = Engine.training_step
 
     def training_step(self, batch, batch_idx):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from wandb_files import offline_runs
 from flowdiff import registry
 from flowdiff.errors import RunError
 from flowdiff.evaluation.metrics import Metrics
+from flowdiff.loggers.csv import CSVOnly
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
@@ -32,7 +34,7 @@ def run(tmp_path_factory):
     return RunFolder(path), train(path, *TINY)
 
 
-def test_folder_holds_everything(run):
+def test_the_folder_holds_everything(run):
     folder, result = run
     for name in (*PICTURES, "interpolation.png", "config.yaml", "metrics.csv", "checkpoints/last.ckpt", "result.json"):
         assert (folder.path / name).stat().st_size > 0
@@ -41,28 +43,23 @@ def test_folder_holds_everything(run):
     assert result["parameters"] > 0
     assert set(result["metrics"]) >= TABLE
     assert result["seconds"]["train"] <= result["seconds"]["total"]
-
-
-def test_metrics_csv_has_the_curves_and_the_final_numbers(run):
-    folder, result = run
     rows = MetricsCSV(folder.metrics).rows()
-    trained = [int(r["step"]) for r in rows if r["train_loss"]]
-    assert trained == list(range(8))
+    assert [int(r["step"]) for r in rows if r["train_loss"]] == list(range(8))
     assert [bool(r["val_loss"]) for r in rows].count(True) == 2
     assert [bool(r["fd_data"]) for r in rows].count(True) == 2  # one periodic, one final
     assert float(rows[-1]["test_loss"]) == result["metrics"]["test_loss"]
 
 
-def test_checkpoint_holds_plain_types(run):
-    folder, _ = run
-    checkpoint = torch.load(folder.checkpoint, weights_only=True)
-    assert checkpoint["global_step"] == 8
+def check_same_table(metrics, result):
+    for key in ("test_loss", "fd_data", "nats_per_dim"):
+        assert metrics[key] == pytest.approx(result["metrics"][key], rel=1e-5)
 
 
 def test_load_gives_the_averaged_weights_and_changes_nothing(run):
     folder, result = run
     engine = Engine(load_parts(folder.path), seed=0)
-    averaged = torch.load(folder.checkpoint, weights_only=True)
+    averaged = torch.load(folder.checkpoint, weights_only=True)  # it holds plain types only
+    assert averaged["global_step"] == 8
     state = engine.state_dict()
     for key, value in averaged["state_dict"].items():
         assert torch.equal(state[key], value)
@@ -71,24 +68,28 @@ def test_load_gives_the_averaged_weights_and_changes_nothing(run):
     # The same weights give the same table.
     engine.measure()
     metrics = registry.create("metrics", folder.config()["metrics"], data=engine.data)
-    again = metrics.evaluate(
-        engine.denoiser,
-        lambda n, seed: engine.denoiser.sample(n, seed=seed, batch_size=metrics.batch_size),
-        0,
-    )
-    for key in ("test_loss", "fd_data", "nats_per_dim"):
-        assert again[key] == pytest.approx(result["metrics"][key], rel=1e-5)
+
+    def draw(n, seed):
+        return engine.denoiser.sample(n, seed=seed, batch_size=metrics.batch_size)
+
+    again = metrics.evaluate(engine.denoiser, draw, 0)
+    check_same_table(again, result)
 
 
-def interrupt_at(step, monkeypatch, number=signal.SIGINT):
+def at_step(step, monkeypatch, happen):
+    """Let something happen before this training step."""
     original = Engine.training_step
 
     def training_step(self, batch, batch_idx):
         if batch_idx == step:
-            os.kill(os.getpid(), number)
+            happen()
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Engine, "training_step", training_step)
+
+
+def interrupt_at(step, monkeypatch, number=signal.SIGINT):
+    at_step(step, monkeypatch, lambda: os.kill(os.getpid(), number))
 
 
 @pytest.fixture(scope="module", params=[[], ["trainer.accumulate_grad_batches=2"]], ids=["plain", "accumulated"])
@@ -96,6 +97,11 @@ def undisturbed(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed")
     train(path, *TINY, *request.param)
     return path, request.param
+
+
+def curves(path):
+    """The rows of metrics.csv but for the last, which holds samples per second."""
+    return RunFolder(path).metrics.read_text().splitlines()[:-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -108,10 +114,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, undisturbed, monkeypatch, 
             train(halved, *TINY, *extra)
     assert not RunFolder(halved).is_complete
     train(halved, *TINY, *extra)
-    assert (
-        RunFolder(halved).metrics.read_text().splitlines()[:-1]
-        == (RunFolder(whole).metrics.read_text().splitlines()[:-1])
-    )  # but for the last row, which holds samples per second
+    assert curves(halved) == curves(whole)
     one, other = (torch.load(RunFolder(p).checkpoint, weights_only=True) for p in (whole, halved))
     for kind in ("state_dict", "current_model_state"):
         for key, value in one[kind].items():
@@ -120,16 +123,63 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path, undisturbed, monkeypatch, 
 
 def test_a_run_stopped_in_its_evaluation_ends_as_if_it_had_not(tmp_path, run, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "evaluate", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Metrics, "evaluate", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(Interrupted, match=r"stopped; continue with: python train.py resume="):
             train(tmp_path / "run", *TINY)
     result = train(tmp_path / "run", *TINY)
-    for key in ("test_loss", "fd_data", "nats_per_dim"):
-        assert result["metrics"][key] == pytest.approx(run[1]["metrics"][key], rel=1e-5)
+    check_same_table(result["metrics"], run[1])
 
 
-def test_signal_handlers_are_given_back(run):
+@pytest.fixture
+def told(monkeypatch):
+    """What the tracker was told at the end."""
+    calls = []
+    monkeypatch.setattr(CSVOnly, "preempting", lambda self: calls.append("preempting"))
+    monkeypatch.setattr(CSVOnly, "finish", lambda self, exit_code=0: calls.append(exit_code))
+    return calls
+
+
+@pytest.mark.parametrize("in_queue", [True, False])
+def test_a_run_in_a_queue_says_that_it_goes_on(tmp_path, monkeypatch, told, in_queue):
+    if in_queue:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    interrupt_at(3, monkeypatch, signal.SIGUSR2)
+    with pytest.raises(Interrupted, match="SIGUSR2 stopped the run after step 4 of 8"):
+        train(tmp_path / "run", *TINY)
+    assert told == (["preempting", 1] if in_queue else [1])
+    assert RunFolder(tmp_path / "run").checkpoint.is_file()
+
+
+lost = Mock(side_effect=ConnectionResetError("Connection lost"))
+
+
+def test_a_tracker_that_the_queue_has_ended_first_is_no_failure(tmp_path, monkeypatch):
+    def both_end():
+        monkeypatch.setattr(CSVOnly, "finish", lost)
+        monkeypatch.setattr("flowdiff.runs.metrics_csv.MetricsCSV.log_metrics", lost)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    at_step(3, monkeypatch, both_end)
+    with pytest.raises(Interrupted, match="SIGTERM stopped the run after step 4 of 8"):
+        train(tmp_path / "run", *TINY)
+
+
+def test_a_tracker_that_is_lost_without_being_asked_to_stop_is_one(tmp_path, monkeypatch):
+    at_step(3, monkeypatch, lost)
+    with pytest.raises(ConnectionResetError):
+        train(tmp_path / "run", *TINY)
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_is_killed_before_it_is_validated_goes_on_from_before(tmp_path, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "on_validation_start", lost, raising=False)
+        with pytest.raises(ConnectionResetError):
+            train(tmp_path / "halved", *TINY)
+    assert not RunFolder(tmp_path / "halved").checkpoint.exists()
+    train(tmp_path / "halved", *TINY)
+    assert curves(tmp_path / "halved") == curves(run[0].path)
 
 
 def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypatch):
@@ -170,15 +220,17 @@ def test_every_kind_of_run_ends_complete(tmp_path, overrides):
     assert (folder.path / "interpolation.png").is_file() == is_flow
 
 
-def test_wandb_offline_files_hold_the_run(tmp_path, monkeypatch):
+@pytest.fixture
+def wandb_tiny(monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    wandb_tiny = [*(o for o in TINY if o != "logger=csv"), "logger.checkpoint=true", "tags=[mine]"]
-    result = train(tmp_path / "run", *wandb_tiny)
+    return [o for o in TINY if o != "logger=csv"]
+
+
+def test_wandb_offline_files_hold_the_run(tmp_path, wandb_tiny):
+    result = train(tmp_path / "run", *wandb_tiny, "logger.checkpoint=true", "tags=[mine]")
     (seen,) = offline_runs(tmp_path / "run")
-    assert seen.run_id == result["run_id"]
-    assert seen.name == result["name"]
-    assert seen.tags == ["mine"]
+    assert (seen.run_id, seen.name, seen.tags) == (result["run_id"], result["name"], ["mine"])
     assert seen.config["trainer"]["max_steps"] == 8
     assert {"train_loss", "val_loss", "fd_data", "samples", "trajectory", "interpolation"} <= seen.curves
     assert {"fd_data", "val_loss"} <= seen.minimised
@@ -189,10 +241,7 @@ def test_wandb_offline_files_hold_the_run(tmp_path, monkeypatch):
     assert seen.exit_code == 0
 
 
-def test_a_run_that_stops_and_goes_on_is_one_run_for_wandb(tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    wandb_tiny = [o for o in TINY if o != "logger=csv"]
+def test_a_run_that_stops_and_goes_on_is_one_run_for_wandb(tmp_path, wandb_tiny, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(5, patch)
         with pytest.raises(Interrupted):

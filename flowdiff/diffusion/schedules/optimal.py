@@ -127,7 +127,7 @@ def _read(cache: Path | None, asked: list[float]) -> tuple[Tensor, Tensor] | Non
     """Levels and errors from the cache file; None if it does not exist or was made with other settings."""
     if cache is None or not cache.is_file():
         return None
-    kept = json.loads(cache.read_text())
+    kept = json.loads(cache.read_text(encoding="utf-8"))
     if kept["asked"] != asked:
         return None
     rows = [[math.inf] * (len(kept["levels"]) - len(row)) + row for row in kept["errors"]]
@@ -136,7 +136,7 @@ def _read(cache: Path | None, asked: list[float]) -> tuple[Tensor, Tensor] | Non
 
 def _write(cache: Path | None, asked: list[float], levels: Tensor, errors: Tensor) -> None:
     """Write the cache file: the settings, the levels and the part of the errors above the diagonal."""
-    if cache is None:
-        return
     rows = [row[i + 1 :] for i, row in enumerate(errors.tolist())]
-    write_whole(cache, json.dumps({"asked": asked, "levels": levels.tolist(), "errors": rows}))
+    if cache is None or not all(math.isfinite(error) for row in rows for error in row):  # of a diverged model
+        return
+    write_whole(cache, json.dumps({"asked": asked, "levels": levels.tolist(), "errors": rows}, allow_nan=False))

@@ -8,6 +8,7 @@ from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.features.samples import Real, Samples
 from flowdiff.evaluation.features.statistics import frechet_distance
 from flowdiff.registry import register
+from flowdiff.runs.undefined import TOO_FEW, Undefined
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class Frechet(Comparison):
 
     def __call__(self, samples: Samples, train: Real, test: Real) -> dict[str, float]:
         name, features = samples.extractor.metric_name("fd"), samples.extractor.num_features
+        if min(train.n, test.n if samples is test else 2) < 2:
+            return {name: Undefined(TOO_FEW)}
         if samples.n <= features and samples.n not in self._warned:
             self._warned.add(samples.n)
             which, remedy = "samples", f"; set metrics.num_samples > {features} for a distance to report"

@@ -19,6 +19,7 @@ from torch import Tensor
 from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.features.samples import Real, Samples, paced
 from flowdiff.registry import register
+from flowdiff.runs.undefined import TOO_FEW, Undefined
 
 AtLeastTwo = Annotated[int, Field(ge=2)]
 
@@ -53,13 +54,15 @@ class KernelDistance(Comparison):
     def __call__(self, samples: Samples, train: Real, test: Real) -> dict[str, float]:
         x, y = samples.features(), train.features()
         size = min(self.subset_size, len(x), len(y))
+        name = samples.extractor.metric_name("kd")
+        if size < 2:
+            return {name: Undefined(TOO_FEW)}
         generator = torch.Generator().manual_seed(0)
 
         def subset(members: Tensor) -> Tensor:
             return members[torch.randperm(len(members), generator=generator)[:size]].double()
 
         found = (mmd2(polynomial, subset(x), subset(y)) for _ in range(self.subsets))
-        name = samples.extractor.metric_name("kd")
         return {name: statistics.fmean(paced(found, self.subsets, f"subsets for {name}", lambda _: 1))}
 
 
@@ -83,6 +86,8 @@ class MMD(Comparison):
 
     def __call__(self, samples: Samples, train: Real, test: Real) -> dict[str, float]:
         x, y = (s.features(self.num_samples).double() for s in (samples, train))
+        if min(len(x), len(y)) < 2:
+            return {"mmd2": Undefined(TOO_FEW)}
         width = torch.pdist(y).median()
         return {"mmd2": mmd2(lambda a, b: (-(torch.cdist(a, b) ** 2) / (2 * width**2)).exp(), x, y)}
 

@@ -18,6 +18,7 @@ from flowdiff.data.base import Dataset
 from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation import ranks
 from flowdiff.noise import generators
+from flowdiff.runs.undefined import ONE_SAMPLE, Undefined
 
 
 class Likelihood(NamedTuple):
@@ -64,5 +65,6 @@ def per_dimension(log_prob: Tensor, dimensions: int, levels: int | None) -> tupl
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Mean of independent values (N,) and its standard error s/√N."""
-    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+    """Mean of independent values (N,) and its standard error s/√N, which is Undefined for a single value."""
+    mean = values.mean().item()
+    return mean, Undefined(ONE_SAMPLE) if len(values) < 2 else (values.std() / math.sqrt(len(values))).item()

@@ -7,11 +7,11 @@ The config of a run does not mention the search, so a run of a search is the sam
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ import pydantic
 from pydantic import NonNegativeInt, PositiveInt
 
 from flowdiff.errors import ConfigurationError, RunError
+from flowdiff.runs.records import Unreadable, read_csv
 from flowdiff.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -254,17 +255,24 @@ class OpenTrial:
 
 
 def last_value(folder: RunFolder, metric: str) -> float:
-    """The last value in a column of metrics.csv; RunError if there is none."""
-    with folder.metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    values = [row[metric] for row in rows if row.get(metric)]
+    """The last value in a column of metrics.csv, NaN if the result has no number; RunError if there is no value."""
+    if folder.is_complete and metric in folder.result().get("reasons", {}):
+        return math.nan
+    header: list[str] = []
+    rows: list[list[str]] = []
+    with suppress(Unreadable):
+        header, *rows = read_csv(folder.metrics) or [[]]
+    at = header.index(metric) if metric in header else len(header)
+    values = [row[at] for row in rows if len(row) > at and row[at]]
     if not values:
-        columns = ", ".join(key for key in (rows[0] if rows else ()) if key != "step")
+        columns = ", ".join(key for key in header if key != "step" and rows)
         raise RunError(
             f"hydra.sweeper.metric={metric} was not measured: {folder.metrics} has {columns or 'no rows'}; choose one "
             "of these (complete runs are not trained again)."
         )
-    return float(values[-1])
+    with suppress(ValueError):
+        return float(values[-1])
+    return math.nan
 
 
 def _storage(sweep: Path) -> BaseStorage:

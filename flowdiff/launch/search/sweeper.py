@@ -203,7 +203,7 @@ class _Search:
             # The launcher checks the devices they will run on.
             on_cpu = {**settings, "accelerator": config.defaults("accelerator", "cpu")}
             rehearse(on_cpu, RunFolder(self.folder))
-        except ConfigurationError as error:
+        except FlowdiffError as error:
             self.study.refuse(trial, overrides, str(error))
             self._invalid += 1
             if self._invalid == min(MAX_INVALID_IN_A_ROW, self.settings.n_trials):

@@ -285,7 +285,9 @@ def _follow(board: Board) -> None:
 
 def _has_gpus(partition: str | None) -> bool:
     """Whether the nodes of a partition (None: the default one) have GPUs."""
-    done = subprocess.run(["sinfo", "--noheader", "--format=%P|%G"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sinfo", "--noheader", "--format=%P|%G"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     lines = [line.partition("|") for line in done.stdout.splitlines()]
     names = partition.split(",") if partition else [name for name, _, _ in lines if name.endswith("*")]
     return any("gpu" in gres for name, _, gres in lines if name in names or name.rstrip("*") in names)

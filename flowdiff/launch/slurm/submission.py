@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from flowdiff.errors import RunError
 from flowdiff.runs.files import disk_errors, file_lock, write_whole
@@ -39,7 +40,7 @@ def submissions(sweep: Path) -> list[Submission]:
     """All submissions of a sweep, the earliest first; RunError if the file cannot be read."""
     file = sweep / FOLDER / "submissions.json"
     try:
-        return [Submission(**fields) for fields in json.loads(file.read_text())]
+        return [_submission(fields) for fields in json.loads(file.read_text(encoding="utf-8"))]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, TypeError) as error:
@@ -47,6 +48,15 @@ def submissions(sweep: Path) -> list[Submission]:
             f"{file} cannot be read ({type(error).__name__}): fix or remove it; without it flowdiff does not know "
             "which jobs in SLURM's queue belong to this sweep (see squeue)."
         ) from error
+
+
+def _submission(fields: dict[str, Any]) -> Submission:
+    """A submission from its JSON; TypeError if a value has another type."""
+    made = Submission(**fields)
+    tasks = made.tasks if isinstance(made.tasks, list) else [None]
+    if not isinstance(made.job_id, str) or not all(isinstance(task, list) for task in tasks):
+        raise TypeError("job_id is a text and tasks a list of lists")
+    return made
 
 
 def record_cancelled(sweep: Path, jobs: Iterable[str]) -> None:
@@ -58,8 +68,8 @@ def record_cancelled(sweep: Path, jobs: Iterable[str]) -> None:
 
 def cancelled_jobs(sweep: Path) -> set[str]:
     """The jobs that were cancelled."""
-    with suppress(OSError, ValueError):
-        return set(json.loads((sweep / FOLDER / "cancelled.json").read_text()))
+    with suppress(OSError, ValueError, TypeError):
+        return set(json.loads((sweep / FOLDER / "cancelled.json").read_text(encoding="utf-8")))
     return set()
 
 

@@ -22,8 +22,9 @@ from typing import Any, Literal
 from flowdiff.launch.local import EXIT_BUSY, EXIT_FAILED, LocalPool, Worker, train_here
 from flowdiff.launch.slots import Slot, available_cores, visible_gpus
 from flowdiff.launch.slurm.submission import FOLDER, submissions
-from flowdiff.runs.job import RESUME_HINT, Job, is_first_rank
+from flowdiff.runs.job import RESUME_HINT, Job
 from flowdiff.runs.ownership import HEARTBEAT, MAX_SILENCE, owner
+from flowdiff.runs.processes import is_first_rank
 from flowdiff.runs.signals import EXIT_STOPPED, exit_on_stop_signal
 
 EXIT_KILLED = 128 + signal.SIGKILL  # as srun reports it
@@ -122,7 +123,7 @@ class QueuedJob:
         command = ["squeue", "--noheader", "--states=all", f"--jobs={slurm_job}", "--format=%T|%r|%M|%l"]
         for wait in (0, 5, 30):
             time.sleep(wait)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
             if done.returncode == 0 and done.stdout.count("|") == 3:
                 state, reason, used, limit = done.stdout.strip().split("|")
                 return cls(state, reason, seconds(used), seconds(limit))
@@ -188,14 +189,14 @@ def _starts_file(job: Job, slurm_job: str) -> Path:
 def _starts(job: Job, slurm_job: str) -> list[Reason]:
     """The reasons for which the task was started again so far."""
     try:
-        lines = _starts_file(job, slurm_job).read_text().splitlines()
+        lines = _starts_file(job, slurm_job).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     return [json.loads(line)["reason"] for line in lines]
 
 
 def _write_start(job: Job, slurm_job: str, reason: Reason) -> None:
-    with _starts_file(job, slurm_job).open("a") as file:
+    with _starts_file(job, slurm_job).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"reason": reason, "time": time.strftime("%FT%T%z")}) + "\n")
 
 

@@ -9,9 +9,10 @@ from flowdiff.diffusion.samplers.generate import generate
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.identity import IdentityFirstStage
-from flowdiff.models.networks.base import Network, NoisyClassifier
+from flowdiff.models.networks.base import NoisyClassifier
 from flowdiff.testing import oracles
 from flowdiff.testing.count_calls import CountCalls
+from flowdiff.testing.models import ScoreOf, model_of
 
 
 class ExactNetwork(oracles.OracleDensity, NoisyClassifier):
@@ -78,15 +79,20 @@ def reference(name):
 
 
 @pytest.mark.parametrize("name", registry.names("guidance"))
-def test_keeps_the_network_and_the_call(name):
-    guide = guided(name)
-    assert guide.network is MODEL.network
-    assert guide(X, SIGMA, COND).shape == X.shape
-
-
-def test_none_is_the_denoiser():
-    assert torch.equal(guided("none")(X, SIGMA, COND), MODEL(X, SIGMA, COND))
-    assert torch.equal(guided("none")(X, SIGMA), MODEL(X, SIGMA))
+def test_keeps_the_network_and_at_scale_one_the_model(name):
+    """At scale 1 every guide, and none at any scale, is the model bit for bit, and asks it once."""
+    limits = {} if name == "none" else {"scale": 1.0, "rescale": 0.7, "dynamic_threshold": 0.5}
+    assert guided(name).network is MODEL.network
+    assert guided(name)(X, SIGMA, COND).shape == X.shape
+    guide, plain = guided(name, **limits), MODEL(X, SIGMA, COND)
+    before = guide.evaluations
+    assert torch.equal(guide(X, SIGMA, COND), plain)
+    assert guide.evaluations - before == len(X)
+    if name in ("none", "autoguidance"):
+        assert torch.equal(guide(X, SIGMA), MODEL(X, SIGMA))
+    else:
+        with pytest.raises(ConfigurationError, match="no condition to guide towards"):
+            guide(X, SIGMA)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
@@ -95,15 +101,6 @@ def test_a_guide_leads_along_the_line_from_its_reference(name, scale):
     """By Bayes' rule D_c − σ²·∇ log p(c|x, σ) = Σ_k p(k|x, σ)·D(x, σ, k) = D(x, σ, ∅): three guides agree."""
     bound, free = MODEL(X, SIGMA, COND), reference(name)
     torch.testing.assert_close(guided(name, scale=scale)(X, SIGMA, COND), free + scale * (bound - free))
-
-
-@pytest.mark.parametrize("name", GUIDES)
-def test_scale_one_is_the_model_bit_for_bit_and_asks_it_once(name):
-    guide = guided(name, scale=1.0, rescale=0.7, dynamic_threshold=0.5)
-    plain = MODEL(X, SIGMA, COND)
-    before = guide.evaluations
-    assert torch.equal(guide(X, SIGMA, COND), plain)
-    assert guide.evaluations - before == len(X)
 
 
 @pytest.mark.parametrize(("name", "more"), [("cfg", 2), ("autoguidance", 2), ("classifier", 2), ("flow_classifier", 4)])
@@ -128,12 +125,10 @@ def test_off_the_interval_is_the_conditional_model_and_each_sample_has_its_own_l
     assert outside.evaluations - before == len(X)
 
 
-def test_a_model_does_not_guide_itself():
+def test_an_unconditional_model_is_guided_by_a_weaker_one_and_not_by_itself():
     guide = guided("autoguidance", run="itself", scale=5.0)
     torch.testing.assert_close(guide(X, SIGMA, COND), MODEL(X, SIGMA, COND))
 
-
-def test_an_unconditional_model_is_guided_by_a_weaker_one():
     class Unconditional(Exact):
         num_classes = None
 
@@ -163,12 +158,6 @@ def test_each_guide_keeps_its_own_bounds():
     torch.testing.assert_close(found[2:], auto[2:])
 
 
-@pytest.mark.parametrize("outer", ["cfg", "flow_classifier"])
-def test_a_guide_that_asks_about_other_classes_stands_inside(outer):
-    with pytest.raises(ConfigurationError, match=r"cannot wrap Autoguidance, .* inside"):
-        guided(outer, denoiser=guided("autoguidance"))
-
-
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 8), (1.0, 4), (2.0, 8)])
 def test_cfg_makes_one_call_a_step(scale, rows):
     counted = CountCalls(MODEL)
@@ -182,30 +171,14 @@ def test_guided_samples_are_clearer_members_of_their_class(name):
     sampler, schedule = registry.create("sampler", "heun", num_steps=10), registry.create("schedule", "karras")
 
     def log_posterior(scale):
-        x = generate(
-            guided(name, scale=scale), sampler, schedule, (2,), n=100, seed=0, batch_size=100,
-            cond_of=lambda indices: MODEL.classes(torch.full((len(indices),), 2)),
-        )  # fmt: skip
+        settings = {"n": 100, "seed": 0, "cond_of": lambda indices: MODEL.classes(torch.full((len(indices),), 2))}
+        x = generate(guided(name, scale=scale), sampler, schedule, (2,), batch_size=100, **settings)
         return MODEL.class_log_prob(x, torch.full((100,), 0.1))[:, 2].mean()
 
     assert log_posterior(3.0) > log_posterior(1.0)
 
 
-class Raw(Network):
-    """A model whose network is neither a density nor a classifier."""
-
-    num_classes = 4
-
-    def __init__(self):
-        super().__init__()
-        self.first_stage = IdentityFirstStage((2,))
-
-    @property
-    def network(self):
-        return self
-
-    def forward(self, x, c_noise, cond=None):
-        return x
+RAW = model_of(ScoreOf(MODEL.network), shape=(2,), conditioner=registry.create("conditioner", "one_hot", num_classes=4))
 
 
 def of(shape=(2,), num_classes=4):
@@ -217,19 +190,19 @@ def of(shape=(2,), num_classes=4):
 @pytest.mark.parametrize(
     ("name", "settings", "sentence"),
     [
+        *(
+            (name, {"denoiser": guided("autoguidance")}, r"cannot wrap Autoguidance, .* inside")
+            for name in ("cfg", "flow_classifier")  # they ask about other classes
+        ),
         ("cfg", {"null": None}, "trained without label dropout"),
         ("flow_classifier", {"classes": None}, "guidance=flow_classifier needs a class-conditional density"),
-        ("flow_classifier", {"denoiser": Raw()}, "needs a class-conditional density"),
+        ("flow_classifier", {"denoiser": RAW}, "needs a class-conditional density"),
         ("classifier", {"classes": None}, "guides towards a class, and this model is unconditional"),
         ("classifier", {"run": None}, r"guidance=classifier needs a run that guides: give guidance\.run="),
         ("autoguidance", {"run": None}, r"guidance=autoguidance needs a run that guides: give guidance\.run="),
-        (
-            "autoguidance",
-            {"load": of(shape=(1, 8, 8))},
-            r"run=weak is a model of samples of shape 1×8×8, .* have shape 2:",
-        ),
+        ("autoguidance", {"load": of(shape=(1, 8, 8))}, r"run=weak is a model of samples of shape 1×8×8, .* shape 2:"),
         ("classifier", {"load": of(num_classes=3)}, r"run=classifier knows 3 classes, and the model to be guided 4"),
-        ("classifier", {"load": lambda run: Raw()}, r"guidance\.run=classifier is not a classifier"),
+        ("classifier", {"load": lambda run: RAW}, r"guidance\.run=classifier is not a classifier"),
         ("cfg", {"scale": -1.0}, r"guidance\.scale=-1"),
         ("cfg", {"interval": [3.0, 0.1]}, r"guidance\.interval=\[3.0, 0.1\] is not allowed: .* low < high"),
         ("cfg", {"interval": [1.0]}, r"guidance\.interval=\[1.0\] is not allowed"),
@@ -240,9 +213,3 @@ def of(shape=(2,), num_classes=4):
 def test_what_does_not_fit_is_a_sentence(name, settings, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         guided(name, **settings)
-
-
-@pytest.mark.parametrize("name", [name for name in GUIDES if name != "autoguidance"])
-def test_guidance_without_a_condition_is_refused(name):
-    with pytest.raises(ConfigurationError, match="no condition to guide towards"):
-        guided(name, scale=1.0)(X, SIGMA)

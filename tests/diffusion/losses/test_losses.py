@@ -3,6 +3,7 @@
 import linear_gaussian
 import pytest
 import torch
+from small_models import flow_of, score_flow_of
 from torch import nn
 
 from flowdiff import registry
@@ -13,7 +14,8 @@ from flowdiff.errors import NotADensity
 from flowdiff.models.autoencoder.decoder_laws import GaussianLaw
 from flowdiff.models.autoencoder.vae import VAE
 from flowdiff.models.first_stage.base import AutoencoderStage
-from flowdiff.models.networks.base import AutoencoderNetwork, Network
+from flowdiff.models.networks.base import AutoencoderNetwork
+from flowdiff.testing.models import ScoreOf
 from flowdiff.testing.oracles import Gaussian
 
 
@@ -27,15 +29,25 @@ OTHERS = losses_with(NEEDS_CLASSIFIER, NEEDS_AUTOENCODER)
 OF_DENOISERS = [name for name in registry.names("loss") if name not in OTHERS]
 
 
-class Raw(Network):
-    def forward(self, x, c_noise, cond=None):
-        return 0 * x
+GAUSSIAN = Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])).network
+RAW = Denoiser(ScoreOf(GAUSSIAN), registry.create("scaling", "edm")).double()
 
 
 @pytest.fixture
 def denoiser():
-    oracle = Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
-    return Denoiser(oracle.network, registry.create("scaling", "score")).double()
+    return Denoiser(GAUSSIAN, registry.create("scaling", "score")).double()
+
+
+def prior(dim, whitening="isotropic"):
+    """A score flow of vectors (dim,), which begins as N(0, 1 + σ²)."""
+    network = score_flow_of(flow_of("linear_activation", (dim,), 8, act="softplus"), (dim,), whitening)
+    return Denoiser(network, registry.create("scaling", "score")).train()
+
+
+def perturbed(denoiser):
+    for parameter in denoiser.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return denoiser
 
 
 @pytest.fixture
@@ -50,22 +62,16 @@ def build(name, **settings):
     return registry.create("loss", name, weighting=registry.create("weighting", "edm"), **settings)
 
 
-def test_denoising(denoiser, batch):
+def test_denoising_and_score_matching(denoiser, batch):
     x0, sigma, noise = batch
     D = denoiser(x0 + sigma[:, None] * noise, sigma)
     weight = (sigma**2 + 1) / sigma**2  # EDM's, at sigma_data = 1
     for norm, distance in (("l2", (D - x0) ** 2), ("l1", (D - x0).abs())):
         loss = build("denoising", norm=norm)(denoiser, x0, sigma, noise).loss
         assert torch.allclose(loss, weight * distance.mean(1))
-
-
-def test_score_matching_is_denoising_with_the_eps_weighting(denoiser, batch):
     # σ²‖s − (x0 − x)/σ²‖² = σ⁻²‖D − x0‖², by Tweedie.
-    x0, sigma, noise = batch
-    denoising = registry.create("loss", "denoising", weighting=registry.create("weighting", "eps"))
-    assert torch.allclose(
-        build("score_matching")(denoiser, x0, sigma, noise).loss, denoising(denoiser, x0, sigma, noise).loss
-    )
+    matching = build("score_matching")(denoiser, x0, sigma, noise).loss
+    assert torch.allclose(matching, sigma**-2 * ((D - x0) ** 2).mean(1))
 
 
 def test_nll_and_hybrid(denoiser, batch):
@@ -79,14 +85,14 @@ def test_nll_and_hybrid(denoiser, batch):
 
 @pytest.mark.parametrize("name", losses_with(NEEDS_DENSITY))
 def test_losses_of_a_density_refuse_a_raw_network(name, batch):
-    raw = Denoiser(Raw(), registry.create("scaling", "edm")).double()
     with pytest.raises(NotADensity, match="only network=score_flow"):
-        build(name)(raw, *batch)
+        build(name)(RAW, *batch)
 
 
-@pytest.mark.parametrize("name", OF_DENOISERS)
-def test_one_number_per_sample(name, denoiser, batch):
-    assert build(name)(denoiser, *batch).loss.shape == (5,)
+def test_a_learned_prior_has_to_be_a_density():
+    loss, given = joint(VAE((4,), (2,), nn.Linear(4, 4), nn.Linear(2, 4), GaussianLaw()), build("denoising"))
+    with pytest.raises(NotADensity, match="only network=score_flow"):
+        loss(RAW, *given)
 
 
 def test_offset_noise_is_common_to_a_channel():
@@ -98,22 +104,13 @@ def test_offset_noise_is_common_to_a_channel():
     assert abs(float(shift[..., 0, 0].std()) - 0.5) < 0.05  # 800 numbers: standard error 0.0125
 
 
-def test_all_gradients_reach_the_network(batch):
-    x0, sigma, noise = (v.float() for v in batch)
-    for name in OF_DENOISERS:
-        torch.manual_seed(0)
-        activation = registry.create("activation", "softplus")
-        flow = registry.create("flow", "linear_activation", shape=(2,), embed_dim=8, activation=activation)
-        whitening = registry.create("whitening", "zca", shape=(2,))
-        network = registry.create(
-            "network", "score_flow", flow=flow, whitening=whitening, shape=(2,), cond_dim=0, embed_dim=8
-        )
-        for parameter in network.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        denoiser = Denoiser(network, registry.create("scaling", "score")).train()
-        build(name)(denoiser, x0, sigma, noise).loss.mean().backward()
-        without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not without, (name, without)
+@pytest.mark.parametrize("name", OF_DENOISERS)
+def test_one_number_per_sample_whose_gradients_reach_all_of_the_network(name, batch):
+    denoiser = perturbed(prior(2, "zca"))
+    loss = build(name)(denoiser, *(v.float() for v in batch)).loss
+    assert loss.shape == (5,)
+    loss.mean().backward()
+    assert not [key for key, p in denoiser.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 class LinearGaussian(AutoencoderNetwork):
@@ -140,39 +137,20 @@ def elbo_terms(**settings):
     return loss, lambda loss: loss(denoiser, x0, torch.ones(6), noise), terms
 
 
-def test_elbo_is_the_negative_bound_per_dimension():
+def test_elbo_is_the_negative_bound_per_dimension_with_a_kl_that_is_warmed_up_beyond_free_bits():
     loss, of, terms = elbo_terms()
     out = of(loss)
     torch.testing.assert_close(out.loss, -terms.bound / 4)
     torch.testing.assert_close(out.parts["kl"] + out.parts["reconstruction"], -terms.bound)
-
-
-def test_elbo_warms_the_weight_of_the_kl_up():
     loss, of, terms = elbo_terms(kl_weight=0.5, warmup_steps=10)
     for step, weight in ((0, 0.0), (3, 0.15), (10, 0.5), (1000, 0.5)):
         expected = (weight * terms.kl.sum(1) - terms.log_likelihood) / 4
         torch.testing.assert_close(of(loss.at(step)).loss, expected)
-
-
-def test_elbo_lets_free_bits_go_unpaid():
-    _, _, terms = elbo_terms()
     low, high = terms.kl.mean(0).min().item(), terms.kl.mean(0).max().item()
-    between = (low + high) / 2
+    between = (low + high) / 2  # only the larger term is above these free bits
     loss, of, _ = elbo_terms(free_bits=between)
     paid = 4 * of(loss).loss.mean() + terms.log_likelihood.mean()
     torch.testing.assert_close(paid, torch.tensor(between + high, dtype=torch.float64))
-
-
-def prior(dim):
-    """A score flow of vectors (dim,), which begins as N(0, 1 + σ²)."""
-    torch.manual_seed(0)
-    activation = registry.create("activation", "softplus")
-    flow = registry.create("flow", "linear_activation", shape=(dim,), embed_dim=8, activation=activation)
-    whitening = registry.create("whitening", "isotropic", shape=(dim,))
-    network = registry.create(
-        "network", "score_flow", flow=flow, whitening=whitening, shape=(dim,), cond_dim=0, embed_dim=8
-    )
-    return Denoiser(network, registry.create("scaling", "score")).train()
 
 
 def joint(autoencoder, own):
@@ -206,9 +184,7 @@ def test_the_autoencoder_hears_the_bound_alone_and_the_flow_both(own):
     torch.manual_seed(1)
     autoencoder = VAE((4,), (2,), nn.Linear(4, 4), nn.Linear(2, 4), GaussianLaw())
     loss, given = joint(autoencoder, build(own))
-    flow = prior(2)
-    for parameter in flow.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+    flow = perturbed(prior(2))
 
     def gradients(term):
         for parameter in (*autoencoder.parameters(), *flow.parameters()):
@@ -222,9 +198,3 @@ def test_the_autoencoder_hears_the_bound_alone_and_the_flow_both(own):
     for name, gradient in whole.items():
         torch.testing.assert_close(gradient, bound[name], msg=name)
     assert any(not torch.allclose(of_flow[name], g) for name, g in of_flow_by_bound.items())
-
-
-def test_a_learned_prior_has_to_be_a_density():
-    loss, given = joint(VAE((4,), (2,), nn.Linear(4, 4), nn.Linear(2, 4), GaussianLaw()), build("denoising"))
-    with pytest.raises(NotADensity, match="only network=score_flow"):
-        loss(Denoiser(Raw(), registry.create("scaling", "edm")), *given)

@@ -1,10 +1,9 @@
-import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
 from flowdiff.testing.count_calls import CountCalls
+from flowdiff.testing.samplers import start
 
 MIXTURE = oracles.two_by_two()
 SIGMAS = [80.0, 0.002, 0.0]
@@ -14,12 +13,8 @@ def adaptive(tolerance):
     return registry.create("sampler", "adaptive", rtol=tolerance, atol=tolerance)
 
 
-def start(n):
-    return 80 * torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
 def test_error_and_cost_follow_the_tolerance():
-    x = start(64)
+    x = start(64, 80.0)
     exact = registry.create("sampler", "heun")(MIXTURE, x, registry.create("schedule", "karras")(1000))
     errors, rows = [], []
     for tolerance in (1e-1, 1e-2, 1e-3):
@@ -36,7 +31,7 @@ def test_error_and_cost_follow_the_tolerance():
 
 def test_cost_of_a_sample_does_not_depend_on_its_batch():
     """A sample takes as many calls alone as in a batch; different samples may take different numbers of calls."""
-    x = start(8)
+    x = start(8, 80.0)
     together = CountCalls(MIXTURE)
     adaptive(1e-2)(together, x, SIGMAS)
     alone = []
@@ -51,34 +46,26 @@ def test_cost_of_a_sample_does_not_depend_on_its_batch():
 def test_straight_trajectories_take_few_steps():
     """Trajectories to a point are straight: only the growth of the steps, by a factor of 5 at most, costs calls."""
     counted = CountCalls(oracles.Mixture(torch.tensor([[0.3, -0.2]]), torch.tensor([1e-6])))
-    got = adaptive(1e-2)(counted, start(4), SIGMAS)
+    got = adaptive(1e-2)(counted, start(4, 80.0), SIGMAS)
     torch.testing.assert_close(got, torch.tensor([[0.3, -0.2]], dtype=torch.float64).expand(4, 2), atol=1e-6, rtol=0)
     assert counted.rows / 4 < 12
 
 
-def test_levels_of_the_grid_are_reached():
-    seen = []
-    adaptive(1e-2)(MIXTURE, start(2), [80.0, 3.0, 0.5, 0.0], callback=lambda step, sigma, x, _: seen.append(sigma))
+def test_sampling_reaches_the_levels_of_the_grid_and_ends_when_the_tolerance_is_unreachable():
+    """The smallest steps, 1e-3 in ln σ, are accepted whatever their error."""
+    seen, x = [], start(2, 80.0)
+    adaptive(1e-2)(MIXTURE, x, [80.0, 3.0, 0.5, 0.0], callback=lambda step, sigma, x, _: seen.append(sigma))
     assert seen == [80.0, 3.0, 0.5]
+    counted = CountCalls(MIXTURE)
+    got = registry.create("sampler", "adaptive", rtol=1e-14, atol=0.0)(counted, x[:1], [1.05, 1.0, 0.0])
+    assert got.isfinite().all()
+    assert counted.rows < 200
 
 
 def test_a_nan_sample_finishes_and_does_not_change_the_others():
-    x = start(3)
+    x = start(3, 80.0)
     spoilt = x.clone()
     spoilt[1] = float("nan")
     got = adaptive(1e-2)(MIXTURE, spoilt, SIGMAS)
     assert got[1].isnan().all()
     torch.testing.assert_close(got[[0, 2]], adaptive(1e-2)(MIXTURE, x, SIGMAS)[[0, 2]])
-
-
-def test_sampling_ends_when_the_tolerance_is_unreachable():
-    """The smallest steps, 1e-3 in ln σ, are accepted whatever their error."""
-    counted = CountCalls(MIXTURE)
-    got = registry.create("sampler", "adaptive", rtol=1e-14, atol=0.0)(counted, start(1), [1.05, 1.0, 0.0])
-    assert got.isfinite().all()
-    assert counted.rows < 200
-
-
-def test_tolerances_have_to_be_positive():
-    with pytest.raises(ConfigurationError, match=r"sampler\.rtol=0\.0 is not allowed"):
-        adaptive(0.0)

@@ -3,11 +3,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from gaussian_samples import TAU2, has_variance, samples_of_gaussian
 
 from flowdiff import registry
-from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
-from flowdiff.testing.count_calls import CountCalls
 
 SIGMAS = [10.0, 4.0, 1.5, 0.6, 0.2, 0.0]
 
@@ -19,14 +18,8 @@ def langevin(**settings):
 @pytest.mark.parametrize("settings", [{"eta": 0.0, "snr": 0.4}, {"eta": 1.0, "snr": 0.1, "corrector_steps": 3}])
 def test_variance_on_a_gaussian_follows_the_recursion(settings):
     """On N(0, τ²) every part is linear in x, so that the variance obeys a recursion on any grid."""
-    tau2, n = 0.25, 40_000
-    generator = torch.Generator().manual_seed(0)
-    x = 10 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    oracle = oracles.Gaussian(torch.zeros(1), torch.tensor([[tau2]]))
     sampler = langevin(**settings)
-    got = sampler(oracle, x, SIGMAS, generator=generator)
-
-    variance = 100.0
+    got, tau2, variance = samples_of_gaussian(sampler, SIGMAS), TAU2, 100.0
     for sigma, after in pairwise(SIGMAS):
         up = settings["eta"] * after * math.sqrt(1 - (after / sigma) ** 2)
         down = math.sqrt(after**2 - up**2)
@@ -35,8 +28,7 @@ def test_variance_on_a_gaussian_follows_the_recursion(settings):
         for _ in range(sampler.corrector_steps if after > 0 else 0):
             epsilon = 2 * (sampler.snr * after) ** 2
             variance = (1 - epsilon / (tau2 + after**2)) ** 2 * variance + 2 * epsilon
-    # 4 standard errors of a normal sample's variance
-    assert got.var().item() == pytest.approx(variance, rel=4 * math.sqrt(2 / n))
+    has_variance(got, variance)
 
 
 def test_corrector_removes_the_error_of_few_levels():
@@ -53,16 +45,3 @@ def test_corrector_removes_the_error_of_few_levels():
     corrected = error(langevin(eta=0.0, snr=0.3, corrector_steps=30))
     assert corrected < alone / 2
     assert corrected < 0.15  # 5 standard errors of the covariance, and the error of the step from σ = 0.2 to 0
-
-
-def test_calls_per_step():
-    counted = CountCalls(oracles.two_by_two())
-    langevin(corrector_steps=2)(counted, torch.ones(3, 2), SIGMAS, generator=torch.Generator().manual_seed(0))
-    assert counted.calls == 5 + 4 * 2  # no corrector at σ = 0
-
-
-@pytest.mark.parametrize("settings", [{"snr": 0.0}, {"snr": 1.0}, {"corrector_steps": 0}])
-def test_invalid_corrections_are_refused(settings):
-    (key,) = settings
-    with pytest.raises(ConfigurationError, match=rf"sampler\.{key}=\S+ is not allowed"):
-        langevin(**settings)

@@ -36,12 +36,3 @@ def test_slopes_of_degree_order_minus_one_are_integrated_exactly(order):
     )
     i = order - 1  # from here on every step is exact
     assert end.item() - seen[i] == pytest.approx(solution(sigmas[-1]) - solution(sigmas[i]), rel=1e-12)
-
-
-def test_order_one_is_euler():
-    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    sigmas = [5.0, 1.0, 0.1]
-    lms, euler = (
-        registry.create("sampler", name, order=1)(lambda x, s, c: 0.3 * x, x, sigmas) for name in ("lms", "euler")
-    )
-    torch.testing.assert_close(lms, euler)

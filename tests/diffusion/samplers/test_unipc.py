@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from flowdiff import registry
 from flowdiff.diffusion.samplers.unipc import weights
-from flowdiff.testing.count_calls import CountCalls
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
@@ -25,11 +23,3 @@ def test_polynomials_in_the_logarithm_are_integrated_exactly(places, variant):
 def test_a_single_difference_has_weight_one_half():
     assert weights([-0.8], 0.5, "bh2") == [0.5]
     assert weights([1.0], 0.5, "bh1")[0] == pytest.approx(0.5 * 0.5 / (1 - math.exp(-0.5)))
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_corrector_needs_no_calls(order):
-    counted = CountCalls(lambda x, sigma, cond: 0.3 * x)
-    sampler = registry.create("sampler", "unipc", order=order)
-    sampler(counted, torch.ones(3, 2), [5.0, 2.0, 1.0, 0.5, 0.1, 0.0])
-    assert counted.calls == 5

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,15 +13,16 @@ from flowdiff.diffusion.samplers.generate import generate
 from flowdiff.diffusion.schedules.optimal import _cheapest
 from flowdiff.errors import ConfigurationError
 from flowdiff.testing import oracles
+from flowdiff.testing.samplers import start
+from flowdiff.testing.schedules import grid_can_start_lower, grid_decreases_to_zero
 
 MIXTURE = oracles.two_by_two()
 KARRAS = registry.create("schedule", "karras")
 WALKER = registry.create("sampler", "dpmpp_2m")
 
 
-def walk(sigmas, n, callback):
-    x = sigmas[0] * torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return WALKER(MIXTURE, x, sigmas, callback=callback)
+def walk(sigmas, n, callback, denoiser=MIXTURE):
+    return WALKER(denoiser, start(n, float(sigmas[0])), sigmas, callback=callback)
 
 
 def optimal(**settings):
@@ -32,24 +34,27 @@ def fitted():
     return optimal().fitted(walk)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 18, 64])
-def test_grid_decreases_to_zero(fitted, num_steps):
-    sigmas = fitted(num_steps)
-    assert sigmas.shape == (num_steps + 1,)
-    assert sigmas[0].item() == 80.0
-    assert sigmas[-1].item() == 0
-    assert (sigmas.diff() < 0).all()
-    assert sigmas[-2].item() >= 0.002 * (1 - 1e-12)
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 18, 64])
+def test_grids(fitted, num_steps):
+    assert fitted.sigma_max == 80.0
+    assert fitted.sigma_min == 0.002
+    grid_decreases_to_zero(fitted, num_steps)
+    if num_steps <= 10:
+        for sigma_max in (79.0, 1.7):
+            grid_can_start_lower(fitted, num_steps, sigma_max)
+        for sigma_max in (0.0021, 0.002, 0.001):  # few levels are left
+            sigmas = fitted(num_steps, sigma_max=sigma_max)
+            assert (sigmas[0].item(), sigmas[-1].item()) == (sigma_max, 0)
+            assert (sigmas.diff() < 0).all()
+    with pytest.raises(ConfigurationError, match="num_steps=65 is not allowed: schedule=optimal chooses among 64"):
+        fitted(65)
 
 
-@pytest.mark.parametrize("start", [79.0, 1.7, 0.0021, 0.002, 0.001])
-def test_grid_can_start_lower(fitted, start):
-    for num_steps in (1, 2, 10):
-        sigmas = fitted(num_steps, sigma_max=start)
-        assert sigmas[0].item() == start
-        assert sigmas[-1].item() == 0
-        assert (sigmas.diff() < 0).all()
-        assert len(sigmas) == num_steps + 1 or start < 0.01
+def test_straight_trajectories_have_no_error():
+    """Where D is the same everywhere, an Euler step of any length is exact."""
+    point = oracles.Mixture(torch.tensor([[0.5, -0.5]]), torch.tensor([1e-9]))
+    _, errors = optimal(num_levels=8).fitted(partial(walk, denoiser=point))._measured
+    assert errors[errors.isfinite()].max() < 1e-8
 
 
 @pytest.mark.parametrize("num_steps", [5, 10, 20])
@@ -66,18 +71,6 @@ def test_before_fitting_it_is_exponential():
     even = registry.create("schedule", "exponential")
     assert torch.equal(optimal()(7), even(7))
     assert torch.equal(optimal()(7, sigma_max=2.0), even(7, sigma_max=2.0))
-
-
-def test_straight_trajectories_have_no_error():
-    """Where D is the same everywhere, an Euler step of any length is exact."""
-    point = oracles.Mixture(torch.tensor([[0.5, -0.5]]), torch.tensor([1e-9]))
-
-    def straight(sigmas, n, callback):
-        x = sigmas[0] * torch.randn(n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        return WALKER(point, x, sigmas, callback=callback)
-
-    _, errors = optimal(num_levels=8).fitted(straight)._measured
-    assert errors[errors.isfinite()].max() < 1e-8
 
 
 def test_measured_error_is_that_of_an_euler_step_at_sigma_zero():
@@ -128,8 +121,3 @@ def test_levels_of_a_model_with_few_levels(fitted):
     coarse = optimal().fitted(lambda sigmas, n, callback: walk(table, n, callback))
     assert torch.equal(coarse(4), table)
     assert len(coarse(10)) == 5
-
-
-def test_more_steps_than_levels_are_refused(fitted):
-    with pytest.raises(ConfigurationError, match="num_steps=65 is not allowed: schedule=optimal chooses among 64"):
-        fitted(65)

@@ -54,17 +54,13 @@ def test_known_gaussian_in_bits(digits, gaussian):
     # From the drawn u: standard error about (2/17)·√(1/12)·|x|/s² /√19008 ≈ 2.5e-4 nats
     assert found.mean == pytest.approx(nats / math.log(2) + math.log2(17 / 2), abs=1.5e-3)
     assert found.metric == "bpd"
-    again = bits_per_dim(gaussian(std=0.9), digits, 0.1, seed=5, batch_size=7)
+    again, other = (bits_per_dim(gaussian(std=0.9), digits, 0.1, seed=s, batch_size=b) for s, b in ((5, 7), (6, 50)))
     assert again.mean == pytest.approx(found.mean, rel=1e-6)
-    other = bits_per_dim(gaussian(std=0.9), digits, 0.1, seed=6, batch_size=50)
     assert other.mean != found.mean
 
 
-def test_the_model_gets_every_label(tiny, gaussian, labels_as_vectors):
-    bits_per_dim(gaussian(conditioner=labels_as_vectors), tiny, 0.1, seed=0, batch_size=25)
-    assert torch.equal(torch.cat(labels_as_vectors.seen), tiny.test.label)
-
-
-def test_a_raw_network_is_refused(tiny, raw):
+def test_a_density_gets_every_label_and_a_raw_network_is_refused(tiny, gaussian, labels_as_vectors, raw):
     with pytest.raises(NotADensity):
         bits_per_dim(raw(), tiny, 0.1, seed=0, batch_size=25)
+    bits_per_dim(gaussian(conditioner=labels_as_vectors), tiny, 0.1, seed=0, batch_size=25)
+    assert torch.equal(torch.cat(labels_as_vectors.seen), tiny.test.label)

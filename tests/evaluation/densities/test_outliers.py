@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from idx_files import write_idx_set
+from prepared_data import prepared
 
-from flowdiff import registry
 from flowdiff.evaluation.densities.outliers import auroc, neighbours, outlier_scores, permuted
 
 
@@ -18,9 +19,7 @@ def test_auroc_of_normal_scores():
     expected = 0.5 * (1 + math.erf(0.5))
     assert auroc(own, foreign) == pytest.approx(expected, abs=0.02)  # 3 standard errors of about 0.006
     assert auroc(foreign, own) == pytest.approx(1 - auroc(own, foreign))
-
-
-def test_ties_count_half_and_a_nan_makes_the_auroc_nan():
+    # Ties count half, and a NaN makes the AUROC NaN.
     assert auroc(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])) == 0.75
     assert auroc(torch.zeros(5), torch.zeros(3)) == 0.5
     assert math.isnan(auroc(torch.tensor([0.0, torch.nan]), torch.zeros(2)))
@@ -43,37 +42,15 @@ def test_a_density_that_knows_where_the_ink_is_detects_permuted_digits(digits, g
     assert blind["permuted"] == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.fixture
-def idx_files(tmp_path):
-    """Tiny MNIST and Fashion-MNIST of constant images, and a function that makes their data sets."""
-
-    def write(path, values, shape):
-        header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
-        path.write_bytes(header + np.full(shape, values, dtype=np.uint8).tobytes())
-
-    def make(folder, level):
-        raw = tmp_path / folder / "raw"
-        raw.mkdir(parents=True)
-        for part, n in (("train", 6), ("t10k", 4)):
-            write(raw / f"{part}-images-idx3-ubyte", level, (n, 28, 28))
-            write(raw / f"{part}-labels-idx1-ubyte", 1, (n,))
-
-    make("MNIST", 10)
-    make("FashionMNIST", 200)
-    return lambda name: registry.create("dataset", name, root=str(tmp_path), download=False)
-
-
-def test_the_other_set_of_the_same_shape_is_used_if_it_is_on_disk(idx_files, tmp_path, gaussian, monkeypatch):
+def test_the_other_set_of_the_same_shape_is_used_if_it_is_on_disk(tmp_path, tiny, gaussian, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("tried to download"))
-    data = idx_files("mnist")
-    data.setup()
+    for name, level in (("mnist", 10), ("fashion_mnist", 200)):  # constant images
+        splits = [(np.full((n, 28, 28), level, np.uint8), np.ones(n, np.uint8)) for n in (6, 4)]
+        write_idx_set(tmp_path, name, *splits)
+    data = prepared("mnist", root=str(tmp_path), download=False)
     assert [name for name, _ in neighbours(data)] == ["fashion_mnist"]
     dark = 2 * 10.5 / 256 - 1
     scores = outlier_scores(gaussian(dark, 0.1), data, 0.1, seed=0, batch_size=3)
     assert scores == {"permuted": pytest.approx(0.5, abs=0.5), "fashion_mnist": 1.0}
     (tmp_path / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte").unlink()
-    assert neighbours(data) == []
-
-
-def test_other_kinds_of_data_have_no_neighbours(tiny):
-    assert neighbours(copy.copy(tiny)) == []
+    assert neighbours(data) == neighbours(copy.copy(tiny)) == []

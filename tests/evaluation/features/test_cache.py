@@ -20,7 +20,7 @@ def test_computed_once_and_read_afterwards(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.pt"]
 
 
-def test_a_failure_leaves_no_file_behind(tmp_path, monkeypatch):
+def test_a_failure_leaves_no_file_behind_and_unreadable_files_and_folders_are_errors(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path / "a.pt", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
 
@@ -32,9 +32,6 @@ def test_a_failure_leaves_no_file_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         cached(tmp_path / "a.pt", dict)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_unreadable_files_and_folders_are_errors(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"not a file of tensors")
     with pytest.raises(DataError, match="delete it"):
         cached(tmp_path / "a.pt", dict)

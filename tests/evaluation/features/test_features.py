@@ -56,20 +56,16 @@ def test_read_from_the_cache_without_training(tiny, tmp_path, quick, monkeypatch
     assert torch.equal(first(x), second(x))
 
 
-@pytest.mark.parametrize("change", ["name", "data", "labels", "training"])
-def test_another_cache_file_for(change, tiny, tmp_path, quick, monkeypatch):
-    build_extractor(tiny, tmp_path)
-    other = copy.deepcopy(tiny)
-    if change == "name":
-        other.name = "tiny2"
-    elif change == "data":
-        other.train.x[7, 0, 3, 3] ^= 1
-    elif change == "labels":
-        other.train.label[7] = (other.train.label[7] + 1) % 4
-    else:
-        monkeypatch.setitem(features.TRAINING, "seed", 1)
-    build_extractor(other, tmp_path)
-    assert len(list((tmp_path / "extractors").iterdir())) == 2
+def test_another_cache_file_for_another_name_data_labels_and_training(tiny, tmp_path, quick, monkeypatch):
+    named, other, labelled = (copy.deepcopy(tiny) for _ in range(3))
+    named.name = "tiny2"
+    other.train.x[7, 0, 3, 3] ^= 1
+    labelled.train.label[7] = (labelled.train.label[7] + 1) % 4
+    for files, data in enumerate((tiny, named, other, labelled, tiny), start=1):
+        if files == 5:
+            monkeypatch.setitem(features.TRAINING, "seed", 1)
+        build_extractor(data, tmp_path)
+        assert len(list((tmp_path / "extractors").iterdir())) == files
 
 
 def test_fingerprint_reads_little_of_a_large_split(points):
@@ -83,19 +79,16 @@ def test_fingerprint_reads_little_of_a_large_split(points):
     assert large.fingerprint() != points.train.fingerprint()
 
 
-def test_vectors_are_their_own_features(points, tmp_path):
+def test_vectors_are_their_own_features_and_images_without_classes_have_none(points, tiny, tmp_path):
+    unlabelled = copy.copy(tiny)
+    unlabelled.num_classes = None
+    with pytest.raises(ConfigurationError, match=r"set metrics\.frechet=false"):
+        build_extractor(unlabelled, tmp_path)
     extractor = build_extractor(points, tmp_path)
     assert isinstance(extractor, IdentityFeatures)
     assert (extractor.name, extractor.num_features, extractor.accuracy) == ("data", 2, None)
     found = torch.cat(list(extract(extractor, points, points.test.x, 32)))
     assert torch.equal(found, points.test.x)
-
-
-def test_images_without_classes_are_refused(tiny, tmp_path):
-    unlabelled = copy.copy(tiny)
-    unlabelled.num_classes = None
-    with pytest.raises(ConfigurationError, match=r"set metrics\.frechet=false"):
-        build_extractor(unlabelled, tmp_path)
 
 
 def test_dequantisation_and_overshoot_do_not_show_in_the_features(digits, digits_cnn):

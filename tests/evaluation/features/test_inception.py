@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from flowdiff import config, registry
 from flowdiff.errors import ConfigurationError, DataError
@@ -37,17 +38,6 @@ def metrics_of(tmp_path):
     return make
 
 
-class Pictures(torch.utils.data.Dataset):
-    def __init__(self, x):
-        self.x = x
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, i):
-        return self.x[i]
-
-
 def test_metrics_equal_those_of_torch_fidelity(weights, cifar, metrics_of, caplog):
     import torch_fidelity
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -70,7 +60,7 @@ def test_metrics_equal_those_of_torch_fidelity(weights, cifar, metrics_of, caplo
         "inception-v3-compat", ["2048", "logits_unbiased"], cuda=False, feature_extractor_weights_path=str(weights)
     )
     theirs = [
-        torch_fidelity.utils.get_featuresdict_from_dataset(Pictures(x), extractor, N, False, True, False)
+        torch_fidelity.utils.get_featuresdict_from_dataset(Subset(x, range(N)), extractor, N, False, True, False)
         for x in (uint8, cifar.train.x)
     ]
     features = [f["2048"] for f in theirs]
@@ -86,20 +76,13 @@ def test_metrics_equal_those_of_torch_fidelity(weights, cifar, metrics_of, caplo
     assert found["frechet"]["fid"] == pytest.approx(fid, rel=1e-6, abs=0)
 
 
-def test_missing_weights_are_an_error_that_names_file_and_setting(cifar, metrics_of, tmp_path):
+def test_missing_or_other_weights_and_vectors_are_refused(cifar, points, metrics_of, tmp_path):
     with pytest.raises(
         ConfigurationError, match=r"metrics\.inception_weights=.*none\.pth does not exist: save https://"
     ):
         metrics_of(cifar, tmp_path / "none.pth")
-
-
-def test_a_file_of_something_else_is_refused(cifar, metrics_of, tmp_path):
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(DataError, match=r"text\.pth does not hold the weights of torch-fidelity's Inception network"):
         _ = metrics_of(cifar, tmp_path / "text.pth").extractor
-
-
-def test_vectors_are_refused(points, metrics_of, tmp_path):
-    (tmp_path / "weights.pth").touch()
     with pytest.raises(ConfigurationError, match=r"images of 1 or 3 channels, and dataset=points .* metrics=vectors"):
-        metrics_of(points, tmp_path / "weights.pth", "default")
+        metrics_of(points, tmp_path / "text.pth", "default")

@@ -44,44 +44,8 @@ def test_streaming_equals_the_statistics_of_all_at_any_offset():
 def test_equals_sqrtm(n, rank, tolerance):
     # sqrtm of a singular product is itself good to the root of the rounding error only
     a, b = features(n, 1, rank), features(n + 3, 2, rank)
-    assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(
-        by_sqrtm(a.numpy(), b.numpy()), rel=tolerance
-    )
-
-
-def test_closed_form_of_one_dimensional_features():
-    a, b = statistics(torch.tensor([[0.0], [2.0]])), statistics(torch.tensor([[1.0], [7.0]]))
-    # means 1 and 4, standard deviations √2 and √18: 9 + (√18 − √2)² = 9 + 8
-    assert frechet_distance(a, b) == pytest.approx(17, rel=1e-12)
-
-
-@pytest.mark.parametrize("n", [2, 7, 300])
-def test_zero_for_identical_sets_and_symmetric(n):
-    a, b = statistics(features(n, 1)), statistics(features(n, 2))
-    # the root of eigenvalues that should be 0 leaves about 1e-8 of the trace
-    assert frechet_distance(a, a) <= 1e-6 * a.cov.trace().item()
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
-
-
-def test_does_not_change_under_a_rotation_of_both():
-    a, b = features(60, 1), features(50, 2)
-    rotation = torch.linalg.qr(features(D, 3))[0]
-    before = frechet_distance(statistics(a), statistics(b))
-    assert frechet_distance(statistics(a @ rotation), statistics(b @ rotation)) == pytest.approx(before, rel=1e-10)
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_too_few_samples_are_refused(n):
-    few, enough = statistics(features(n, 1)), statistics(features(9, 1))
-    with pytest.raises(DataError, match=f"at least 2 samples, but {n} were given"):
-        frechet_distance(enough, few)
-
-
-def test_features_of_another_width_are_refused():
-    with pytest.raises(DataError, match="one extractor"):
-        frechet_distance(statistics(torch.randn(9, 3)), statistics(torch.randn(9, 4)))
-    with pytest.raises(DataError, match=r"give \(N, 3\)"):
-        FeatureStatistics(3).update(torch.randn(9, 4))
+    found = frechet_distance(statistics(a), statistics(b))
+    assert found == pytest.approx(by_sqrtm(a.numpy(), b.numpy()), rel=tolerance)
 
 
 def test_features_of_deficient_rank_are_exact_too():
@@ -92,6 +56,32 @@ def test_features_of_deficient_rank_are_exact_too():
     assert frechet_distance(statistics(a @ basis), statistics(b @ basis)) == pytest.approx(exact, rel=1e-10)
     constant = statistics(torch.ones(3, 4))
     assert frechet_distance(constant, constant) == 0
+
+
+@pytest.mark.parametrize("n", [2, 7, 60, 300])
+def test_known_distances(n):
+    """0 for identical sets, symmetric, unchanged by a rotation of both, and a closed form in one dimension."""
+    a, b = statistics(features(n, 1)), statistics(features(n, 2))
+    distance = frechet_distance(a, b)
+    # the root of eigenvalues that should be 0 leaves about 1e-8 of the trace
+    assert frechet_distance(a, a) <= 1e-6 * a.cov.trace().item()
+    assert distance == pytest.approx(frechet_distance(b, a), rel=1e-6)
+    rotation = torch.linalg.qr(features(D, 3))[0]
+    turned = [statistics(features(n, seed) @ rotation) for seed in (1, 2)]
+    assert frechet_distance(*turned) == pytest.approx(distance, rel=1e-10 if n > D else 1e-6)
+    # means 1 and 4, standard deviations √2 and √18: 9 + (√18 − √2)² = 9 + 8
+    one, other = (statistics(torch.tensor(x)) for x in ([[0.0], [2.0]], [[1.0], [7.0]]))
+    assert frechet_distance(one, other) == pytest.approx(17, rel=1e-12)
+
+
+def test_features_that_do_not_fit_are_refused():
+    for n in (0, 1):
+        with pytest.raises(DataError, match=f"at least 2 samples, but {n} were given"):
+            frechet_distance(statistics(features(9, 1)), statistics(features(n, 1)))
+    with pytest.raises(DataError, match="one extractor"):
+        frechet_distance(statistics(torch.randn(9, 3)), statistics(torch.randn(9, 4)))
+    with pytest.raises(DataError, match=r"give \(N, 3\)"):
+        FeatureStatistics(3).update(torch.randn(9, 4))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

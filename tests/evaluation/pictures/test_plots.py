@@ -48,55 +48,59 @@ def test_grid_shows_every_pixel_enlarged_and_unsmoothed(image_of):
     assert red.sum() / green.sum() == pytest.approx(6 * 64 - 1, rel=0.1)
 
 
-@pytest.mark.parametrize(("number", "columns"), [(1, 1), (7, 3), (64, 8)])
-def test_grid_of_grey_images_in_any_number(image_of, number, columns):
-    picture = image_of(plots.sample_grid, torch.full((number, 1, 28, 28), 128, dtype=torch.uint8), columns=columns)
-    assert has(picture, [128 / 255] * 3)
-
-
-def test_long_row_labels_widen_the_picture(image_of):
-    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    short = image_of(plots.sample_grid, images, columns=2, row_labels=["a", "b"])
-    long = image_of(plots.sample_grid, images, columns=2, row_labels=["automobile", "b"])
-    assert long.shape[1] > short.shape[1]
-
-
-@pytest.mark.parametrize("dimensions", [2, 5])
-def test_scatter_draws_both(image_of, dimensions):
-    x = torch.randn(400, dimensions, generator=torch.Generator().manual_seed(0))
-    blank = image_of(plots.scatter, x[:0], x)
-    drawn = image_of(plots.scatter, x, x, title="both")
-    assert blank.shape == drawn.shape
-    assert (blank[200:600, :600] < 0.9).sum() < (drawn[200:600, :600] < 0.9).sum()
-
-
-@pytest.mark.parametrize("dimensions", [2, 5])
-def test_paths_are_drawn_with_their_ends_among_the_data(image_of, dimensions):
-    x = torch.rand(200, dimensions, generator=torch.Generator().manual_seed(0))
-    blank = image_of(plots.paths, torch.zeros(0, 9, dimensions), x)
-    drawn = image_of(plots.paths, x[:18].view(2, 9, dimensions), x)
-    assert not has(blank, ORANGE)
-    assert has(drawn, ORANGE)
-    image_of(plots.paths, torch.full((1, 9, dimensions), torch.nan), x)
-
-
-def test_panels_of_images_are_side_by_side_with_titles(image_of):
-    grey, white = (torch.full((10, 1, 8, 8), value, dtype=torch.uint8) for value in (100, 200))
-    one = image_of(plots.side_by_side, [("a", grey)], columns=5, data=None)
-    two = image_of(plots.side_by_side, [("a", grey), ("b\nc", white)], columns=5, data=None)
-    assert two.shape[1] == 2 * one.shape[1]
-    half = two.shape[1] // 2
-    assert has(two[:, :half], [100 / 255] * 3)
-    assert has(two[:, half:], [200 / 255] * 3)
-    assert not has(two[:, :half], [200 / 255] * 3)
-
-
 def test_panels_of_points_share_the_axes_of_the_data(image_of):
     x = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
     near = image_of(plots.side_by_side, [("near", x), ("far", x + 100)], columns=5, data=x)
     half = near.shape[1] // 2
     assert (near[100:, :half] < 0.9).sum() > 1000
     assert not (near[100:, half:] < 0.9).any()
+
+
+def flat(value, n, side=8):
+    """n grey images of one value."""
+    return torch.full((n, 1, side, side), value, dtype=torch.uint8)
+
+
+def test_grids_of_any_number_of_grey_images_with_labels_of_any_length(image_of):
+    for number, columns in ((1, 1), (7, 3), (64, 8)):
+        assert has(image_of(plots.sample_grid, flat(128, number, 28), columns=columns), [128 / 255] * 3)
+    short, long = (
+        image_of(plots.sample_grid, flat(0, 4), columns=2, row_labels=[label, "b"]) for label in ("a", "automobile")
+    )
+    assert long.shape[1] > short.shape[1]
+
+
+@pytest.mark.parametrize("dimensions", [2, 5])
+def test_scatter_draws_both_and_paths_have_their_ends_among_the_data(image_of, dimensions):
+    x = torch.randn(400, dimensions, generator=torch.Generator().manual_seed(0))
+    blank, drawn = (image_of(plots.scatter, points, x, title=title) for points, title in ((x[:0], None), (x, "both")))
+    assert blank.shape == drawn.shape
+    assert (blank[200:600, :600] < 0.9).sum() < (drawn[200:600, :600] < 0.9).sum()
+    assert not has(image_of(plots.paths, torch.zeros(0, 9, dimensions), x), ORANGE)
+    assert has(image_of(plots.paths, x[:18].view(2, 9, dimensions), x), ORANGE)
+    image_of(plots.paths, torch.full((1, 9, dimensions), torch.nan), x)
+
+
+def test_panels_of_images_are_side_by_side_with_titles(image_of):
+    panels = [("a", flat(100, 10)), ("b\nc", flat(200, 10))]
+    one, two = (image_of(plots.side_by_side, panels[:n], columns=5, data=None) for n in (1, 2))
+    assert two.shape[1] == 2 * one.shape[1]
+    left, right = two[:, : one.shape[1]], two[:, one.shape[1] :]
+    assert has(left, [100 / 255] * 3)
+    assert has(right, [200 / 255] * 3)
+    assert not has(left, [200 / 255] * 3)
+
+
+def test_loss_curve_skips_empty_cells_and_a_diverged_model_can_be_drawn(image_of):
+    rows = [{"step": str(i), "train_loss": str(2 - i / 100), "val_loss": "", "fd_x_cnn": None} for i in range(100)]
+    assert not has(image_of(plots.loss_curve, rows), ORANGE)
+    rows[50] |= {"val_loss": 1.5, "fd_x_cnn": 7.0}
+    rows[90] |= {"val_loss": 1.2, "fd_x_cnn": 3.0, "fd_x_cnn_floor": 1.0}
+    assert has(image_of(plots.loss_curve, rows, title="both"), ORANGE)
+    for few in ([], [{"step": 0, "train_loss": "nan"}, {"step": 1, "train_loss": "inf"}]):
+        image_of(plots.loss_curve, few)
+    for shape in ((2, 1, 8, 8), (9, 2)):
+        image_of(plots.trajectory, steps_of(torch.full(shape, torch.nan)))
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 8, 8), (2, 3, 16, 16), (300, 2)])
@@ -106,23 +110,6 @@ def test_trajectory_of_images_and_points(image_of, shape):
     wider = image_of(plots.trajectory, steps_of(x0), columns=4)
     assert wider.shape[1] > picture.shape[1]
     assert image_of(plots.trajectory, steps_of(x0)[:1]).shape[1] < picture.shape[1]
-
-
-def test_a_diverged_model_can_be_drawn(image_of):
-    image_of(plots.trajectory, steps_of(torch.full((2, 1, 8, 8), torch.nan)))
-    image_of(plots.trajectory, steps_of(torch.full((9, 2), torch.nan)))
-    image_of(plots.loss_curve, [{"step": 0, "train_loss": "nan"}, {"step": 1, "train_loss": "inf"}])
-
-
-def test_loss_curve_skips_empty_cells(image_of):
-    rows = [{"step": str(i), "train_loss": str(2 - i / 100), "val_loss": "", "fd_x_cnn": None} for i in range(100)]
-    without = image_of(plots.loss_curve, rows)
-    orange = [0xD1 / 255, 0x57 / 255, 0x0B / 255]
-    assert not has(without, orange)
-    rows[50] |= {"val_loss": 1.5, "fd_x_cnn": 7.0}
-    rows[90] |= {"val_loss": 1.2, "fd_x_cnn": 3.0, "fd_x_cnn_floor": 1.0}
-    assert has(image_of(plots.loss_curve, rows, title="both"), orange)
-    image_of(plots.loss_curve, [])
 
 
 def test_no_window_and_no_global_state(tmp_path):

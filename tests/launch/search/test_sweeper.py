@@ -78,23 +78,32 @@ def run_folders(folder):
     return {path.name.rpartition("-")[2]: RunFolder(path) for path in folder.glob("*/")}
 
 
+BAD = {  # more of the command, and the message
+    "senseless": (
+        search("none", 2, "optimizer.learning_rate=range(1,9)"),
+        r"2 trials in a row are invalid; the last one: .*learning_rate is not a setting of optimizer",
+    ),
+    "metric": (
+        search("s", 2, "hydra.sweeper.metric=fid"),
+        r"hydra.sweeper.metric=fid was not measured: .* has .*val_loss.*; choose one of these",
+    ),
+    "settings": (search("none", 0), r"hydra.sweeper.n_trials=0 is not allowed: input should be greater than 0"),
+    "space": (search("none", 2, space=[]), r"hydra/sweeper=optuna has nothing to search: give at least one choice"),
+}
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """Several searches, one after the other: (exit status, stderr) of each, and their folder."""
     cwd = tmp_path_factory.mktemp("searches")
+    random = ["hydra.sweeper.sampler=random", "hydra.sweeper.pruner=none"]
     commands = {
         "first": search("s", 2, "hydra.sweeper.n_jobs=2"),
         "again": search("s", 2, "hydra.sweeper.n_jobs=1"),
-        "partly_senseless": search(
-            *("partly", 6, "hydra.sweeper.sampler=random", "hydra.sweeper.pruner=none"), space=["scaling=edm,score"]
-        ),
-        "senseless": search("none", 2, "optimizer.learning_rate=range(1,9)"),
-        "metric": search("s", 2, "hydra.sweeper.metric=fid"),
-        "settings": search("none", 0),
-        "space": search("none", 2, space=[]),
+        "partly_senseless": search("partly", 6, *random, space=["scaling=edm,score"]),
+        **{name: command for name, (command, _) in BAD.items()},
     }
-    results = dict(zip(commands, outcomes("train", list(commands.values()), cwd), strict=True))
-    return results, cwd / "multirun"
+    return dict(zip(commands, outcomes("train", list(commands.values()), cwd), strict=True)), cwd / "multirun"
 
 
 def test_a_search_leaves_its_trials_their_runs_and_a_picture_and_repeats_none(ran):
@@ -127,20 +136,12 @@ def test_trials_that_make_no_sense_are_refused_and_the_others_run_once(ran):
     assert len(run_folders(multirun / "partly")) == 1  # the same parameters again are the same run
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("senseless", r"2 trials in a row are invalid; the last one: .*learning_rate is not a setting of optimizer"),
-        ("metric", r"hydra.sweeper.metric=fid was not measured: .* has .*val_loss.*; choose one of these"),
-        ("settings", r"hydra.sweeper.n_trials=0 is not allowed: input should be greater than 0"),
-        ("space", r"hydra/sweeper=optuna has nothing to search: give at least one choice"),
-    ],
-)
-def test_bad_input_is_a_sentence(ran, name, message):
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_a_sentence(ran, name):
     results, multirun = ran
     status, stderr = results[name]
     assert status == 2
-    assert re.search(message, stderr)
+    assert re.search(BAD[name][1], stderr)
     assert "Traceback" not in stderr
     assert not (multirun / "none").exists()
 

@@ -1,12 +1,11 @@
 """Submitting a sweep to SLURM, with stand-ins for SLURM's commands; tests/launch/slurm/real uses a real SLURM."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -73,20 +72,6 @@ def wants(**accelerator) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"timeout_min": 0}, "hydra.launcher.timeout_min=0 is not allowed: input should be greater than 0"),
-        ({"wait": "yes"}, "hydra.launcher.wait=yes is not allowed"),
-        ({"setup": "module load cuda"}, "hydra.launcher.setup=module load cuda is not allowed"),
-        ({"partitoin": "gpu"}, "hydra.launcher.partitoin=gpu is not allowed"),
-    ],
-)
-def test_bad_settings_are_a_sentence(changes, message):
-    with pytest.raises(ConfigurationError, match=message):
-        settings(**changes)
-
-
-@pytest.mark.parametrize(
     ("accelerator", "changes", "expected"),
     [
         ({"kind": "cpu"}, {"partition": "gpu"}, (1, 1, None)),  # nodes, tasks per node, GPUs per node
@@ -106,13 +91,17 @@ def test_devices_and_nodes_get_matching_tasks(accelerator, changes, expected):
 @pytest.mark.parametrize(
     ("configs", "changes", "message"),
     [
+        ([], {"timeout_min": 0}, "hydra.launcher.timeout_min=0 is not allowed: input should be greater than 0"),
+        ([], {"wait": "yes"}, "hydra.launcher.wait=yes is not allowed"),
+        ([], {"setup": "module load cuda"}, "hydra.launcher.setup=module load cuda is not allowed"),
+        ([], {"partitoin": "gpu"}, "hydra.launcher.partitoin=gpu is not allowed"),
         ([wants(devices="auto")], {}, "accelerator.devices=auto is not known before"),
         ([wants(devices=[0, 1])], {}, "a list of indices"),
         ([wants(devices=2)], {"runs_per_task": 2}, "cannot be combined with runs on 2 devices"),
         ([wants(), wants(devices=2)], {}, "differ within the sweep"),
     ],
 )
-def test_what_one_array_job_cannot_contain_is_a_sentence(configs, changes, message):
+def test_bad_settings_and_what_one_array_job_cannot_contain_are_sentences(configs, changes, message):
     with pytest.raises(ConfigurationError, match=message):
         sbatch_parameters(settings(**changes), configs, Path("s"))
 
@@ -130,16 +119,11 @@ def test_an_array_job_is_submitted_recorded_and_reported():
     assert all(job.path.is_absolute() for job in task.jobs)
 
 
-def test_a_single_run_is_an_array_job_too():
+def test_a_single_run_is_an_array_job_too_whose_script_requeues_a_killed_task(slurm):
     run(*jobs_of(1))
-    script, task = submitted()
-    assert "#SBATCH --array=0-0%1\n" in script
-    assert task.jobs[0].config["seed"] == 1
-
-
-def test_the_batch_script_requeues_a_killed_task(slurm):
-    run(*jobs_of(1))
-    slurm.queue(task_RUNNING="None|10:00|10:00:00")
+    assert "#SBATCH --array=0-0%1\n" in submitted()[0]
+    assert submitted()[1].jobs[0].config["seed"] == 1
+    slurm.states(task_RUNNING="None|10:00|10:00:00")
     (teardown,) = (line for line in submitted()[0].splitlines() if "flowdiff.launch.slurm.task" in line)
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(["bash", "-c", f"(exit 137); {teardown}"], env={**os.environ, **array}, check=False)
@@ -152,17 +136,15 @@ def test_a_job_that_submits_does_not_pass_on_its_own_environment(slurm, monkeypa
     for key, value in (inside | kept).items():
         monkeypatch.setenv(key, value)
     run(*jobs_of(1))
-    assert {
-        k: v for k, v in slurm.calls[-1]["environment"].items() if k.startswith(("SLURM", "SBATCH", "CUDA"))
-    } == kept
+    given = slurm.calls[-1]["environment"]
+    assert {k: v for k, v in given.items() if k.startswith(("SLURM", "SBATCH", "CUDA"))} == kept
     assert os.environ["SLURM_CPUS_PER_TASK"] == "1"
 
 
 def test_a_refused_job_changes_nothing(slurm, finished):
-    slurm.refuse(
-        "sbatch", "sbatch: error: invalid partition specified: moon\nsbatch: error: Batch job submission failed"
-    )
-    with pytest.raises(ConfigurationError, match=r"nothing was submitted: sbatch: error: invalid partition .* moon;"):
+    said = "sbatch: error: invalid partition specified: moon"
+    slurm.refuse("sbatch", f"{said}\nsbatch: error: Batch job submission failed")
+    with pytest.raises(ConfigurationError, match=f"nothing was submitted: {said};"):
         run(finished, *jobs_of(2), force=True)
     assert finished.folder.is_complete
     assert sorted(os.listdir("s")) == ["seed-1-abc"]
@@ -175,10 +157,7 @@ def test_force_empties_a_folder_only_after_sbatch_has_accepted_the_job(slurm, fi
 
 
 def test_a_job_that_cannot_be_recorded_is_cancelled(slurm, monkeypatch):
-    def full(sweep, submission):
-        raise OSError("no space")
-
-    monkeypatch.setattr("flowdiff.launch.slurm.pool.record", full)
+    monkeypatch.setattr("flowdiff.launch.slurm.pool.record", Mock(side_effect=OSError("no space")))
     with pytest.raises(OSError, match="no space"):
         run(*jobs_of(1))
     assert slurm.asked[-1] == "scancel 7"
@@ -187,7 +166,7 @@ def test_a_job_that_cannot_be_recorded_is_cancelled(slurm, monkeypatch):
 def test_runs_that_are_complete_queued_or_running_are_not_submitted(slurm, finished):
     queued, running, new = jobs_of(2, 3, 4)
     run(queued)
-    slurm.queue(task_7_0="PENDING")
+    slurm.states(task_7_0="PENDING")
     with owned(running.path):
         rows, output = run(queued, finished, running, new)
     assert [row.state for row in rows] == ["queued", "skipped", "busy", "queued"]

@@ -1,11 +1,7 @@
 """Submissions and cancelled jobs are recorded completely and in order, even by several processes at once."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-from cli_process import ROOT
+from cli_process import code
 
 from flowdiff.errors import RunError
 from flowdiff.launch.slurm.submission import Submission, cancelled_jobs, record, record_cancelled, submissions
@@ -25,13 +21,12 @@ def test_submissions_are_recorded_in_order(tmp_path):
 
 
 def test_none_is_lost_when_several_submit_at_once(tmp_path):
-    code = (
+    writes = (
         "import sys; from pathlib import Path; from flowdiff.launch.slurm.submission import *\n"
         "for i in range(20): record(Path(sys.argv[1]), Submission(f'{sys.argv[2]}{i}', '', [], None, [['a']]))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path, name], env=environment) for name in "xyz"]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    writers = [code(writes, tmp_path, name) for name in "xyz"]
+    assert [(writer.communicate()[0], writer.returncode) for writer in writers] == [("", 0)] * 3
     assert sorted(one.job_id for one in submissions(tmp_path)) == sorted(f"{n}{i}" for n in "xyz" for i in range(20))
 
 

@@ -1,7 +1,5 @@
 """A task of an array job: what it runs, and whether it is started again when it has ended."""
 
-from __future__ import annotations
-
 import signal
 from math import inf
 from pathlib import Path
@@ -74,16 +72,12 @@ def test_each_reason_has_its_own_count(tmp_path, monkeypatch, requeued):
     assert "ended by SIGKILL 2 times (out of memory?): raise mem_gb" in task.jobs[0].folder.failure()
 
 
-def test_a_task_without_unfinished_runs_is_not_requeued(tmp_path, requeued):
-    task = make_task(tmp_path, "finish", "bug")
+def test_a_task_without_unfinished_runs_or_without_a_signal_is_not_requeued(tmp_path, requeued):
+    task = make_task(tmp_path / "ended", "finish", "bug")
     task.jobs[0].folder.write_config({})
     task.jobs[0].folder.write_result({"metrics": {}})
     task.jobs[1].fail("it broke.")
     task.finish(EXIT_KILLED, "7_3")
-    assert requeued == []
-
-
-def test_a_task_that_ended_without_a_signal_has_failed(tmp_path, requeued):
     task = make_task(tmp_path, "finish")
     task.finish(EXIT_BUSY, "7_3")
     assert task.jobs[0].folder.failure() is None
@@ -93,18 +87,14 @@ def test_a_task_that_ended_without_a_signal_has_failed(tmp_path, requeued):
     assert requeued == []
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("0:07", 7), ("1:02:03", 3723), ("2-00:00:01", 172801), ("1-0", 86400), ("UNLIMITED", inf)]
-)
-def test_seconds(text, expected):
-    assert seconds(text) == expected
+def test_seconds():
+    expected = {"0:07": 7, "1:02:03": 3723, "2-00:00:01": 172801, "1-0": 86400, "UNLIMITED": inf}
+    assert {text: seconds(text) for text in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("used", "limit", "late"), [(600, 3600, False), (3600 - 149, 3600, True), (20, 60, True), (HOUR, inf, False)]
-)
-def test_a_time_limit_is_distinguished_from_a_preemption(used, limit, late):
-    assert QueuedJob("RUNNING", "None", used, limit).timed_out(LIMITS) is late
+def test_a_time_limit_is_distinguished_from_a_preemption():
+    expected = {(600, 3600): False, (3600 - 149, 3600): True, (20, 60): True, (HOUR, inf): False}  # used, limit
+    assert {given: QueuedJob("RUNNING", "None", *given).timed_out(LIMITS) for given in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,13 @@ def test_it_encodes_and_decodes_like_diffusers_with_the_factors_of_the_model(sav
     torch.testing.assert_close(first_stage.decode(z), vae.decode(expected.mean).sample, atol=1e-5, rtol=1e-4)
 
 
-def test_the_folder_of_a_pipeline_can_be_given(saved, tmp_path):
+def test_half_precision_tiling_and_the_folder_of_a_pipeline(saved, tmp_path):
+    half, first_stage = stage(saved[0], precision="bfloat16", tiled=True), stage(saved[0])
+    assert half.autoencoder.vae.use_tiling
+    assert not first_stage.autoencoder.vae.use_tiling
+    assert half.decode(torch.zeros(1, 2, 4, 4)).dtype == torch.float32
     (tmp_path / "vae").symlink_to(saved[0])
-    assert stage(tmp_path).key() == stage(saved[0]).key()
+    assert stage(tmp_path).key() == first_stage.key()
 
 
 @torch.no_grad()
@@ -62,13 +66,6 @@ def test_the_scale_of_its_errors_is_measured(saved):
     latent = first_stage.latent(first_stage.encode(X, torch.Generator().manual_seed(0)))
     expected = torch.distributions.Normal(0, error.square().mean().sqrt()).log_prob(error).flatten(1).sum(1)
     torch.testing.assert_close(first_stage.log_likelihood(X, latent), expected, rtol=1e-4, atol=1e-3)
-
-
-def test_half_precision_and_tiling(saved):
-    half = stage(saved[0], precision="bfloat16", tiled=True)
-    assert half.autoencoder.vae.use_tiling
-    assert not stage(saved[0]).autoencoder.vae.use_tiling
-    assert half.decode(torch.zeros(1, 2, 4, 4)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_it_starts_from_the_same_values_as_with_a_frozen_autoencoder(tmp_path):
     more = sum(p.numel() for p in joint.denoiser.first_stage.autoencoder.parameters())
     assert joint.num_parameters == frozen.num_parameters + more
     assert not (tmp_path / "nothing").exists()  # latents of a trained autoencoder are not cached
+    assert identity.run_id(runs.settings(*BEHIND)) != identity.run_id(runs.settings(*JOINT))
 
 
 def test_the_autoencoder_is_trained_saved_averaged_and_counted(joint):
@@ -136,12 +137,5 @@ def test_unsuitable_settings_are_refused_in_one_sentence(overrides, sentence):
         Engine.of(runs.settings("first_stage=vae", "first_stage.run=a_vae", "first_stage.train=true", *overrides))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_a_pretrained_autoencoder_is_not_trained():
     with pytest.raises(ConfigurationError, match=r"first_stage\.train is not a setting of first_stage"):
-        config.compose(["first_stage=autoencoder_kl", "first_stage.train=true"])
-
-
-def test_its_run_id_differs_from_the_run_with_a_frozen_autoencoder():
-    assert identity.run_id(runs.settings(*BEHIND)) != identity.run_id(runs.settings(*JOINT))
+        config.compose(["first_stage=autoencoder_kl", "first_stage.train=true"])  # a pretrained one is not trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -30,15 +31,9 @@ class Constant(nn.Module):
         return self.values.reshape(1, -1, *[1] * (x.ndim - 2)).expand(len(x), -1, *x.shape[2:])
 
 
-class Zero(nn.Module):
+def zero(kept: int, out: int):
     """A net whose output is 0."""
-
-    def __init__(self, out: int):
-        super().__init__()
-        self.out = out
-
-    def forward(self, x, cond):
-        return x.new_zeros(len(x), self.out)
+    return lambda x, cond: x.new_zeros(len(x), out)
 
 
 @pytest.mark.parametrize("grid", [(), (2, 3)], ids=str)
@@ -77,10 +72,8 @@ def test_affine_is_the_identity_at_zero_and_bounded_with_a_gradient():
 @pytest.mark.parametrize("n_flows", [1, 2, 3, 5])
 def test_alternating_couplings_restore_the_order_of_the_entries(n_flows):
     """With nets whose output is 0 they are the identity, whatever the permutations are."""
-    generator = torch.Generator().manual_seed(0)
-    flows = alternating_couplings(
-        7, n_flows, lambda pair: torch.randperm(7, generator=generator), Affine(1.0), lambda kept, out: Zero(out)
-    )
+    shuffle = partial(torch.randperm, 7, generator=torch.Generator().manual_seed(0))
+    flows = alternating_couplings(7, n_flows, lambda pair: shuffle(), Affine(1.0), zero)
     flow = Sequential(flows)
     x = torch.randn(3, 7)
     assert torch.equal(flow(x, NO_CONDITION)[0], x)
@@ -101,4 +94,4 @@ def test_permutation_and_its_inverse():
 
 def test_one_dimension_is_refused_with_the_name_of_the_flow():
     with pytest.raises(ConfigurationError, match=r"flow=mine .*shape \(1,\).*take flow=linear_activation"):
-        vector_couplings("mine", (1,), 2, Affine(1.0), lambda kept, out: Zero(out), False)
+        vector_couplings("mine", (1,), 2, Affine(1.0), zero, False)

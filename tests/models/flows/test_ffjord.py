@@ -94,35 +94,26 @@ def test_a_linear_equation_gives_the_matrix_exponential(backprop):
     back, inverse_logdet = flow.inverse(x, cond)
     torch.testing.assert_close(back, net.solution(x, -1.0), **close)
     torch.testing.assert_close(inverse_logdet, -net.A.trace().expand(4), **close)
-
-
-def test_the_right_hand_side_depends_on_the_time():
-    """∫₀¹ (1 + cos πt)² dt = 3/2: the solution is that of dz/dt = A z + b at the time 3/2."""
-    x, cond = inputs()
-    net = Linear(4, lambda time: (1 + time[:, :1]) ** 2)
-    z, logdet = linear_flow(net, rk4(64))(x, cond)
+    # ∫₀¹ (1 + cos πt)² dt = 3/2: the solution is that of dz/dt = A z + b at the time 3/2.
+    in_time = Linear(4, lambda time: (1 + time[:, :1]) ** 2)
+    z, logdet = linear_flow(in_time, rk4(64, backprop))(x, cond)
     # At t = 0 the rate is 4: (4/64)⁴/5! is 1e-7.
     torch.testing.assert_close(z, net.solution(x, 1.5), rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(logdet, 1.5 * net.A.trace().expand(4), rtol=2e-6, atol=2e-6)
 
 
-def test_fixed_steps_converge_with_fourth_order():
-    x, cond = inputs()
-    net = Linear(4)
-    errors = []
-    for steps in (8, 16):
-        z, _ = linear_flow(net, rk4(steps))(x, cond)
-        errors.append(float((z - net.solution(x, 1.0)).detach().abs().max()))
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(4, abs=0.35)  # the next order contributes a few per cent
+def test_fixed_steps_converge_with_fourth_order_and_adaptive_steps_stay_within_the_tolerance():
+    (x, cond), net = inputs(), Linear(4)
 
+    def error(solve: Solver) -> float:
+        return float((linear_flow(net, solve)(x, cond)[0] - net.solution(x, 1.0)).detach().abs().max())
 
-def test_adaptive_steps_stay_within_the_tolerance():
-    x, cond = inputs()
-    net = Linear(4)
+    order = math.log2(error(rk4(8)) / error(rk4(16)))
+    assert order == pytest.approx(4, abs=0.35)  # the next order contributes a few per cent
     for tolerance in (1e-3, 1e-6, 1e-9):
-        z, _ = linear_flow(net, Solver(None, tolerance, tolerance, False))(x, cond)
-        error = float((z - net.solution(x, 1.0)).detach().abs().max())
-        assert error < 10 * tolerance  # the tolerance is that of one step
+        assert error(Solver(None, tolerance, tolerance, False)) < 10 * tolerance  # the tolerance is that of one step
+    coarse, fine = make(steps=16), make(steps=None, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(fine(x, cond), coarse(x, cond), rtol=1e-4, atol=1e-4)
 
 
 @TRACES
@@ -231,12 +222,17 @@ def test_the_trace_integrates_to_the_log_determinant(trace):
     torch.testing.assert_close(logdet, torch.linalg.slogdet(J.transpose(0, 1)).logabsdet, rtol=1e-5, atol=1e-5)
 
 
-def test_the_trace_is_estimated_above_exact_trace_dimensions():
+def test_the_trace_above_exact_trace_dimensions_is_estimated_in_the_same_way_in_every_batch():
     x, cond = inputs()
     z_exact, exact = make(steps=16, **EXACT)(x, cond)
     z, estimate = make(steps=16, **ESTIMATE)(x, cond)
     torch.testing.assert_close(z, z_exact)
     assert (estimate - exact).abs().max() > 0.01
+    flow = make(depth=1, exact_trace=0, steps=4).train()
+    together = flow(x, cond)[1]
+    assert torch.equal(flow(x, cond)[1], together)
+    alone = flow(x[2:3], Conditioning(cond.vector[2:3], cond.tokens[2:3]))[1]
+    torch.testing.assert_close(alone, together[2:3], rtol=1e-10, atol=1e-10)
 
 
 def probes(sigma: torch.Tensor, dim: int, cond_dim: int = 0) -> torch.Tensor:
@@ -261,14 +257,6 @@ def test_neighbouring_noise_levels_have_unrelated_probes_and_rounding_does_not_m
     assert neighbours.abs().mean() < 0.05  # 1/√1024 = 0.03 if independent
     sigma = torch.logspace(-2, 2, 8)
     assert (probes(sigma * (1 + 1e-6), 1024) - probes(sigma, 1024)).abs().max() < 0.01
-
-
-def test_the_estimate_is_deterministic_and_the_same_in_every_batch():
-    flow, (x, cond) = make(depth=1, exact_trace=0, steps=4).train(), inputs()
-    together = flow(x, cond)[1]
-    assert torch.equal(flow(x, cond)[1], together)
-    alone = flow(x[2:3], Conditioning(cond.vector[2:3], cond.tokens[2:3]))[1]
-    torch.testing.assert_close(alone, together[2:3], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 2, 3)], ids=str)
@@ -296,10 +284,3 @@ def test_autocast_does_not_reach_the_solver(trace):
         found = *flow(x, cond), *flow.inverse(x, cond)
     for low, full in zip(found, expected, strict=True):
         assert torch.equal(low, full)
-
-
-def test_tolerances_agree_with_steps():
-    x, cond = inputs()
-    coarse, fine = make(steps=16), make(steps=None, rtol=1e-7, atol=1e-7)
-    for ours, its in zip(fine(x, cond), coarse(x, cond), strict=True):
-        torch.testing.assert_close(ours, its, rtol=1e-4, atol=1e-4)

@@ -30,11 +30,6 @@ def test_starts_as_the_identity_for_every_condition(activation, linear):
     assert logdet.abs().max() < 1e-5
 
 
-def test_n_flows_is_the_number_of_layers():
-    sizes = [sum(p.numel() for p in make((4,), n_flows=n).parameters()) for n in (1, 2)]
-    assert sizes[1] - sizes[0] == 4 * 4 + (4 + 1) * 16  # one rotation and one steering layer more
-
-
 @pytest.mark.parametrize("settings", [{"linear": "kronecker"}, {"linear": "householder", "reflections": 4}], ids=str)
 def test_a_large_latent_is_recovered_by_the_inverse(settings):
     flow = make(LATENT, n_flows=2, **settings)
@@ -51,7 +46,9 @@ def test_a_large_latent_is_recovered_by_the_inverse(settings):
 
 @pytest.mark.parametrize(("linear", "held"), [("rotation", 8), ("plu", 13), ("householder", 6)])
 def test_dense_maps_of_a_large_latent_are_refused_before_they_are_built(linear, held):
-    """held: in GiB; 16,384² numbers of four bytes are 1 GiB."""
+    """held: in GiB; 16,384² numbers of four bytes are 1 GiB. Dense maps of 32×32 colour images are allowed."""
+    with torch.device("meta"):  # allocates no memory
+        assert make((3, 32, 32), linear=linear).flow is not None
     with pytest.raises(ConfigurationError) as error:
         make(LATENT, linear=linear)
     text = str(error.value)
@@ -64,9 +61,3 @@ def test_dense_maps_of_a_large_latent_are_refused_before_they_are_built(linear, 
         own = {"reflections": int(settings["reflections"])} if "reflections" in settings else {}
         with torch.device("meta"):
             make(LATENT, linear=settings["linear"], **own)
-
-
-@pytest.mark.parametrize("linear", ["rotation", "plu", "householder"])
-def test_dense_maps_of_32x32_colour_images_are_allowed(linear):
-    with torch.device("meta"):  # allocates no memory
-        assert make((3, 32, 32), linear=linear).flow is not None

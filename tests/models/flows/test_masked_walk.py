@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from flow_cases import perturb
+from small_models import flow_of, normal
 
-from flowdiff import registry
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.masked_walk import units_per_step
 
@@ -14,9 +14,7 @@ DIM, EMBED, HIDDEN = 7, 3, 16
 
 
 def make(name: str, **settings) -> torch.nn.Module:
-    torch.manual_seed(0)
-    runtime = {"shape": (DIM,), "embed_dim": EMBED, "activation": registry.create("activation", "swish")}
-    return perturb(registry.create("flow", name, **runtime, **{"hidden": HIDDEN, **settings}).double())
+    return perturb(flow_of(name, (DIM,), EMBED, **{"hidden": HIDDEN, **settings}).double())
 
 
 @pytest.mark.parametrize("name", ["maf", "nsf"])
@@ -27,8 +25,7 @@ def make(name: str, **settings) -> torch.nn.Module:
 )
 def test_it_equals_the_inverse_by_the_whole_net(name, settings):
     flow = make(name, **settings)
-    generator = torch.Generator().manual_seed(1)
-    z, e = (torch.randn((5, d), generator=generator, dtype=torch.float64) for d in (DIM, EMBED))
+    z, e = normal((5, DIM), (5, EMBED))
     x, logdet = flow.inverse(z, Conditioning(e))  # with a graph: by zuko
     with torch.no_grad():
         found, found_logdet = flow.inverse(z, Conditioning(e))

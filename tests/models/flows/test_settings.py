@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from small_models import flow_of
 
 from flowdiff.errors import ConfigurationError
@@ -120,5 +119,8 @@ def test_what_does_not_fit_is_refused_in_one_sentence(name, shape, settings, sen
     assert "\n" not in str(error.value)
 
 
-def test_a_patchwise_flow_without_context_has_no_heads():
-    assert isinstance(flow_of("patchwise", (2, 4, 6), hidden=16, heads=3, context="none"), torch.nn.Module)
+def test_a_patchwise_flow_without_context_has_no_heads_and_n_flows_is_the_number_of_layers():
+    flow_of("patchwise", (2, 4, 6), hidden=16, heads=3, context="none")
+    one, two = (flow_of("linear_activation", (4,), act="softplus", n_flows=n) for n in (1, 2))
+    more = sum(p.numel() for p in two.parameters()) - sum(p.numel() for p in one.parameters())
+    assert more == 4 * 4 + (4 + 1) * 16  # one rotation and one steering layer more

@@ -45,13 +45,9 @@ def test_tokens_contain_the_whole_sample(shape, patch):
     u = patches.split(x)
     assert u.shape == (2, patches.length, patches.width)
     assert torch.equal(patches.join(u), x)
-
-
-def test_tokens_are_squares_of_the_image():
-    x = torch.arange(2 * 4 * 6).view(1, 2, 4, 6)
-    u = Patches((2, 4, 6), 2).split(x)
-    assert torch.equal(u[0, 1], x[0, :, :2, 2:4].flatten())
-    assert torch.equal(u[0, 3], x[0, :, 2:, :2].flatten())
+    if shape == (3, 4, 6) and patch == 2:  # squares of the image
+        assert torch.equal(u[0, 1], x[0, :, :2, 2:4].flatten())
+        assert torch.equal(u[0, 3], x[0, :, 2:, :2].flatten())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +61,12 @@ def test_the_smallest_patch_with_at_most_fifty_tokens(shape, patch):
 # The map
 
 
-def test_layers_and_direction_of_the_blocks():
+def test_layers_and_direction_of_the_blocks_and_their_learned_start():
+    flow, (x, cond) = make(n_flows=1), inputs()
+    first = flow.patches.split(flow(x, cond)[0])[:, 0]
+    assert ((first - flow.patches.split(x)[:, 0]).abs() > 1e-2).all()
+    first.sum().backward()
+    assert flow.blocks[0].net.start.grad.abs().min() > 1e-5
     flow = make(n_flows=3, n_layers=2, deep_layers=5)
     assert [len(block.net.layers) for block in flow.blocks] == [2, 2, 5]
     assert [block.reverse for block in flow.blocks] == [False, True, False]
@@ -86,16 +87,6 @@ def test_jacobian_is_triangular_in_the_order_of_the_tokens(reverse):
     assert (reach[before] > 1e-6).all()
     within = J.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (T, d, d): numbers of a token are independent
     assert torch.equal(within, torch.diag_embed(within.diagonal(dim1=1, dim2=2)))
-
-
-def test_the_first_token_is_transformed_by_the_learned_start():
-    flow = make(n_flows=1)
-    (x, cond), start = inputs(), flow.blocks[0].net.start
-    z, _ = flow(x, cond)
-    first = flow.patches.split(z)[:, 0]
-    assert ((first - flow.patches.split(x)[:, 0]).abs() > 1e-2).all()
-    first.sum().backward()
-    assert start.grad.abs().min() > 1e-5
 
 
 @pytest.mark.parametrize("n_flows", [1, 3])
@@ -190,20 +181,11 @@ def test_cache_and_jacobi_equal_the_naive_loop(inject):
         found, logdet = block.inverse_jacobi(u, e, context, tolerance)
         torch.testing.assert_close(found, expected, rtol=100 * tolerance, atol=100 * tolerance)
         torch.testing.assert_close(logdet, -block(found, e, context, True)[1], rtol=1e-7, atol=1e-7)
-
-
-@torch.no_grad()
-def test_jacobi_is_exact_after_one_sweep_per_token():
-    """With a tolerance below rounding it stops after T sweeps."""
-    flow = make(patch=1)
-    z, cond = inputs()
-    u = flow.patches.split(z)
-    block, T = flow.blocks[0], u.shape[1]
-    sweeps = []
-    block.net.register_forward_hook(lambda *_: sweeps.append(1))
-    x, _ = block.inverse_jacobi(u, cond.vector, None, 1e-300)
-    assert len(sweeps) <= T
-    torch.testing.assert_close(x, naive(block, u, cond.vector, None), rtol=1e-11, atol=1e-11)
+        sweeps = []  # with a tolerance below rounding it is exact after one sweep per token
+        block.net.register_forward_hook(lambda *_, sweeps=sweeps: sweeps.append(1))
+        found, _ = block.inverse_jacobi(u, e, context, 1e-300)
+        assert len(sweeps) <= u.shape[1]
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
 @torch.no_grad()
@@ -260,10 +242,5 @@ def test_attention_is_fused_unless_a_second_derivative_may_follow(what, training
         (score,) = torch.autograd.grad(model.log_prob(x, sigma).sum(), x, create_graph=True)
         score.square().sum().backward()
     assert bool(calls) == fused
-
-
-def test_scores_of_both_kernels_agree():
-    model = score_flow(make())
-    x, sigma = inputs()[0], torch.tensor([0.01, 0.5, 10.0], dtype=torch.float64)
-    explicit, fused = model.train()(x, sigma), model.eval()(x, sigma)
-    torch.testing.assert_close(fused, explicit.detach(), rtol=1e-10, atol=1e-10)
+    explicit, fast = model.train()(x, sigma), model.eval()(x, sigma)
+    torch.testing.assert_close(fast, explicit.detach(), rtol=1e-10, atol=1e-10)

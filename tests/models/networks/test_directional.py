@@ -3,6 +3,7 @@
 import pytest
 import torch
 from flow_cases import perturb
+from small_models import flow_of, normal, score_flow_of
 
 from flowdiff import registry
 from flowdiff.diffusion.denoiser import Denoiser
@@ -15,19 +16,8 @@ LOSSES = ["denoising", "score_matching", "hybrid"]
 
 
 def denoiser(flow, gradient, dtype):
-    torch.manual_seed(0)
-    parts = {"shape": SHAPE, "embed_dim": EMBED, "activation": registry.create("activation", "softplus")}
-    small = {"hidden": 16, "deep_layers": 1}
-    network = registry.create(
-        "network",
-        "score_flow",
-        flow=registry.create("flow", flow, **parts, **small),
-        whitening=registry.create("whitening", "isotropic", shape=SHAPE),
-        shape=SHAPE,
-        cond_dim=COND,
-        gradient=gradient,
-        embed_dim=EMBED,
-    )
+    made = flow_of(flow, SHAPE, EMBED, act="softplus", hidden=16, deep_layers=1)
+    network = score_flow_of(made, SHAPE, embed_dim=EMBED, cond_dim=COND, gradient=gradient)
     # With a larger gain tarflow's density has such high derivatives that the O(h²) error is 5 % (gain 0.3, float32).
     far = perturb(network, gain=0.1 if flow == "tarflow" else 0.3)
     return Denoiser(far, registry.create("scaling", "score")).to(dtype).train()
@@ -36,10 +26,8 @@ def denoiser(flow, gradient, dtype):
 def gradients(flow, loss, gradient, dtype):
     """The loss, and its gradient in all parameters and in the condition as one vector."""
     model = denoiser(flow, gradient, dtype)
-    generator = torch.Generator().manual_seed(1)
-    x0, noise = torch.randn(2, 32, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
-    sigma = torch.exp(1.2 * torch.randn(32, generator=generator, dtype=torch.float64) - 1.2).to(dtype)
-    vector = torch.randn(32, COND, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    (x0, noise), normal_sigma, vector = (t.to(dtype) for t in normal((2, 32, *SHAPE), (32,), (32, COND)))
+    sigma, vector = torch.exp(1.2 * normal_sigma - 1.2), vector.requires_grad_()
     objective = registry.create("loss", loss, weighting=registry.create("weighting", "edm"))
     output = objective(model, 0.5 * x0, sigma, noise, Conditioning(vector)).loss
     wanted = [*model.parameters(), vector]

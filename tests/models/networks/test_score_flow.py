@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from flow_cases import label, make_flow, perturb, takes, variants
+from small_models import normal, score_flow_of
 
 from flowdiff import registry
 from flowdiff.models.conditioning import Conditioning
@@ -17,25 +18,23 @@ EMBED, CLASSES = 8, 3
 # Every flow of vectors with its default settings; tests/models/flows/test_laws.py covers its variants and images.
 DEFAULT = "linear_activation"
 VECTOR_FLOWS = [case for case in variants() if not case[1] and takes(case, (3,))]
-ALL_CASES = pytest.mark.parametrize("case", VECTOR_FLOWS, ids=label)
 
 
-def pairs(attribute: str | None = None) -> pytest.MarkDecorator:
+def pairs(having=lambda flow: True, slow: tuple[str, ...] = ()) -> pytest.MarkDecorator:
     """Every flow with the isotropic whitening, and the default flow with every whitening."""
-    kept = [c for c in VECTOR_FLOWS if attribute is None or getattr(make_flow(c, (3,), 2), attribute)]
-    found = [(c, w) for c in kept for w in registry.names("whitening") if w == "isotropic" or c[0] == DEFAULT]
+    kept = [case for case in VECTOR_FLOWS if having(make_flow(case, (3,), 2))]
+    found = [
+        pytest.param(case, whitening, marks=pytest.mark.slow if case[0] in slow else ())
+        for case in kept
+        for whitening in registry.names("whitening")
+        if whitening == "isotropic" or case[0] == DEFAULT
+    ]
     return pytest.mark.parametrize(("case", "whitening"), found, ids=label)
-
-
-def having(attribute: str) -> pytest.MarkDecorator:
-    """Only the flows for which the attribute is true."""
-    kept = [case for case in VECTOR_FLOWS if getattr(make_flow(case, (3,), 2), attribute)]
-    return pytest.mark.parametrize("case", kept, ids=label)
 
 
 # A spline is the identity beyond its ends, which large σ reaches, and its score jumps at the knots, which makes sums
 # over a grid and means of scores inaccurate. tests/models/flows/test_laws.py integrates its density on a finer grid.
-SMOOTH_PAIRS = pairs("smooth")
+SMOOTH_PAIRS = pairs(lambda flow: flow.smooth)
 PAIRS = pairs()
 STATES = pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
 COND_DIMS = pytest.mark.parametrize("cond_dim", [0, CLASSES], ids=["unconditional", "class"])
@@ -44,49 +43,58 @@ SIGMA = torch.tensor([0.01, 0.3, 2.0, 30.0], dtype=torch.float64)
 
 def data(shape) -> torch.Tensor:
     """Training data with a mean and correlations, so that every statistic of a whitening matters."""
-    generator = torch.Generator().manual_seed(0)
     D = math.prod(shape)
-    mixing = torch.randn((D, D), generator=generator, dtype=torch.float64) / D**0.5
-    x = 0.4 * torch.randn((512, D), generator=generator, dtype=torch.float64) @ mixing + 0.2
-    return x.reshape(-1, *shape)
+    mixing, z = normal((D, D), (512, D), seed=0)
+    return (0.4 * z @ mixing / D**0.5 + 0.2).reshape(-1, *shape)
+
+
+def noised(cond_dim: int = 0) -> tuple[torch.Tensor, torch.Tensor, Conditioning | None]:
+    eps, c = normal((len(SIGMA), 3), (len(SIGMA), cond_dim))
+    return data((3,))[: len(SIGMA)] + SIGMA[:, None] * eps, SIGMA, Conditioning(c) if cond_dim else None
 
 
 def make(case, whitening: str, shape=(3,), cond_dim: int = 0, far: bool = True) -> ScoreFlow:
     fitted = registry.create("whitening", whitening, shape=shape).double()
     fitted.fit([data(shape)])
     flow = make_flow(case, shape, EMBED, token_dim=0)
-    runtime = {"flow": flow, "whitening": fitted, "shape": shape, "cond_dim": cond_dim, "embed_dim": EMBED}
-    model = registry.create("network", "score_flow", **runtime).double().eval()
+    model = score_flow_of(flow, shape, fitted, EMBED, cond_dim=cond_dim).double().eval()
     return perturb(model) if far else model
-
-
-def noised(shape=(3,), cond_dim: int = 0) -> tuple[torch.Tensor, torch.Tensor, Conditioning | None]:
-    generator = torch.Generator().manual_seed(1)
-    eps = torch.randn((len(SIGMA), *shape), generator=generator, dtype=torch.float64)
-    x = data(shape)[: len(SIGMA)] + SIGMA.reshape(-1, *[1] * len(shape)) * eps
-    c = torch.randn((len(SIGMA), cond_dim), generator=generator, dtype=torch.float64) if cond_dim else None
-    return x, SIGMA, None if c is None else Conditioning(c)
 
 
 @PAIRS
 @STATES
 @COND_DIMS
-def test_score_is_the_gradient_of_log_prob(case, whitening, far, cond_dim):
-    laws.score_is_gradient(make(case, whitening, cond_dim=cond_dim, far=far), *noised(cond_dim=cond_dim))
+def test_laws_of_the_score(case, whitening, far, cond_dim):
+    """The score is the gradient of log p and its Jacobian symmetric, and a far flow obeys the other laws too."""
+    model = make(case, whitening, cond_dim=cond_dim, far=far)
+    of_far = (
+        *(laws.works_without_gradients, laws.score_has_a_graph_only_in_training, laws.log_prob_and_score_agree),
+        laws.score_loss_gradient_is_exact,
+    )
+    for law in (laws.score_is_gradient, laws.score_jacobian_is_symmetric, *(of_far if far else ())):
+        law(model, *noised(cond_dim))
+
+
+@PAIRS
+def test_laws_of_samples(case, whitening):
+    """A sample depends only on its generator; samples follow a smooth density."""
+    model = make(case, whitening, shape=(1, 2, 2))
+    laws.samples_depend_only_on_their_generators(model, SIGMA[1:], None, (1, 2, 2))
+    if model.flow.smooth:
+        laws.samples_follow_the_density(make(case, whitening))
 
 
 @SMOOTH_PAIRS
 def test_perturbed_parameters_change_the_score(case, whitening):
     """With perturbed parameters the score differs from the Gaussian's, and the condition changes it."""
-    x, sigma, cond = noised(cond_dim=CLASSES)
-    score = make(case, whitening, cond_dim=CLASSES)(x, sigma, cond)
-    start = make(case, whitening, cond_dim=CLASSES, far=False)(x, sigma, cond)
+    x, sigma, cond = noised(CLASSES)
+    score, start = (make(case, whitening, cond_dim=CLASSES, far=far)(x, sigma, cond) for far in (True, False))
     assert ((score - start).norm(dim=1) > 0.1 * start.norm(dim=1)).all()
     other = make(case, whitening, cond_dim=CLASSES)(x, sigma, Conditioning(cond.vector.flip(0)))
     assert ((score - other).norm(dim=1) > 1e-3 * score.norm(dim=1)).all()
 
 
-@ALL_CASES
+@pytest.mark.parametrize("case", VECTOR_FLOWS, ids=label)
 def test_the_flow_itself_depends_on_the_noise_level(case):
     """With the identity whitening, which ignores σ, the density still depends on σ."""
     model = make(case, "identity")
@@ -94,26 +102,6 @@ def test_the_flow_itself_depends_on_the_noise_level(case):
     with torch.no_grad():
         change = model.log_prob(x, 2 * sigma) - model.log_prob(x, sigma)
     assert (change.abs() > 1e-4).all()
-
-
-@PAIRS
-@STATES
-def test_score_is_a_gradient_field(case, whitening, far):
-    laws.score_jacobian_is_symmetric(make(case, whitening, far=far), *noised())
-
-
-@PAIRS
-def test_score_works_without_gradients(case, whitening):
-    """The score is the same under no_grad and in eval mode, without a graph, and in train mode, with a graph."""
-    model = make(case, whitening)
-    for law in (laws.works_without_gradients, laws.score_has_a_graph_only_in_training, laws.log_prob_and_score_agree):
-        law(model, *noised())
-
-
-@PAIRS
-@COND_DIMS
-def test_the_gradient_of_a_score_loss_equals_central_differences(case, whitening, cond_dim):
-    laws.score_loss_gradient_is_exact(make(case, whitening, cond_dim=cond_dim), *noised(cond_dim=cond_dim))
 
 
 @PAIRS
@@ -138,24 +126,15 @@ def test_autocast_leaves_density_and_score_in_float32(case, whitening, far):
             assert (error <= (1e-4 if at_start else 0.1) * (1 + size)).all()
 
 
-@SMOOTH_PAIRS
+@pairs(lambda flow: flow.smooth, slow=("ffjord", "tarflow"))
 @STATES
 def test_density_integrates_to_one(case, whitening, far):
     laws.density_integrates_to_one(make(case, whitening, shape=(2,), far=far))
 
 
-@SMOOTH_PAIRS
-def test_samples_follow_the_density(case, whitening):
-    laws.samples_follow_the_density(make(case, whitening))
-
-
-@PAIRS
-def test_a_sample_depends_only_on_its_generator(case, whitening):
-    model, sigma = make(case, whitening, shape=(1, 2, 2)), torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
-    laws.samples_depend_only_on_their_generators(model, sigma, None, (1, 2, 2))
-
-
-@having("identity_at_start")
+@pytest.mark.parametrize(
+    "case", [case for case in VECTOR_FLOWS if make_flow(case, (3,), 2).identity_at_start], ids=label
+)
 def test_starts_as_the_gaussian_fit(case):
     """At the start the density is N(μ, Σ + σ²I) of the data with zca, and N(0, (E[x0²] + σ²)·I) with isotropic."""
     x0 = data((3,))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_models import small_vae
 
 from flowdiff import registry
 from flowdiff.diffusion.denoiser import Denoiser
@@ -9,17 +10,8 @@ from flowdiff.diffusion.losses.elbo import latent_noise
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.autoencoder.decoder_laws import LAWS
 
-SMALL = {"channels": [4, 8], "norm_groups": 2, "latent_dim": 5}
-
-
-def vae(shape=(1, 8, 12), **settings):
-    torch.manual_seed(0)
-    given = {**SMALL, **settings}
-    return registry.create("network", "vae", shape=shape, activation=registry.create("activation", "swish"), **given)
-
-
-def images(shape=(1, 8, 12)):
-    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+SHAPE = (1, 8, 12)
+X = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 @pytest.mark.parametrize(
@@ -34,24 +26,24 @@ def images(shape=(1, 8, 12)):
     ],
 )
 def test_shapes(settings, latent):
-    network = vae(**settings)
-    q = network.autoencoder.posterior(images())
+    network = small_vae(SHAPE, **settings)
+    q = network.autoencoder.posterior(X)
     assert q.mean.shape == q.log_variance.shape == (3, *latent)
     assert network.autoencoder.latent_shape == latent
-    assert network.autoencoder.reconstruct(images()).shape == (3, 1, 8, 12)
+    assert network.autoencoder.reconstruct(X).shape == (3, 1, 8, 12)
     assert network.from_prior(2).shape == (2, 1, 8, 12)
 
 
 @pytest.mark.parametrize("reconstruction", LAWS)
 def test_a_few_steps_of_elbo_lower_it(reconstruction):
-    network = vae(reconstruction=reconstruction)
+    network = small_vae(SHAPE, reconstruction=reconstruction)
     denoiser = Denoiser(network, registry.create("scaling", "score"))
     loss = registry.create("loss", "elbo", warmup_steps=0)
-    x0, noise = images(), torch.randn(3, 1, 8, 12)
+    noise = torch.randn(3, 1, 8, 12)
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
     values = []
     for _ in range(15):
-        out = loss(denoiser, x0, torch.ones(3), noise)
+        out = loss(denoiser, X, torch.ones(3), noise)
         optimizer.zero_grad()
         out.loss.mean().backward()
         optimizer.step()
@@ -61,11 +53,11 @@ def test_a_few_steps_of_elbo_lower_it(reconstruction):
 
 
 def test_its_denoiser_is_the_reconstruction_at_any_sigma():
-    network = vae()
+    network = small_vae(SHAPE)
     denoiser = Denoiser(network, registry.create("scaling", "score"))
-    D = denoiser(images(), torch.tensor([0.01, 1.0, 50.0]))
+    D = denoiser(X, torch.tensor([0.01, 1.0, 50.0]))
     # float32 rounds in the products with 1/σ² and σ²
-    torch.testing.assert_close(D, network.autoencoder.reconstruct(images()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(D, network.autoencoder.reconstruct(X), atol=1e-4, rtol=1e-4)
 
 
 def test_latent_noise_is_the_first_numbers_of_the_noise():
@@ -88,6 +80,6 @@ def test_latent_noise_is_the_first_numbers_of_the_noise():
 )
 def test_unsuitable_settings_are_refused_in_one_sentence(settings, sentence):
     with pytest.raises(ConfigurationError) as error:
-        vae(**settings)
+        small_vae(**{"shape": SHAPE, **settings})
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)

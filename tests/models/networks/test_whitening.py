@@ -3,39 +3,26 @@
 import pytest
 import scipy.fft
 import torch
+from small_models import flow_of, normal, score_flow_of
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.networks.whitening import cosine_basis
+from flowdiff.testing.densities import jacobians
 from flowdiff.testing.oracles import Gaussian
 
 NAMES = registry.names("whitening")
 
 
 def data(n=400, dim=6):
-    generator = torch.Generator().manual_seed(0)
-    mix = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-    return torch.randn(n, dim, generator=generator, dtype=torch.float64) @ mix + 1.5
+    mix, z = normal((dim, dim), (n, dim), seed=0)
+    return z @ mix + 1.5
 
 
 def fitted(name, x):
     whitening = registry.create("whitening", name, shape=tuple(x.shape[1:])).double()
     whitening.fit(x.split(64))
     return whitening
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_round_trip_and_log_determinant(name):
-    x = data()
-    whitening = fitted(name, x)
-    sigma = torch.tensor([0.002, 0.5, 80.0], dtype=torch.float64)
-    y, logdet = whitening(x[:3], sigma)
-    back, logdet_back = whitening.inverse(y, sigma)
-    assert torch.allclose(back, x[:3], atol=1e-8)  # σ = 0.002 spreads the scales over 1e4
-    assert torch.allclose(logdet, -logdet_back)
-    for i in range(3):
-        J = torch.autograd.functional.jacobian(lambda v, i=i: whitening(v[None], sigma[i : i + 1])[0][0], x[i])
-        assert torch.allclose(torch.linalg.slogdet(J).logabsdet, logdet[i], atol=1e-8)
 
 
 def test_zca_whitens_noised_data_at_every_sigma():
@@ -68,22 +55,21 @@ def images(n=4000, shape=(3, 5, 4)):
     return torch.from_numpy(x) + torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.parametrize(("name", "x"), [*((name, data()) for name in NAMES), ("dct", images(50))])
+def test_round_trip_and_log_determinant(name, x):
+    whitening, sigma = fitted(name, x), torch.tensor([0.002, 0.5, 80.0], dtype=torch.float64)
+    y, logdet = whitening(x[:3], sigma)
+    back, logdet_back = whitening.inverse(y, sigma)
+    assert torch.allclose(back, x[:3], atol=1e-8)  # σ = 0.002 spreads the scales over 1e4
+    assert torch.allclose(logdet, -logdet_back)
+    J = jacobians(lambda v: whitening(v, sigma)[0], x[:3])
+    assert torch.allclose(torch.linalg.slogdet(J).logabsdet, logdet, atol=1e-8)
+
+
 def test_cosine_basis_is_the_orthonormal_dct():
     x = data(5, 7)
     expected = torch.from_numpy(scipy.fft.dct(x.numpy(), norm="ortho"))
     assert torch.allclose(x @ cosine_basis(7, torch.float64).T, expected, atol=1e-12)
-
-
-def test_dct_round_trip_and_log_determinant_of_images():
-    x = images(50)
-    whitening = fitted("dct", x)
-    sigma = torch.tensor([0.002, 3.0], dtype=torch.float64)
-    y, logdet = whitening(x[:2], sigma)
-    back, logdet_back = whitening.inverse(y, sigma)
-    assert torch.allclose(back, x[:2], atol=1e-8)
-    assert torch.allclose(logdet, -logdet_back)
-    J = torch.autograd.functional.jacobian(lambda v: whitening(v[None], sigma[:1])[0][0], x[0]).reshape(60, 60)
-    assert torch.allclose(torch.linalg.slogdet(J).logabsdet, logdet[0], atol=1e-8)
 
 
 def test_dct_equals_zca_if_the_covariance_is_diagonal_in_the_cosine_basis():
@@ -94,11 +80,6 @@ def test_dct_equals_zca_if_the_covariance_is_diagonal_in_the_cosine_basis():
     # zca measures 60² entries of the covariance from 200,000 samples, each to about 3·√(2/200,000) = 0.01.
     assert (y - y_zca).abs().max() < 0.05
     assert (logdet - logdet_zca).abs().max() < 0.05
-
-
-def test_isotropic_measures_the_root_mean_square():
-    x = data()
-    assert torch.allclose(fitted("isotropic", x).variance, x.square().mean())
 
 
 def test_constant_dimensions_do_not_break_zca():
@@ -115,30 +96,18 @@ def test_zca_of_a_large_image_is_refused():
         registry.create("whitening", "zca", shape=(4, 64, 64))
 
 
-def test_identity_flow_after_zca_is_the_wiener_filter():
-    x = data()
-    network = score_flow("zca", x)
-    wiener = Gaussian(x.mean(0), torch.cov(x.T, correction=0))
-    sigma = torch.full((5,), 0.8, dtype=torch.float64)
+def test_identity_flow_after_zca_is_the_wiener_filter_and_after_isotropic_c_skip():
+    x, sigma = data(), torch.full((5,), 0.8, dtype=torch.float64)
+    variance = x.square().mean()  # isotropic measures the root mean square
+    assert torch.allclose(fitted("isotropic", x).variance, variance)
     noised = x[:5] + 0.8
-    assert torch.allclose(network(noised, sigma), wiener.score(noised, sigma), atol=1e-9)
-    assert torch.allclose(network.log_prob(noised, sigma), wiener.log_prob(noised, sigma), atol=1e-9)
-
-
-def test_identity_flow_after_isotropic_is_c_skip():
-    x = data()
-    network = score_flow("isotropic", x)
-    sigma = torch.full((5,), 0.8, dtype=torch.float64)
-    D = x[:5] + 0.64 * network(x[:5], sigma)
-    variance = x.square().mean()
-    assert torch.allclose(D, variance / (variance + 0.64) * x[:5])
-
-
-def score_flow(whitening, x):
-    activation = registry.create("activation", "softplus")
-    shape = tuple(x.shape[1:])
-    flow = registry.create("flow", "linear_activation", shape=shape, embed_dim=64, activation=activation)
-    network = registry.create(
-        "network", "score_flow", flow=flow, whitening=fitted(whitening, x), shape=shape, cond_dim=0, embed_dim=64
+    zca, isotropic = (
+        score_flow_of(flow_of("linear_activation", (6,), 64, act="softplus"), (6,), fitted(name, x), embed_dim=64)
+        .double()
+        .eval()
+        for name in ("zca", "isotropic")
     )
-    return network.double().eval()
+    wiener = Gaussian(x.mean(0), torch.cov(x.T, correction=0))
+    assert torch.allclose(zca(noised, sigma), wiener.score(noised, sigma), atol=1e-9)
+    assert torch.allclose(zca.log_prob(noised, sigma), wiener.log_prob(noised, sigma), atol=1e-9)
+    assert torch.allclose(x[:5] + 0.64 * isotropic(x[:5], sigma), variance / (variance + 0.64) * x[:5])

@@ -7,6 +7,7 @@ import typing
 import pytest
 import torch
 from flow_cases import perturb
+from small_models import normal
 
 from flowdiff import registry
 from flowdiff.models.conditioning import Conditioning
@@ -20,18 +21,14 @@ INJECTS = pytest.mark.parametrize("inject", typing.get_args(Inject))
 NETS = pytest.mark.parametrize(("kind", "grid"), [(ResidualMLP, ()), (ResidualConv, (2, 3))], ids=["mlp", "conv"])
 
 
-def make(kind, inject: str, token_dim: int = TOKEN):
+def make(kind, inject: str, token_dim: int = TOKEN, far: bool = True):
     torch.manual_seed(0)
-    act = registry.create("activation", "swish")
-    return perturb(kind(3, 4, NetSettings(10, 2, EMBED, act, inject, token_dim)).double())
+    net = kind(3, 4, NetSettings(10, 2, EMBED, registry.create("activation", "swish"), inject, token_dim)).double()
+    return perturb(net) if far else net
 
 
 def inputs(n: int, grid=()) -> tuple[torch.Tensor, Conditioning]:
-    generator = torch.Generator().manual_seed(1)
-    x, e, tokens = (
-        torch.randn(size, generator=generator, dtype=torch.float64)
-        for size in ((n, 3, *grid), (n, EMBED), (n, 3, TOKEN))
-    )
+    x, e, tokens = normal((n, 3, *grid), (n, EMBED), (n, 3, TOKEN))
     mask = torch.ones(n, 3, dtype=torch.bool)
     mask[0, 1:] = False
     return x, Conditioning(e, tokens, mask)
@@ -51,7 +48,12 @@ def test_film_starts_as_the_identity_and_then_scales_and_shifts(grid):
 @INJECTS
 @NETS
 def test_the_net_depends_on_noise_level_and_class_in_every_mode(kind, grid, inject):
-    """The output depends on the vector, with and without tokens, and each sample only on its own condition."""
+    """At the start it is 0; then it depends on the vector, and each sample only on its own condition."""
+    net, (x, cond) = make(kind, inject, far=False), inputs(2, grid)
+    start = net(x, cond)
+    assert not start.any()
+    start.sum().backward()
+    assert net.outer.weight.grad.abs().min() > 0
     for net, tokens in [(make(kind, inject), True), (make(kind, inject), False), (make(kind, inject, 0), False)]:
         x, cond = inputs(2, grid)
         cond = cond if tokens else Conditioning(cond.vector)

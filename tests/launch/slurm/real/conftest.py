@@ -4,8 +4,6 @@ It uses the installed programs (Debian: munge, slurm-client, slurmctld, slurmd) 
 and ports, listens on loopback only, and is removed with everything that ran on it. Partition `urgent` preempts `debug`.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil
@@ -13,11 +11,14 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cli_process import REAL
+from sweep_workers import wait_until
+
+from flowdiff.launch.local import LocalPool
 
 CPUS = 6  # advertised, whatever the machine has
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -29,9 +30,6 @@ SlurmctldPort={ctld_port}
 SlurmdPort={slurmd_port}
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
 # cred_expire: a start may take this long on a busy machine; a requeued job starts again only after it.
 AuthInfo=socket={folder}/munge/socket,cred_expire=12
 StateSaveLocation={folder}/state
@@ -41,12 +39,6 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-SwitchType=switch/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -68,18 +60,19 @@ PartitionName=urgent Nodes={host} DefaultTime=10 PriorityTier=100 PreemptMode=OF
 @pytest.fixture(scope="package")
 def cluster():
     """Start SLURM and set SLURM_CONF; skip the tests, with the reason, where that is impossible."""
-    reason = _missing()
-    if reason:
-        pytest.skip(reason)
+    LocalPool(REAL).prepare()  # now, because what is started with SLURM_CONF ends with the cluster
     folder = Path(tempfile.mkdtemp(prefix="flowdiff-slurm-"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{os.environ['PATH']}:/usr/sbin:/sbin")  # where Debian puts the daemons
+        if reason := _missing():
+            pytest.skip(reason)
         for key in [key for key in os.environ if key.startswith(("SLURM", "SBATCH", "SRUN", "SQUEUE"))]:
             patch.delenv(key)  # of a cluster on which these tests may run themselves
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         try:
             try:
                 _start(folder)
-            except (OSError, subprocess.SubprocessError, TimeoutError) as error:
+            except (OSError, subprocess.SubprocessError, AssertionError) as error:
                 logs = "".join(path.read_text()[-500:] for path in folder.glob("*.log"))
                 pytest.skip(f"SLURM does not start here: {error} {logs}")
             yield folder
@@ -91,8 +84,7 @@ def cluster():
 def _missing() -> str | None:
     if os.geteuid() != 0:
         return "a SLURM of one node needs root"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
-    if missing:
+    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         return f"{', '.join(missing)} not installed (Debian: munge slurm-client slurmctld slurmd)"
     try:
         address = socket.gethostbyname(_host())
@@ -119,51 +111,26 @@ def _start(folder: Path) -> None:
     _run("munged", "--force", "--num-threads=2", f"--key-file={key}", *munge)
     _run("slurmctld")
     _run("slurmd")
-    deadline = time.monotonic() + 60
-    while _run("sinfo", "--noheader", "--partition=debug", "--format=%T", check=False) != "idle":
-        if time.monotonic() > deadline:
-            raise TimeoutError("its node does not become idle.")
-        time.sleep(0.2)
+    state = "sinfo", "--noheader", "--partition=debug", "--format=%T"
+    wait_until(lambda: _run(*state, check=False) == "idle", 60, 0.2)
 
 
 def _stop(folder: Path) -> None:
-    with suppress(OSError, subprocess.SubprocessError):
+    with suppress(OSError, subprocess.SubprocessError, AssertionError):
         for job in _run("squeue", "--noheader", "--format=%A").split():
             _run("scontrol", "update", f"jobid={job}", "requeue=0", check=False)
             _run("scancel", job, check=False)
-        deadline = time.monotonic() + 30
-        while _run("squeue", "--noheader") and time.monotonic() < deadline:
-            time.sleep(0.2)
-    for path in (folder / "slurmd.pid", folder / "slurmctld.pid", folder / "munge" / "pid-file"):
-        with suppress(OSError, ValueError):
-            _end(int(path.read_text()))
-    for path in Path("/proc").glob(
-        "[0-9]*/environ"
-    ):  # only processes left by jobs have the folder in their environment
+        wait_until(lambda: not _run("squeue", "--noheader"), 30, 0.2)
+    # The daemons, and what jobs have left: only these have the folder in their environment.
+    for path in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if str(folder).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
                 os.kill(int(path.parent.name), signal.SIGKILL)
 
 
-def _end(pid: int) -> None:
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + 15
-    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-
-
 def _run(*command: str, check: bool = True) -> str:
-    environment = {**os.environ, "PATH": _path()}
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=check
-    )
-    return done.stdout.strip()
-
-
-def _path() -> str:
-    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])  # where Debian puts the daemons
+    quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    return subprocess.run(command, timeout=60, check=check, **quiet).stdout.strip()
 
 
 def _host() -> str:

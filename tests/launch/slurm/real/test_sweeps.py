@@ -1,7 +1,5 @@
 """Sweeps on a real SLURM, interrupted in every way: every run ends as if nothing had happened."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -26,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PLUGIN = '''
 """edm, but each call takes a second until there is a file `go`: slow runs that leave the CPU free."""
+import time
 from pathlib import Path
 
 from flowdiff.registry import create, register
@@ -150,15 +149,8 @@ def starts_again(sweep: Path, run: str) -> list[str]:
     return [json.loads(line)["reason"] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def slurm(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-
-
-def undisturbed(path: Path, seed: int, steps: int) -> RunFolder:
-    """The same run in this process, without pauses or interruptions."""
-    plain = [o for o in TINY if not o.startswith(("plugins", "sigma_sampler"))]
-    runs.train(path, *plain, f"trainer.max_steps={steps}", f"seed={seed}")
-    return RunFolder(path)
+def slurm(*command: object, **options) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=200, **options).stdout
 
 
 def test_submitting_returns_at_once_and_a_refused_sweep_leaves_nothing(submitted):
@@ -180,34 +172,33 @@ def test_every_run_ends_complete_and_was_never_lost(ended):
         folders = [RunFolder(path) for path in (cwd / "multirun" / name).iterdir() if (path / "config.yaml").exists()]
         assert [folder.is_complete for folder in folders] == [True] * total
         assert {state for state, _ in seen[name]} <= {"queued", "running", "done"}, seen[name]
+    ranks = cwd / "multirun" / "ranks"  # a run of two processes is resumed too
+    assert "#SBATCH --ntasks-per-node=2\n" in next((ranks / "slurm").glob("*.sh")).read_text()
+    check_resumed(RunFolder(ranks / of_seed(ranks, 0)), STEPS)
+    packed = cwd / "multirun" / "packed"  # its runs share a task
+    (one,) = submissions(packed)
+    assert [len(task) for task in one.tasks] == [2, 1]
+    for path in packed.glob("seed-*"):
+        assert RunFolder(path).result()["device"] == "cpu, 1 threads"
 
 
-@pytest.mark.parametrize(("seed", "reason"), [(1, "preemption"), (2, "kill"), (3, "preemption")])
-def test_a_stopped_or_killed_run_ends_as_if_undisturbed(ended, tmp_path, seed, reason):
-    array = ended[0] / "multirun" / "array"
-    run = of_seed(array, seed)
-    assert reason in starts_again(array, run)
-    check_resumed(RunFolder(array / run), STEPS)
-    assert numbers(RunFolder(array / run)) == numbers(undisturbed(tmp_path / "run", seed, STEPS))
+INTERRUPTED = [("array", 1, "preemption"), ("array", 2, "kill"), ("array", 3, "preemption"), ("long", 0, "time limit")]
 
 
-def test_a_run_that_needs_more_than_its_time_limit_ends_as_if_undisturbed(ended, tmp_path):
-    sweep = ended[0] / "multirun" / "long"
-    run = of_seed(sweep, 0)
-    assert "time limit" in starts_again(sweep, run)
-    check_resumed(RunFolder(sweep / run), LONG)
-    assert numbers(RunFolder(sweep / run)) == numbers(undisturbed(tmp_path / "run", 0, LONG))
-    # W&B has a fragment of every start, and all belong to one run.
-    fragments = [path.name.rpartition("-")[2] for path in (sweep / run / "wandb").glob("offline-run-*")]
-    assert len(fragments) > 2
-    assert set(fragments) == {run.rpartition("-")[2]}
-
-
-def test_a_run_of_two_processes_is_resumed_too(ended):
-    sweep = ended[0] / "multirun" / "ranks"
-    run = of_seed(sweep, 0)
-    assert "#SBATCH --ntasks-per-node=2\n" in next((sweep / "slurm").glob("*.sh")).read_text()
-    check_resumed(RunFolder(sweep / run), STEPS)
+@pytest.mark.parametrize(("name", "seed", "reason"), INTERRUPTED)
+def test_an_interrupted_run_ends_as_if_undisturbed(ended, tmp_path, name, seed, reason):
+    sweep, steps = ended[0] / "multirun" / name, LONG if name == "long" else STEPS
+    run = of_seed(sweep, seed)
+    assert reason in starts_again(sweep, run)
+    check_resumed(RunFolder(sweep / run), steps)
+    # The same run in this process, without pauses or interruptions.
+    plain = [o for o in TINY if not o.startswith(("plugins", "sigma_sampler"))]
+    runs.train(tmp_path / "run", *plain, f"trainer.max_steps={steps}", f"seed={seed}")
+    assert numbers(RunFolder(sweep / run)) == numbers(RunFolder(tmp_path / "run"))
+    if name == "long":  # W&B has a fragment of every start, and all belong to one run
+        fragments = [path.name.rpartition("-")[2] for path in (sweep / run / "wandb").glob("offline-run-*")]
+        assert len(fragments) > 2
+        assert set(fragments) == {run.rpartition("-")[2]}
 
 
 def check_resumed(folder: RunFolder, steps: int) -> None:
@@ -222,14 +213,6 @@ def check_resumed(folder: RunFolder, steps: int) -> None:
     assert later[0] > 0
 
 
-def test_packed_runs_share_a_task(ended):
-    packed = ended[0] / "multirun" / "packed"
-    (one,) = submissions(packed)
-    assert [len(task) for task in one.tasks] == [2, 1]
-    for path in packed.glob("seed-*"):
-        assert RunFolder(path).result()["device"] == "cpu, 1 threads"
-
-
 def test_a_cancelled_task_is_not_started_again(cluster, tmp_path):
     (tmp_path / "paced.py").write_text(PLUGIN)
     sweep = tmp_path / "multirun" / "cancelled"
@@ -238,14 +221,11 @@ def test_a_cancelled_task_is_not_started_again(cluster, tmp_path):
     command += ["trainer.max_steps=1000", "hydra.launcher.cpus_per_task=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     inside = ["srun", "--ntasks=1", "--cpus-per-task=1", "--time=5", "--job-name=outer"]
-    done = subprocess.run(
-        [*inside, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    stdout = slurm(*inside, *command, cwd=tmp_path, env=environment)
     (run,) = submissions(sweep)[0].tasks[0]
     job = job_of(sweep, run)
-    assert f"submitted SLURM job {submissions(sweep)[0].job_id}: 1 runs" in done.stdout
-    assert "flowdiff status" in done.stdout
+    assert f"submitted SLURM job {submissions(sweep)[0].job_id}: 1 runs" in stdout
+    assert "flowdiff status" in stdout
     wait_until(lambda: steps_of(sweep, run) > 3, 120, 0.2)
     slurm("scancel", job)
     wait_until(lambda: slurm_states([job.partition("_")[0]])[job] == "CANCELLED", 120, 0.2)
