@@ -83,7 +83,7 @@ def check_out(arguments: list[str]) -> None:
     if several and "out" not in several:
         raise ConfigurationError(
             f"{given['out'].input_line} names one folder for the samples of every {' and '.join(several)}: write "
-            f"'out=…/${{{several[-1]}}}' to give each its own, or leave out away (each is then written below its run)."
+            f"'out=…/${{{several[-1]}}}' to give each its own, or remove out, so that each is written below its run."
         )
 
 
@@ -147,7 +147,7 @@ def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
     if (other := _claimed.setdefault(out.resolve(), job)) != job:
         raise ConfigurationError(
             f"out={out} holds the samples of another job of this command ({other}): give each job its own folder, e.g. "
-            "'out=…/${guidance.scale}', or leave out away."
+            "'out=…/${guidance.scale}', or remove out."
         )
     return _sample(settings, folder, out, moved)
 

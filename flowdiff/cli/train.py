@@ -34,7 +34,8 @@ def main() -> None:
     """Entry point of train.py and `flowdiff train`."""
 
     def command() -> None:
-        arguments, moved = config.quoted(sys.argv[1:]), {}
+        arguments = config.quoted(sys.argv[1:])
+        moved: dict[str, Any] = {}
         config.load_plugins(arguments)
         resumed = config.setting(arguments, "resume")
         if resumed is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import registry
+from flowdiff.config.explain import hydra_errors
 from flowdiff.config.trainer_arguments import check_trainer, is_integer, is_number
 from flowdiff.errors import ConfigurationError, nearest, text_hint
 from flowdiff.yaml_defaults import base_choices, base_keys, bringers
@@ -59,7 +60,8 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def check(config: DictConfig) -> None:
     """Raise ConfigurationError for the first thing in a composed config that does not work; reads no data."""
-    plain = {key: _plain(config[key]) for key in map(str, config) if key != "hydra"}
+    with hydra_errors():  # a ${…} that cannot be resolved
+        plain = {key: _plain(config[key]) for key in map(str, config) if key != "hydra"}
     _check_keys(plain)
     nodes = {group: node for group, node in plain.items() if group in registry.GROUP_MODULES}
     for group, node in nodes.items():

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError, nearest
@@ -53,6 +53,9 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
         return _misplaced_group(failed.group(1), overrides)
     if failed:
         return _unknown_key(failed.group(1), overrides, config_name)
+    if isinstance(error, InterpolationResolutionError):
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", text.splitlines()[0]).strip("\"'. ")
+        return f"{error.full_key or 'a setting'} holds a ${{…}} that cannot be resolved ({reason}): give it a value."
     if text.startswith("Config group override"):
         return _unusable_choice(overrides, text)
     first = (text.strip() or str(error.__cause__ or type(error).__name__)).splitlines()[0].rstrip(". ")

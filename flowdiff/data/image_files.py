@@ -73,20 +73,55 @@ def pictures_below(folder: Path, *, subfolders: bool = True) -> Iterator[str]:
         raise DataError(f"{error.filename} cannot be read ({error.strerror}): allow it, or remove it.") from error
 
 
+class Background:
+    """The colour behind transparent pixels; the log says once that there are such pixels.
+
+    Args:
+        colour: its name, or #rrggbb.
+
+    Raises:
+        ConfigurationError: it is not a colour.
+    """
+
+    def __init__(self, colour: str) -> None:
+        try:
+            red, green, blue = pillow().ImageColor.getrgb(colour)
+        except ValueError:
+            raise ConfigurationError(
+                f"dataset.background={colour} is not a colour: give a name such as white or black, or '#rrggbb'."
+            ) from None
+        self.colour = colour
+        self.opaque = red, green, blue, 255
+        self._told = False
+
+    def behind(self, image: Image, where: str) -> Image:
+        """The picture over this colour if it has transparent pixels; where: its name for the log."""
+        if image.mode not in ALPHA_MODES and "transparency" not in image.info:
+            return image
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema()[0] == 255:
+            return rgba
+        if not self._told:
+            self._told = True
+            log.info("%s has transparent pixels: dataset.background=%s is put behind them", where, self.colour)
+        canvas: Image = pillow().Image.new("RGBA", rgba.size, self.opaque)
+        canvas.alpha_composite(rgba)
+        return canvas
+
+
 class PictureReader(ABC):
     """Decodes the pictures of one folder or archive to uint8 (H, W, C).
 
     Args:
         source: the folder or archive.
         shape: (C, H, W).
-        background: the colour behind transparent pixels, 0…255 each.
+        background: the colour behind transparent pixels.
     """
 
-    def __init__(self, source: Path, shape: tuple[int, ...], background: tuple[int, int, int]) -> None:
+    def __init__(self, source: Path, shape: tuple[int, ...], background: Background) -> None:
         self.source = source
         self.shape = shape
         self.background = background
-        self._told = False
 
     @abstractmethod
     def open(self, name: str) -> IO[bytes]:
@@ -111,8 +146,8 @@ class PictureReader(ABC):
         try:
             with self.open(name) as file, pil.Image.open(file) as image:
                 mode = image.mode
-                upright = pil.ImageOps.exif_transpose(image)
-                return self._opaque(_eight_bits(upright, image.format), name).convert(MODES[self.shape[0]]), mode
+                upright = _eight_bits(pil.ImageOps.exif_transpose(image), image.format)
+                return self.background.behind(upright, self.where(name)).convert(MODES[self.shape[0]]), mode
         except FlowdiffError:
             raise
         except pil.Image.DecompressionBombError:
@@ -125,23 +160,6 @@ class PictureReader(ABC):
             unknown = isinstance(error, pil.UnidentifiedImageError)
             reason = "it is not a picture of a known format" if unknown else str(error) or type(error).__name__
             raise DataError(f"{self.where(name)} cannot be decoded ({reason}): replace or remove it.") from error
-
-    def _opaque(self, image: Image, name: str) -> Image:
-        """The picture over the background where pixels are transparent; the log says it once."""
-        if image.mode not in ALPHA_MODES and "transparency" not in image.info:
-            return image
-        rgba = image.convert("RGBA")
-        if rgba.getchannel("A").getextrema()[0] == 255:
-            return rgba
-        if not self._told:
-            self._told = True
-            log.info(
-                "%s has transparent pixels: they show the colour dataset.background, %s",
-                *(self.where(name), "#{:02x}{:02x}{:02x}".format(*self.background)),
-            )
-        canvas: Image = pillow().Image.new("RGBA", rgba.size, (*self.background, 255))
-        canvas.alpha_composite(rgba)
-        return canvas
 
     def _size(self, name: str) -> tuple[int, int]:
         """Width and height of a picture that is too large to decode, from its header."""
@@ -239,7 +257,7 @@ class ImageFiles(DataModule):
         self.path = path
         self.test_path = test_path
         self.test_fraction = test_fraction
-        self.background = _colour(background)
+        self.background = Background(background)
 
     @abstractmethod
     def listing(self, path: Path, key: str) -> Listing:
@@ -264,14 +282,3 @@ class ImageFiles(DataModule):
             )
         kept, tested = held_out(n, num_test=min(max(1, round(n * self.test_fraction)), n - 1))
         return LazySplit(train, kept), LazySplit(train, tested)
-
-
-def _colour(name: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0…255, of a colour by its name or as #rrggbb."""
-    try:
-        red, green, blue = pillow().ImageColor.getrgb(name)
-    except ValueError:
-        raise ConfigurationError(
-            f"dataset.background={name} is not a colour: give a name such as white or black, or '#rrggbb'."
-        ) from None
-    return red, green, blue

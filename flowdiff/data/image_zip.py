@@ -11,7 +11,16 @@ from typing import IO, Any, NamedTuple, final
 
 import numpy as np
 
-from flowdiff.data.image_files import GREY_MODES, MODES, ImageFiles, Listing, PictureReader, is_picture, is_unseen
+from flowdiff.data.image_files import (
+    GREY_MODES,
+    MODES,
+    Background,
+    ImageFiles,
+    Listing,
+    PictureReader,
+    is_picture,
+    is_unseen,
+)
 from flowdiff.errors import DataError
 from flowdiff.registry import register
 
@@ -25,7 +34,7 @@ class ZipReader(PictureReader):
     Every process opens the archive itself, because a file handle carried over a fork shares the parent's position.
     """
 
-    def __init__(self, source: Path, shape: tuple[int, ...], background: tuple[int, int, int]) -> None:
+    def __init__(self, source: Path, shape: tuple[int, ...], background: Background) -> None:
         super().__init__(source, shape, background)
         self._archives: dict[int, zipfile.ZipFile] = {}  # at most one, by the id of the process that opened it
 

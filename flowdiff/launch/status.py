@@ -49,7 +49,8 @@ def statuses(sweep: Path) -> list[Status]:
     if not sweep.is_dir():
         raise RunError(f"{sweep} does not exist: give the folder of a sweep, e.g. one below multirun/.")
     if (sweep / "config.yaml").is_file():
-        RunFolder.open(sweep)
+        if is_foreign(sweep):
+            RunFolder.open(sweep)  # raises the error that says so
         return _Snapshot(sweep.parent, [sweep.name]).statuses()
     begun = [path.name for path in sweep.iterdir() if path.is_dir() and _is_run(path)]
     snapshot = _Snapshot(sweep, begun)

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from string import Template
 from typing import TypedDict
+from urllib.parse import quote
 
 from flowdiff.report.table import Table, direction
 from flowdiff.report.text import incomplete_runs, metric_cells, number_text, report_notes, setting_text, short_key
@@ -171,14 +172,16 @@ def _pictures(runs: Sequence[Run], order: Sequence[int], out: Path) -> dict[int,
             found[i] = picture
             left -= len(picture)
         elif left <= 0 and file.is_file():
-            found[i] = Path(os.path.relpath(file.resolve(), out.resolve())).as_posix()
+            found[i] = quote(Path(os.path.relpath(file.resolve(), out.resolve())).as_posix())
     return found
 
 
 def _picture(file: Path) -> str:
     """A sample grid as a data URI: unchanged if small, else scaled down; empty if it cannot be read."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    if not file.is_file():
+        return ""
     try:
         raw = file.read_bytes()
         with Image.open(io.BytesIO(raw)) as image:
@@ -188,7 +191,7 @@ def _picture(file: Path) -> str:
             image.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
             small = io.BytesIO()
             image.convert("RGB").save(small, "JPEG", quality=85)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
+    except Exception:  # Pillow's decoders raise errors of many types for a damaged file
         return ""
     return _data_uri(small.getvalue(), "jpeg")
 

@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from flowdiff.report.series import series
-from flowdiff.report.style import COLOURS, GUIDE_COLOUR, MARKERS, set_title, styled
+from flowdiff.report.style import COLOURS, GUIDE_COLOUR, MARKERS, fitting, log_axis, set_title, styled
 from flowdiff.report.table import Row, Table, direction, is_decided_by
 from flowdiff.report.text import row_title, setting_text, short_key
 from flowdiff.report.tradeoff import tradeoff, tradeoff_metric
@@ -123,7 +123,7 @@ def pareto(table: Table, cost: str, metrics: Sequence[str]) -> Figure:
             x, y = zip(*front, strict=True)
             axes.step(x, y, where="post", color=GUIDE_COLOUR, linewidth=1.1, linestyle="--", zorder=1)
         if _spans([point.x for point in points], 8):
-            _log_axis(axes, "x")
+            log_axis(axes, "x")
         _label_axes(axes, cost, metric, [point.mean for point in points])
     _legend(figure, handles)
     return figure
@@ -169,7 +169,7 @@ def training_curves(runs: Sequence[Run], table: Table) -> Figure | None:
         )
         axes.autoscale_view()
         if _spans([value for line in lines for _, value in line], 20):
-            _log_axis(axes, "y")
+            log_axis(axes, "y")
         axes.set_xlabel("step")
         set_title(axes, name)
     if 1 < len(table.rows) <= len(COLOURS):
@@ -218,37 +218,24 @@ def _draw_medians(axes: Axes, points: Sequence[Point], shift: float, i: int, lin
 def _label_axes(axes: Axes, x: str, metric: str, means: Sequence[float]) -> None:
     arrow = {-1: " ↓", 0: "", 1: " ↑"}[direction(metric)]
     set_title(axes, f"{metric}{arrow}")
-    axes.set_xlabel(x)
+    axes.set_xlabel(fitting(x))
     if _spans(means, 30):
-        _log_axis(axes, "y")
+        log_axis(axes, "y")
 
 
 def _tick_parameter(axes: Axes, places: Mapping[Value, float], numeric: bool) -> None:
     if not numeric:
-        names = [setting_text(name) for name in places]
+        names = [fitting(setting_text(name)) for name in places]
         long = sum(map(len, names)) > 34
         axes.set_xticks(list(places.values()), names, rotation=35 if long else 0, ha="right" if long else "center")
         axes.set_xlim(-0.5, len(places) - 0.5)
         return
     values = sorted(places.values())
     if _spans(values, 8) and len(values) > 2:
-        _log_axis(axes, "x")
+        log_axis(axes, "x")
         axes.minorticks_off()
     if len(values) <= 8:
         axes.set_xticks(values, [f"{v:g}" for v in values])
-
-
-def _log_axis(axes: Axes, which: str) -> None:
-    """Make an axis logarithmic, labelled 0.5, 1, 2, 5, 10 … 20k, even if it spans less than a decade."""
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
-
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    low, high = axis.get_view_interval()
-    thousands = EngFormatter(sep="")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= v < 1e3 else thousands(v)))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _spans(values: Sequence[float], ratio: float) -> bool:
@@ -261,10 +248,10 @@ def _legend(figure: Figure, handles: Mapping[str, Artist | ErrorbarContainer], t
     handles = {name: handle for name, handle in handles.items() if name}
     if len(handles) < 2 and title is None:
         return
-    longest = max(map(len, handles))
+    longest = max(len(fitting(name)) for name in handles)
     columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (longest + 6))))
     legend = figure.legend(  # type: ignore[call-overload]  # the stubs leave out containers as handles
-        list(handles.values()), list(handles), loc="outside lower left", ncols=columns, title=title
+        list(handles.values()), list(map(fitting, handles)), loc="outside lower left", ncols=columns, title=title
     )
     legend.set_alignment("left")
 

@@ -18,6 +18,7 @@ from flowdiff.report.style import png
 from flowdiff.report.table import Table, run_table, sampling_table
 from flowdiff.report.text import (
     column_notes,
+    escaped,
     incomplete_runs,
     incomplete_runs_markdown,
     report_notes,
@@ -27,6 +28,7 @@ from flowdiff.report.text import (
 )
 from flowdiff.runs.collect import Run, collect
 from flowdiff.runs.files import whole
+from flowdiff.runs.records import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +74,7 @@ class Report:
     def write_tables(self, out: str | Path) -> list[Path]:
         """Write report.csv, report.md and, if runs were sampled again, sampling.csv; returns the paths."""
         out = _make_folder(out)
-        parts = [f"# {', '.join(self.folders)}\n", _lines(report_notes(self.runs, self.table))]
+        parts = [f"# {escaped(', '.join(self.folders))}\n", _lines(report_notes(self.runs, self.table))]
         written = [_write(out / "report.csv", to_csv(self.table))]
         if self.table.rows:
             parts.append(f"Mean ± sd over seeds, best in bold.\n\n{to_markdown(self.table)}")
@@ -101,7 +103,7 @@ def read(folders: Iterable[str | Path]) -> Report:
     """
     given = [str(folder) for folder in folders]
     runs = collect(given)
-    return Report(given, runs, run_table(runs), sampling_table(runs))
+    return Report([printable(folder) for folder in given], runs, run_table(runs), sampling_table(runs))
 
 
 def report(folders: Iterable[str | Path], out: str | Path) -> Report:
@@ -133,4 +135,4 @@ def _write(path: Path, content: str | bytes) -> Path:
 
 
 def _lines(notes: Iterable[str]) -> str:
-    return "".join(f"{note}  \n" for note in notes)
+    return "".join(f"{escaped(note)}  \n" for note in notes)

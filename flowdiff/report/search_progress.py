@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowdiff.launch.search.trial_row import TrialRow
-from flowdiff.report.style import COLOURS, png, styled
+from flowdiff.report.style import COLOURS, log_axis, png, styled
 from flowdiff.report.text import number_text, short_key
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _draw_history(axes: Axes, rows: Sequence[TrialRow], metric: str, better: Cal
     best = [better(values[: i + 1]) for i in range(len(values))]
     axes.step(numbers, best, where="post", color=COLOURS[1], label="best so far", zorder=1)
     if min(values) > 0 and max(values) > 20 * min(values):
-        axes.set_yscale("log")
+        log_axis(axes, "y")
     axes.locator_params("x", integer=True)
     axes.set(xlabel="trial", ylabel=metric)
     axes.legend()

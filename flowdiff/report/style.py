@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from flowdiff.runs.records import one_line
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,6 +34,7 @@ STYLE: dict[Any, Any] = {  # newer Matplotlib types the keys, older takes any te
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # names of runs and settings may hold dollars
 }
 
 Parameters = ParamSpec("Parameters")
@@ -51,9 +54,27 @@ def styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     return wrapped
 
 
+def fitting(text: str) -> str:
+    """A text that leaves room for the rest of a figure: on one line and not too long."""
+    return one_line(text, limit=80)
+
+
 def set_title(axes: Axes, title: str) -> None:
     """Write a panel's title at its upper left."""
-    axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axes.set_title(fitting(title), loc="left", fontsize=9, fontweight="bold")
+
+
+def log_axis(axes: Axes, which: str) -> None:
+    """Make an axis logarithmic, labelled 0.5, 1, 2, 5, 10 … 20k, even if it spans less than a decade."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    thousands = EngFormatter(sep="")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1e3 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= v < 1e3 else thousands(v)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 @styled

@@ -154,7 +154,8 @@ def is_decided_by(rows: Sequence[Row], q: str, p: str) -> bool:
 def run_table(runs: Sequence[Run]) -> Table:
     """The complete runs, one row per setting of the swept parameters."""
     parameters = swept_parameters(runs)
-    complete = sorted((run for run in runs if run.state == "complete"), key=lambda run: run.finished)
+    # Of two runs of one setting and seed the later one counts, but a damaged one replaces none that is whole.
+    complete = sorted((run for run in runs if run.state == "complete"), key=lambda r: (not r.damage, r.finished))
     entries = [Entry({p: run.config.get(p, "") for p in parameters}, run.seed, run.metrics, run) for run in complete]
     return tabulate(entries, parameters)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flowdiff.report.table import Row, Table, count_groups, direction, is_decided_by
-from flowdiff.runs.collect import Run, Value, missing_keys_note
+from flowdiff.runs.collect import Run, Value, damage_note, missing_keys_note
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -70,9 +70,7 @@ def report_notes(runs: Sequence[Run], table: Table) -> list[str]:
     if table.superseded:
         labels = ", ".join(entry.run.label for entry in table.superseded)
         notes.append(f"Left out of the means, because a later run has the same settings and seed: {labels}.")
-    if missing := missing_keys_note(runs):
-        notes.append(missing)
-    return notes
+    return notes + [note for note in (missing_keys_note(runs), damage_note(runs)) if note]
 
 
 def column_notes(table: Table) -> list[str]:
@@ -117,7 +115,7 @@ def to_rich(table: Table, title: str, width: int, most: int = 100) -> RichTable:
         styled = [Text(column[i], style="bold green" if i in best else "") for i in rows]
         columns.append((metric, styled, "right"))
     widths = [max(len(head), *map(len, column)) + 3 for head, column, _ in columns]
-    fitting = len(parameters) + 2
+    fitting = min(len(parameters) + 2, len(columns))
     while fitting < len(columns) and sum(widths[: fitting + 1]) < width:
         fitting += 1
 
@@ -126,7 +124,7 @@ def to_rich(table: Table, title: str, width: int, most: int = 100) -> RichTable:
         notes.append(f"{left:,} more rows")
     if left := len(columns) - fitting:
         notes.append(f"{left} more column{'s' * (left > 1)} ({', '.join(head for head, *_ in columns[fitting:])})")
-    caption = f"… and {' and '.join(notes)} in the files." if notes else None
+    caption = Text(f"… and {' and '.join(notes)} in the files.", style="table.caption") if notes else None
     shown = RichTable(title=title, caption=caption, title_justify="left", caption_justify="left")
     for head, _, justify in columns[:fitting]:
         shown.add_column(Text(head), justify=justify, overflow="fold")
@@ -157,22 +155,26 @@ def to_markdown(table: Table) -> str:
     """A Markdown table, best values in bold."""
     shown = table.shown_metrics()
     parameters = table.independent_parameters()
-    head = [*parameters, "seeds", *shown]
+    head = [*map(escaped, parameters), "seeds", *map(escaped, shown)]
     lines = [head, ["---"] * len(parameters) + ["---:"] * (1 + len(shown))]
     columns = []
     for metric in shown:
         best = table.best(metric)
         columns.append([f"**{cell}**" if i in best else cell for i, cell in enumerate(metric_cells(table, metric))])
     for i, row in enumerate(table.rows):
-        settings = [_escape(setting_text(row.settings[p])) for p in parameters]
+        settings = [escaped(setting_text(row.settings[p])) for p in parameters]
         lines.append([*settings, str(row.seeds), *(column[i] for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def incomplete_runs_markdown(runs: Sequence[Run]) -> str:
     """Failed and unfinished runs with their reason, as a list."""
-    return "".join(f"- `{run.label}` {run.state}: {_escape(run.reason)}\n" for run in incomplete_runs(runs))
+    return "".join(
+        f"- `{' '.join(run.label.splitlines()).replace('`', '')}` {run.state}: {escaped(run.reason)}\n"
+        for run in incomplete_runs(runs)
+    )
 
 
-def _escape(value: str) -> str:
-    return value.replace("|", "\\|")
+def escaped(text: str) -> str:
+    """A text inside Markdown: on one line, without HTML, and with bars that end no cell of a table."""
+    return " ".join(text.splitlines()).replace("<", "&lt;").replace("|", "\\|")

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from flowdiff.report.series import series
-from flowdiff.report.style import COLOURS, GUIDE_COLOUR, MARKERS, set_title, styled
+from flowdiff.report.style import COLOURS, GUIDE_COLOUR, MARKERS, fitting, set_title, styled
 from flowdiff.report.table import Row, Table
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def tradeoff(table: Table, metric: str) -> Figure:
         mine.sort(key=_scale)
         points = [(row.metrics[ACCURACY][0], row.metrics[metric][0]) for row in mine]
         # Settings that share a colour because they are too many do not form one line.
-        axes.plot(*zip(*points, strict=True), MARKERS[i] + ("" if gathered else "-"), color=COLOURS[i], label=name)
+        axes.plot(
+            *zip(*points, strict=True), MARKERS[i] + ("" if gathered else "-"), color=COLOURS[i], label=fitting(name)
+        )
         for row, point in zip(mine, points, strict=True):
             if math.isfinite(scale := _scale(row)):
                 label = f"{scale:g}"

@@ -248,7 +248,7 @@ def missing_keys_note(runs: Sequence[Run]) -> str:
 def damage_note(runs: Sequence[Run]) -> str:
     """One sentence on what cannot be read in the files of the runs, or an empty string."""
     parts = [f"{', '.join(run.damage)} of {run.label}" for run in runs if run.damage]
-    return f"Left out, because it is not what a run writes: {_listing(parts, separator='; ')}." if parts else ""
+    return f"Left out, because it is not what a run writes: {_listing(parts, 20, '; ')}." if parts else ""
 
 
 def curves(run: Run, wanted: Callable[[str], bool]) -> dict[str, list[tuple[float, float]]]:

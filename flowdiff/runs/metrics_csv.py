@@ -85,7 +85,9 @@ class MetricsCSV(Logger):
             ) from error
         self._columns = header
         kept = [row for row in self.rows() if (at := step_in(row["step"] or "")) is not None and at <= step]
-        self._rewrite({key: row[key] if number_in(row[key] or "") is not None else "" for key in header} for row in kept)
+        self._rewrite(
+            {key: row[key] if number_in(row[key] or "") is not None else "" for key in header} for row in kept
+        )
 
     def _rewrite(self, rows: Iterable[Mapping[str, object]]) -> None:
         with whole(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -18,7 +18,6 @@ from typing import Any, TypedDict, TypeGuard, cast
 
 import yaml
 
-from flowdiff.registry import GROUP_MODULES
 from flowdiff.runs.renamed_settings import in_current_names
 
 # libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
@@ -118,7 +117,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise Unreadable(_first_line(error)) from error
     if not isinstance(node, dict):
         raise Unreadable("it does not contain a mapping")
-    unknown = [key for key in node if not (isinstance(key, str) and (key in TOP_LEVEL or key in GROUP_MODULES))]
+    unknown = [key for key in node if key not in TOP_LEVEL]
     if unknown and "plugins" not in node and not any(_is_component(node.get(group)) for group in ALWAYS_CONFIGURED):
         raise Foreign(f"it has {_listing(unknown)} and no {' or '.join(ALWAYS_CONFIGURED)}")
     if not all(isinstance(key, str) for key in node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -138,7 +139,7 @@ def _cluster() -> ClusterEnvironment:
 
 def resume_command(folder: RunFolder) -> str:
     """The command that continues a run."""
-    return f"python train.py resume={folder.path}"
+    return f"python train.py {shlex.quote(f'resume={folder.path}')}"
 
 
 def device_name(trainer: Trainer) -> str:

@@ -117,7 +117,7 @@ MISTAKES = [
     (["run={run}", "evaluate=perhaps"], "evaluate=perhaps is not allowed"),
     (["run={toy}", "guidance=cfg"], "trained without label dropout"),
     (["run={toy}", "class_label=1"], "unconditional model"),
-    (["run={raw}", "start=compare"], "start=flow draws from a density, and MLP is none"),
+    (["run={raw}", "start=compare"], "start=flow draws from a density, but MLP is not a density"),
 ]
 
 

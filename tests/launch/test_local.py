@@ -170,6 +170,7 @@ def real_job(sweep: Path, seed: int, *overrides: str) -> Job:
     return Job(settings, sweep / f"seed-{seed}", (f"seed={seed}",), sweep.name)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_of_real_runs_ends_like_an_undisturbed_one(tmp_path):
     steps = ("trainer.max_steps=120", "metrics.every_n_steps=60")
     undisturbed, disturbed = ([real_job(tmp_path / name, seed, *steps) for seed in (1, 2)] for name in "ab")

@@ -46,14 +46,16 @@ def test_sweeps_one_after_the_other_in_one_folder(tmp_path):
     sweep = ["-m", *tiny, "hydra.sweep.dir=multirun/s"]
     senseless = ["4 of 6 jobs make no sense, so none was started:"]
     senseless += [f"  seed={seed} scaling={scaling}: " for seed in (1, 2) for scaling in ("edm", "eps")]
+    resumed = ["2 of 2 jobs make no sense, so none was started:", "  seed=1: resume=run", "  seed=2: resume=run"]
+    no_slots = "hydra.launcher.jobs_per_device=0 is not allowed"
     failed = "schedule.works=False failed: this schedule is broken: take another."
     expected = [  # a command, and what the lines on stderr begin with
         ([*sweep, "seed=1,2"], []),
         (["-m", "seed=1,2,3", *reversed(tiny), "hydra.sweep.dir=multirun/s", "logger=csv"], []),
         ([*sweep, "hydra.sweep.dir=multirun/none", "seed=1,2", "scaling=score,edm,eps"], senseless),
         ([*sweep, "retry=some", "seed=1,2"], ["retry=some is not allowed: set it to failed"]),
-        ([*sweep, "resume=run", "seed=1,2"], ["resume=run"]),
-        ([*sweep, "hydra.launcher.jobs_per_device=0", "force=true"], ["hydra.launcher.jobs_per_device=0 is not all"]),
+        ([*sweep, "resume=run", "seed=1,2"], resumed),
+        ([*sweep, "hydra.launcher.jobs_per_device=0", "force=true", "seed=1,2"], [no_slots]),
         ([*sweep, "plugins=[plugin.py]", "schedule=broken", "schedule.works=true,false", "seed=1"], [failed]),
     ]
     found = outcomes("train", [command for command, _ in expected], tmp_path)

@@ -256,7 +256,7 @@ class OpenTrial:
 
 def last_value(folder: RunFolder, metric: str) -> float:
     """The last value in a column of metrics.csv, NaN if the result has no number; RunError if there is no value."""
-    if folder.is_complete and metric in folder.result().get("reasons", {}):
+    if folder.is_complete and metric in (folder.result().get("reasons") or ()):
         return math.nan
     header: list[str] = []
     rows: list[list[str]] = []

@@ -9,8 +9,7 @@ import pytest
 import runs
 import torch
 
-import flowdiff
-from flowdiff import config
+from flowdiff import api, config
 from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.densities.autoencoding import image_bound
 from flowdiff.runs import identity
@@ -32,7 +31,7 @@ CURVES = {"train_latent_loss", "train_elbo", "train_reconstruction", "train_kl",
 def untrained():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return flowdiff.build(*TINY_VAE).denoiser.eval().requires_grad_(False)
+        return api.build(*TINY_VAE).denoiser.eval().requires_grad_(False)
 
 
 def vae_of(run):

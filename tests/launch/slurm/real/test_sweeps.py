@@ -27,18 +27,19 @@ PLUGIN = '''
 import time
 from pathlib import Path
 
+from flowdiff.diffusion.sigma_samplers import EDM
 from flowdiff.registry import create, register
 
 
 @register("sigma_sampler", "paced")
-class Paced:
+class Paced(EDM):
     def __init__(self):
-        self.edm = create("sigma_sampler", "edm")
+        vars(self).update(vars(create("sigma_sampler", "edm")))
 
     def __call__(self, n, generator=None, device=None):
         if not Path("go").exists():
             time.sleep(1)
-        return self.edm(n, generator, device)
+        return super().__call__(n, generator, device)
 '''
 EVERY = 10  # steps between two checkpoints
 STEPS = 60  # of most runs; one per second until the file `go` exists
