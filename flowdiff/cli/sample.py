@@ -168,13 +168,16 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
         settings["batch_size"],
         settings,
     )
+    metrics = None
+    if settings["evaluate"]:  # before anything is drawn, in case data are missing
+        parts.data.prepare_data()
+        parts.data.setup()
+        metrics = registry.create("metrics", settings["metrics"], data=parts.data)
+        metrics.check_cache()
     if ranks.rank() == 0:
         _show(request, settings["num_samples"], ways, parts, out)
-    if not settings["evaluate"]:
+    if metrics is None:
         return None
-    parts.data.prepare_data()
-    parts.data.setup()
-    metrics = registry.create("metrics", settings["metrics"], data=parts.data)
     made_with = config.of_run(folder, moved)
     return evaluate(
         request, ways, parts.denoiser, metrics, folder, made_with["seed"], lambda rows: _log(made_with, folder, rows)

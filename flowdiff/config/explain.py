@@ -38,6 +38,8 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
         return f"{group}={name} is unknown: {nearest(name, options(group))}."
     if isinstance(error, OverrideParseException):
         reason = text.splitlines()[0].rstrip(".")
+        if reason.startswith("Lexer"):
+            reason = "it holds a character that needs quotes"
         return f"{error.override} cannot be read as an override ({reason}): write key=value, with its brackets closed."
     several = re.match(
         r"(?:Ambiguous value for argument|Sweep parameters) '(?P<given>(?P<key>[^=]+)=(?P<values>.*?))'", text
@@ -56,6 +58,9 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
     if isinstance(error, InterpolationResolutionError):
         reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", text.splitlines()[0]).strip("\"'. ")
         return f"{error.full_key or 'a setting'} holds a ${{…}} that cannot be resolved ({reason}): give it a value."
+    if text.startswith("force-add of config groups"):
+        given = text.partition("'")[2].rstrip("'")
+        return f"{given} is not allowed: an option of a config group is chosen without +, {given.lstrip('+')}."
     if text.startswith("Config group override"):
         return _unusable_choice(overrides, text)
     first = (text.strip() or str(error.__cause__ or type(error).__name__)).splitlines()[0].rstrip(". ")
@@ -143,7 +148,7 @@ def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
     group = parent.split(".")[0]
     try:
         # Composed with the groups' choices alone, the config shows which keys are allowed there.
-        kept = [o for o in overrides if o.lstrip("+~").partition("=")[0] in config_groups() or "=" not in o]
+        kept = [o for o in overrides if o.lstrip("+").partition("=")[0] in config_groups()]
         with hydra_initialized():
             config = hydra_compose(config_name, kept)
         if group and group not in config:

@@ -16,6 +16,7 @@ from flowdiff.runs.identity import identity_of_run
 from flowdiff.runs.machine_settings import CACHES, HASHED_AS, INPUTS, NOT_IDENTITY_KEYS, get_value, set_value
 
 _RUNS = ("first_stage.run", "guidance.run")  # the run id hashes the id of the run that they name
+_OF_TODAY = ("metrics.cache_dir",)  # FLOWDIFF_CACHE names nothing else, so it counts whatever a run recorded
 _NAMES = ("first_stage.model",)  # a folder, or a name on a hub
 
 
@@ -37,8 +38,8 @@ def found_again(
     """The config of an existing run with paths that work here, as far as they can be found.
 
     A missing relative path of an older version is looked for below the folders that contain the run. If an environment
-    variable sets today's default, the default replaces a path that is still missing, a cache that cannot be written
-    and a cache that nobody chose.
+    variable sets today's default, the default replaces a path that is still missing, a cache that cannot be written or
+    that nobody chose, and metrics.cache_dir.
 
     Args:
         config: config of the run.
@@ -57,7 +58,7 @@ def found_again(
         if now is None or now == without_variables.get(key):
             continue
         if key in CACHES:
-            wanted = given == without_variables.get(key) or not can_write(path)
+            wanted = key in _OF_TODAY or given == without_variables.get(key) or not can_write(path)
         else:
             wanted = not os.path.exists(path) and os.path.exists(os.path.expanduser(now))
         if wanted:

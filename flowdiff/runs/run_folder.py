@@ -165,6 +165,7 @@ class RunFolder:
         why = reasons(metrics)
         result = {**result, "metrics": written(metrics)} | ({"reasons": why} if why else {})
         write_whole(self.result_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        self.reopened_file.unlink(missing_ok=True)
 
     def write_failure(self, error: str) -> None:
         """Write failed.json atomically. error: one sentence that says why the run ended."""

@@ -95,7 +95,7 @@ def test_complete_and_equal_runs_are_skipped_and_failed_runs_are_tried_again(tmp
         ("none", False, ["skipped", "failed"], [1, 1]),
         ("failed", False, ["skipped", "failed"], [1, 2]),
         ("all", False, ["done", "failed"], [2, 3]),
-        ("none", True, ["done", "failed"], [1, 1]),  # the earlier attempts are deleted
+        ("none", True, ["done", "failed"], [3, 4]),
     ):
         found, _, output = sweep(given, retry=retry, force=force)
         assert (found, attempts(good, bad)) == (states, tried), (retry, force)

@@ -58,7 +58,8 @@ def test_prepare_reopens_a_run_and_force_empties_its_folder(tmp_path):
     assert (given.folder.is_complete, given.folder.failure()) == (False, None)
     assert given.folder.checkpoint.exists()
     given.prepare(force=True)
-    assert list(given.path.iterdir()) == []
+    given.folder.begin(given.folder.files_of_run(given.label.run_id))
+    assert list(given.path.iterdir()) == [given.folder.config_file]
 
 
 def test_an_attempt_owns_the_folder(tmp_path):
@@ -94,8 +95,10 @@ def test_an_error_is_written_as_one_sentence(tmp_path, error, written):
 
 
 def test_other_ranks_neither_own_nor_write(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    given = job(tmp_path / "run", "bug")
+    lightning = {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for key, value in lightning.items():
+        monkeypatch.setenv(key, value)
+    given = job(tmp_path / "run", "bug", devices=2)
     given.folder.write_config(given.config)
     with owned(given.path), pytest.raises(ZeroDivisionError):
         given.execute(train)

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from runs import TINY_DIGITS, settings, train
 
@@ -109,21 +108,26 @@ def test_a_plugin_may_move(tmp_path):
     assert config.of_run(folder, {"plugins": [tmp_path / "here.py"]})["plugins"] == [str(tmp_path / "here.py")]
 
 
-def test_the_variable_of_the_cache_counts_for_runs_that_recorded_its_default(tmp_path, monkeypatch):
+def test_the_variable_of_the_cache_counts_whatever_a_run_recorded(tmp_path, monkeypatch):
     monkeypatch.delenv("FLOWDIFF_CACHE", raising=False)
     folder = RunFolder(tmp_path / "r")
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
-    places = {"default": "~/.cache/flowdiff", "broken": str(tmp_path / "file" / "x"), "chosen": str(tmp_path / "mine")}
-    for place in places.values():
+    for place in ("~/.cache/flowdiff", str(tmp_path / "file" / "x"), str(tmp_path / "mine")):
         base = settings()
         folder.write_config({**base, "metrics": {**base["metrics"], "cache_dir": place}})
         monkeypatch.delenv("FLOWDIFF_CACHE", raising=False)
         assert config.of_run(folder)["metrics"]["cache_dir"] == place
         monkeypatch.setenv("FLOWDIFF_CACHE", str(tmp_path / "new"))
-        found = config.of_run(folder)["metrics"]["cache_dir"]
-        assert found == (place if place == places["chosen"] else str(tmp_path / "new"))
-    folder.path.joinpath("config.yaml").write_text(yaml.safe_dump(settings()))
+        assert config.of_run(folder)["metrics"]["cache_dir"] == str(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("place", "found"), [("/dev/null/x", "new"), ("mine", "mine"), ("usual", "new")])
+def test_a_cache_of_latents_moves_only_if_it_must(place, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = {"first_stage": {"name": "vae", "cache_dir": place}}
+    usual = {"first_stage.cache_dir": "new"}, {"first_stage.cache_dir": "usual"}
+    assert found_again(run, tmp_path, *usual)["first_stage"]["cache_dir"] == found
 
 
 def test_missing_data_are_looked_for_where_the_variable_points(tmp_path):

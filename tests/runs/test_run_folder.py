@@ -59,7 +59,8 @@ def test_failure_and_reopening(tmp_path):
     assert folder.failure() is None
     assert folder.config_file.exists()
     folder.reopen(from_scratch=True)
-    assert list(folder.path.iterdir()) == []
+    folder.begin(folder.files_of_run("12345678"))
+    assert [path for path in folder.path.rglob("*") if path.is_file()] == [folder.config_file]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def score_flow(digits):
 @pytest.mark.parametrize(
     ("n", "tolerance", "probes", "apart"),
     # The estimate adds about half a BIT.
-    [(8, 1e-5, None, BIT), pytest.param(297, 1e-4, 4, 2 * BIT, marks=pytest.mark.slow)],
+    [(8, 1e-5, None, BIT), (297, 1e-4, 4, 2 * BIT)],
 )
 def test_flow_exact_and_ode_agree_in_bits_on_test_images(n, tolerance, probes, apart, score_flow, digits):
     data, settings = with_few(digits, n), {"seed": 0, "batch_size": 150}

@@ -150,10 +150,11 @@ def test_a_refused_job_changes_nothing(slurm, finished):
     assert sorted(os.listdir("s")) == ["seed-1-abc"]
 
 
-def test_force_empties_a_folder_only_after_sbatch_has_accepted_the_job(slurm, finished):
+def test_force_reopens_a_run_only_after_sbatch_has_accepted_the_job(slurm, finished):
     run(finished, force=True)
     assert "s/seed-1-abc/result.json" in slurm.calls[-1]["files"]
-    assert list(finished.path.iterdir()) == []
+    assert finished.folder.starts_from_scratch
+    assert (finished.folder.is_complete, finished.verdict("none", force=False)) == (False, "run")
 
 
 def test_a_job_that_cannot_be_recorded_is_cancelled(slurm, monkeypatch):

@@ -74,7 +74,7 @@ def test_each_reason_has_its_own_count(tmp_path, monkeypatch, requeued):
 
 def test_a_task_without_unfinished_runs_or_without_a_signal_is_not_requeued(tmp_path, requeued):
     task = make_task(tmp_path / "ended", "finish", "bug")
-    task.jobs[0].folder.write_config({})
+    task.jobs[0].folder.write_config(task.jobs[0].config)
     task.jobs[0].folder.write_result({"metrics": {}})
     task.jobs[1].fail("it broke.")
     task.finish(EXIT_KILLED, "7_3")
