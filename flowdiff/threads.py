@@ -1,8 +1,8 @@
 """How the threads of a process wait for each other.
 
-OpenMP's threads spin while they wait for work. On an idle machine this is fast. On a busy one a spinning thread takes the
-core from the thread that it waits for: training beside other work is then ten times slower than it should be. After a
-short spin the threads go to sleep instead; a short spin is as fast on an idle machine.
+OpenMP's threads spin while they wait for work. On an idle machine this is fast. On a busy one a spinning thread takes
+the core from the thread that it waits for: training beside other work is then ten times slower than it should be. So
+the threads go to sleep after a short spin, which is as fast on an idle machine.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     report = read(given.folders)
     out = Path(given.out) if given.out else Path(given.folders[0]) / "report"
+    written = [*report.write_tables(out), *report.write_page(out)]  # first: a pipe such as `| head` may close
     report.show()
-    written = [*report.write_tables(out), *report.write_page(out)]
     plots = sum(path.suffix == ".png" for path in written)
     names = ", ".join(path.name for path in written if path.suffix != ".png")
     print(f"Wrote {names} and {plots} plots to {out}")

@@ -56,7 +56,8 @@ def whole(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a text file atomically; RunError on a full disk."""
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # An argument in a locale without UTF-8 holds its bytes as surrogates: written so, they are UTF-8 again.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def can_write(folder: Path) -> bool:

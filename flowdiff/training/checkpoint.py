@@ -26,14 +26,14 @@ from flowdiff.training.engine import Engine, log_interval
 
 
 class ResumableCheckpoint(Callback):
-    """Writes `last.ckpt` every `every_n_steps`, at the last step, and when Ctrl-C or one of stop_signals() asks to stop.
+    """Writes `last.ckpt` every `every_n_steps`, at the last step, and when Ctrl-C or a stop signal asks to stop.
 
     It reads the engine's sentinel before every save, every trainer.log_every_n_steps, and on a CPU, where reading is
     free, at every step. It raises Divergence if a loss, a gradient or, before a save, a weight is not finite.
 
-    A second Ctrl-C stops at once, without saving. After the training Lightning restores the handlers of all signals. The
-    callback must come after the weight average in the list of callbacks, so that the saved average includes the saved
-    step.
+    A second Ctrl-C stops at once, without saving. After the training Lightning restores the handlers of all signals.
+    The callback must come after the weight average in the list of callbacks, so that the saved average includes the
+    saved step.
 
     Args:
         path: the checkpoint.

@@ -129,8 +129,8 @@ def first_not_finite(module: nn.Module, compute: Callable[[], Any]) -> str:
 
     In the forward pass this is the innermost layer with a finite input and an output that is not finite; in the
     backward pass the layer with a finite derivative of its output but not of its input or weight; in a second backward
-    pass the same for the second derivative. Examples: "in flow.net.outer (Linear)", "in the derivative of flow.net.outer
-    (Linear)". It is slow, because it reads every number.
+    pass the same for the second derivative. Examples: "in flow.net.outer (Linear)", "in the derivative of
+    flow.net.outer (Linear)". It is slow, because it reads every number.
     """
     with _watched(module) as watch, torch.compiler.set_stance("force_eager"):  # compiled code calls no hooks
         compute()
