@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from flowdiff.cli.sentences import any_text_can_be_printed, errors_in_sentences
 from flowdiff.errors import nearest
 
 HYDRA_COMMANDS = ("train", "sample")
@@ -17,6 +18,7 @@ PLAIN_COMMANDS = ("report", "status", "cancel", "sync")
 
 def main() -> None:
     """Entry point of `flowdiff <command> …`."""
+    any_text_can_be_printed()
     commands = (*HYDRA_COMMANDS, *PLAIN_COMMANDS)
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(f"usage: flowdiff {{{','.join(commands)}}} …\n\neach command has its own --help")
@@ -29,7 +31,5 @@ def main() -> None:
     if name in HYDRA_COMMANDS:
         command.main()
         return
-    from flowdiff.cli.sentences import errors_in_sentences
-
     with errors_in_sentences():
         sys.exit(command.main(sys.argv[1:]))

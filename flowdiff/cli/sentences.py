@@ -52,6 +52,7 @@ def run_in_sentences(command: Callable[[], None], config_name: str) -> None:
     from flowdiff import config
 
     sleep_while_waiting()  # before torch is imported
+    any_text_can_be_printed()
     forget_leftovers()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         command()

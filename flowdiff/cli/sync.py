@@ -99,5 +99,5 @@ def _show(runs: Sequence[OfflineRun], outcomes: Sequence[str]) -> None:
     table.add_column("", overflow="fold")
     for run, outcome in zip(runs, outcomes, strict=True):
         style = "red" if outcome.startswith("failed") else "green" if outcome.startswith("uploaded") else ""
-        table.add_row(Text(run.folder.name), run.run_id, str(len(run.fragments)), Text(outcome), style=style)
+        table.add_row(Text(run.folder.name), Text(run.run_id), str(len(run.fragments)), Text(outcome), style=style)
     Console().print(table)

@@ -39,8 +39,10 @@ def main() -> None:
         config.load_plugins(arguments)
         resumed = config.setting(arguments, "resume")
         if resumed is not None:
-            RunFolder.open(resumed)  # an error before Hydra creates the folder
+            folder = RunFolder.open(resumed)  # an error before Hydra writes train.log into the folder
             arguments, moved = config.without(arguments, MOVABLE)
+            if not folder.is_complete:
+                config.check_run(folder, moved)
         hydra_command(partial(run, moved=moved), "config", arguments)
 
     run_in_sentences(command, "config")
@@ -120,7 +122,7 @@ def _resumed(cfg: DictConfig, overrides: list[str], moved: Mapping[str, Any]) ->
             allowed = [key for key in CHANGEABLE if key not in ("hydra", HASHED_AS)]
             raise ConfigurationError(
                 f"{override} cannot be changed with resume={cfg.resume}: a resumed run keeps its configuration; "
-                f"allowed are {', '.join([*allowed, *MOVABLE])}."
+                f"allowed are {', '.join(dict.fromkeys([*allowed, *MOVABLE]))}."
             )
         if group in settings:
             settings[group] = config.resolved(cfg)[group]
@@ -133,15 +135,16 @@ def _relative(path: Path) -> Path:
 
 def _print_tree(settings: dict) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.tree import Tree
 
     tree = Tree("config", guide_style="dim")
     for key, value in settings.items():
         if isinstance(value, dict):
-            branch = tree.add(f"[bold]{key}[/]" + (f" = {value['name']}" if "name" in value else ""))
+            branch = tree.add(f"[bold]{escape(key)}[/]" + (escape(f" = {value['name']}") if "name" in value else ""))
             for k, v in value.items():
                 if k != "name":
-                    branch.add(f"{k}: {v}")
+                    branch.add(escape(f"{k}: {v}"))
         else:
-            tree.add(f"[bold]{key}[/]: {value}")
+            tree.add(f"[bold]{escape(key)}[/]: {escape(str(value))}")
     Console().print(tree)

@@ -6,7 +6,7 @@
 
 from flowdiff.config.arguments import parsed, quoted, setting, several, without
 from flowdiff.config.combinations import check
-from flowdiff.config.compose import compose, of_run, record_moved, resolved
+from flowdiff.config.compose import check_run, compose, of_run, record_moved, resolved
 from flowdiff.config.explain import explain, hydra_errors, without_null_choices
 from flowdiff.config.plugins import import_plugins, load_plugins
 from flowdiff.config.trainer_arguments import trainer_defaults
@@ -15,6 +15,7 @@ from flowdiff.yaml_defaults import CONF, defaults, options
 __all__ = [
     "CONF",
     "check",
+    "check_run",
     "compose",
     "defaults",
     "explain",

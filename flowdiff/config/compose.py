@@ -73,8 +73,21 @@ def of_run(folder: RunFolder, moved: Mapping[str, Any] | None = None) -> dict[st
         RunError: the config has components or keys that this version does not know.
         ConfigurationError: a key of `moved` is not a setting of the run, or its value is not allowed.
     """
+    settings, new = _completed(folder, moved or {})
+    if new:
+        _warn_once(f"{folder.path} was made by an older version: {', '.join(new)} get today's defaults")
+    return settings
+
+
+def check_run(folder: RunFolder, moved: Mapping[str, Any]) -> None:
+    """Raise the errors of `of_run`, without its warning: to ask before anything is written into the folder."""
+    _completed(folder, moved)
+
+
+def _completed(folder: RunFolder, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What `of_run` returns, and the keys that get today's defaults."""
     settings = folder.config()
-    moved = dict(moved or {})
+    moved = dict(given)
     if "plugins" in moved:
         settings["plugins"] = [str(Path(str(path)).expanduser().resolve()) for path in moved.pop("plugins") or []]
     base = plain_node(OmegaConf.load(CONF / "config.yaml"), resolve=False)
@@ -87,7 +100,7 @@ def of_run(folder: RunFolder, moved: Mapping[str, Any] | None = None) -> dict[st
         import_plugins(settings.get("plugins", []))
         new = [group for group in wanted if group in registry.GROUP_MODULES and group not in settings]
         settings |= {group: defaults(group, wanted[group]) for group in new}
-        for group in registry.GROUP_MODULES.keys() & settings.keys():
+        for group in [group for group in registry.GROUP_MODULES if group in settings]:
             node = settings[group]
             name = node.get("name") if isinstance(node, dict) else None
             if not isinstance(name, str):
@@ -105,10 +118,8 @@ def of_run(folder: RunFolder, moved: Mapping[str, Any] | None = None) -> dict[st
             f"{folder.config_file} does not fit this version of flowdiff: {_first_line(error)}. Train the run "
             f"again, or use {_maker(folder)}."
         ) from error
-    if new:
-        _warn_once(f"{folder.path} was made by an older version: {', '.join(new)} get today's defaults")
     settings = found_again(settings, folder.path, _usual(settings, True), _usual(settings, False))
-    return _moved(settings, moved, folder)
+    return _moved(settings, moved, folder), new
 
 
 def _check_types(settings: Mapping[str, Any]) -> None:

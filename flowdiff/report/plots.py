@@ -13,7 +13,17 @@ from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from flowdiff.report.series import series
-from flowdiff.report.style import COLOURS, GUIDE_COLOUR, MARKERS, fitting, log_axis, set_title, styled
+from flowdiff.report.style import (
+    COLOURS,
+    GUIDE_COLOUR,
+    LARGEST,
+    MARKERS,
+    drawable,
+    fitting,
+    log_axis,
+    set_title,
+    styled,
+)
 from flowdiff.report.table import Row, Table, direction, is_decided_by
 from flowdiff.report.text import row_title, setting_text, short_key
 from flowdiff.report.tradeoff import tradeoff, tradeoff_metric
@@ -89,7 +99,7 @@ def by_parameter(table: Table, parameter: str, metrics: Sequence[str]) -> Figure
     names, gathered = series(rows, others)
     legend = list(dict.fromkeys(names))
     values = list(dict.fromkeys(row.settings[parameter] for row in rows))
-    numeric = all(isinstance(value, int | float) for value in values)
+    numeric = all(isinstance(value, int | float) and drawable(value) for value in values)
     places = {v: v if numeric and isinstance(v, int | float) else i for i, v in enumerate(values)}
     figure, panels = _panels(len(metrics))
     handles: dict[str, Artist | ErrorbarContainer] = {}
@@ -147,7 +157,7 @@ def training_curves(runs: Sequence[Run], table: Table) -> Figure | None:
     from matplotlib.collections import LineCollection
     from matplotlib.lines import Line2D
 
-    logged = [(run, found) for run in runs if (found := curves(run, _is_curve))]
+    logged = [(run, found) for run in runs if (found := _drawable_curves(run))]
     # A curve needs at least two points.
     names = list(dict.fromkeys(name for _, found in logged for name in found if len(found[name]) > 1))[:PANELS]
     if not names:
@@ -177,6 +187,11 @@ def training_curves(runs: Sequence[Run], table: Table) -> Figure | None:
     return figure
 
 
+def _drawable_curves(run: Run) -> dict[str, list[tuple[float, float]]]:
+    found = {name: [point for point in points if drawable(point[1])] for name, points in curves(run, _is_curve).items()}
+    return {name: points for name, points in found.items() if points}
+
+
 def _is_curve(column: str) -> bool:
     return column in ("train_loss", "val_loss") or (column.startswith(("fid", "fd_")) and direction(column) != 0)
 
@@ -193,12 +208,12 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _points(rows: Iterable[tuple[str, Row]], metric: str, x: Callable[[Row], float]) -> list[Point]:
-    """The points of the rows (each with the name of its series) that have a finite mean."""
+    """The points of the rows (each with the name of its series) that can be drawn."""
     points = []
     for name, row in rows:
         mean, sd, _ = row.metrics.get(metric, (math.nan, math.nan, 0))
-        if math.isfinite(mean):
-            points.append(Point(x(row), mean, sd if math.isfinite(sd) else 0.0, name))
+        if drawable(mean) and drawable(place := x(row)):
+            points.append(Point(place, mean, sd if drawable(sd) else 0.0, name))
     return points
 
 
@@ -239,8 +254,8 @@ def _tick_parameter(axes: Axes, places: Mapping[Value, float], numeric: bool) ->
 
 
 def _spans(values: Sequence[float], ratio: float) -> bool:
-    """Whether the values are positive and their largest is at least `ratio` times their smallest."""
-    return bool(values) and min(values) > 0 and max(values) >= ratio * min(values)
+    """Whether the values are positive and drawable, and their largest is at least `ratio` times their smallest."""
+    return bool(values) and min(values) > 1 / LARGEST and max(values) >= ratio * min(values)
 
 
 def _legend(figure: Figure, handles: Mapping[str, Artist | ErrorbarContainer], title: str | None = None) -> None:
@@ -248,7 +263,7 @@ def _legend(figure: Figure, handles: Mapping[str, Artist | ErrorbarContainer], t
     handles = {name: handle for name, handle in handles.items() if name}
     if len(handles) < 2 and title is None:
         return
-    longest = max(len(fitting(name)) for name in handles)
+    longest = max((len(fitting(name)) for name in handles), default=0)  # 0: the title alone
     columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (longest + 6))))
     legend = figure.legend(  # type: ignore[call-overload]  # the stubs leave out containers as handles
         list(handles.values()), list(map(fitting, handles)), loc="outside lower left", ncols=columns, title=title

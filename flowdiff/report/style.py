@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 MARKERS = "osD^vPX*"
 GUIDE_COLOUR = "#5f6670"  # of Pareto fronts and floors
+LARGEST = 1e100  # an axis multiplies its limits with each other
 STYLE: dict[Any, Any] = {  # newer Matplotlib types the keys, older takes any text
     "font.size": 9,
     "axes.spines.top": False,
@@ -52,6 +53,11 @@ def styled(draw: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
             return draw(*args, **kwargs)
 
     return wrapped
+
+
+def drawable(value: float) -> bool:
+    """Whether a number can be drawn beside others: it is finite, and no axis overflows."""
+    return abs(value) <= LARGEST
 
 
 def fitting(text: str) -> str:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from flowdiff.report.series import series
-from flowdiff.report.style import COLOURS, GUIDE_COLOUR, MARKERS, fitting, set_title, styled
+from flowdiff.report.style import COLOURS, GUIDE_COLOUR, MARKERS, drawable, fitting, set_title, styled
 from flowdiff.report.table import Row, Table
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def tradeoff(table: Table, metric: str) -> Figure:
                 axes.annotate(label, point, (4, 4), textcoords="offset points", fontsize=7, color=COLOURS[i])
     for key, draw_line in ((ACCURACY, axes.axvline), (metric, axes.axhline)):
         floors = {row.metrics[f"{key}_floor"][0] for row in rows if f"{key}_floor" in row.metrics}
-        if len(floors) == 1:
+        if len(floors) == 1 and all(map(drawable, floors)):
             draw_line(floors.pop(), color=GUIDE_COLOUR, linestyle=":", linewidth=1.1, zorder=1)
     axes.set_xlabel(f"{ACCURACY} →")
     set_title(axes, f"{metric} ↓")
@@ -57,8 +57,9 @@ def tradeoff(table: Table, metric: str) -> Figure:
 
 
 def _rows(table: Table, metric: str) -> list[Row]:
-    """The rows with a guidance scale that have both metrics."""
-    return [row for row in table.rows if {ACCURACY, metric} <= row.metrics.keys() and SCALE in row.settings]
+    """The rows with a guidance scale that have both metrics, as numbers that can be drawn."""
+    measured = (row for row in table.rows if {ACCURACY, metric} <= row.metrics.keys() and SCALE in row.settings)
+    return [row for row in measured if drawable(row.metrics[ACCURACY][0]) and drawable(row.metrics[metric][0])]
 
 
 def _scale(row: Row) -> float:

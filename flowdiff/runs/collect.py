@@ -316,12 +316,15 @@ def _run_folders(folder: Path, seen: set[str]) -> Iterator[Path]:
         with os.scandir(folder) as scan:
             entries = list(scan)
     except OSError as error:
+        if len(seen) > 1:
+            yield folder  # below the one that was given: reading its config.yaml says why it has only a row
+            return
         raise RunError(f"{folder} cannot be read: {error.strerror}.") from None
     if any(entry.name == "config.yaml" for entry in entries):
         yield folder
         return
     for entry in entries:
-        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in ("wandb", "debug"):
+        if os.path.isdir(entry.path) and not entry.name.startswith(".") and entry.name not in ("wandb", "debug"):
             yield from _run_folders(folder / entry.name, seen)
 
 

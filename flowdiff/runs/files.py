@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from flowdiff.errors import RunError
 
@@ -54,10 +55,21 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file atomically; RunError on a full disk."""
+    """Write a text file atomically, in UTF-8; RunError on a full disk."""
     with whole(path) as temporary:
-        # An argument in a locale without UTF-8 holds its bytes as surrogates: written so, they are UTF-8 again.
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_text(as_unicode(text), encoding="utf-8")
+
+
+def as_unicode(value: Any) -> Any:
+    """Text, or containers of texts, in which the bytes of arguments are characters, also in a locale without UTF-8.
+
+    There Python keeps bytes that it cannot decode as surrogates, which name the right file but cannot be written.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {as_unicode(key): as_unicode(inner) for key, inner in value.items()}
+    return [as_unicode(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def can_write(folder: Path) -> bool:

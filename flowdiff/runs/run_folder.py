@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from flowdiff.errors import RunError
-from flowdiff.runs.files import file_lock, write_whole
+from flowdiff.runs.files import as_unicode, file_lock, write_whole
 from flowdiff.runs.ownership import LOCK_FILE
 from flowdiff.runs.records import (
     Foreign,
@@ -142,7 +142,7 @@ class RunFolder:
     def write_config(self, config: dict[str, Any]) -> None:
         """Make the folder and write config.yaml."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_whole(self.config_file, yaml.safe_dump(as_unicode(config), sort_keys=False, allow_unicode=True))
 
     def write_label(self, label: Label) -> None:
         """Write run.json."""
@@ -164,7 +164,7 @@ class RunFolder:
         metrics = result.get("metrics") or {}
         why = reasons(metrics)
         result = {**result, "metrics": written(metrics)} | ({"reasons": why} if why else {})
-        write_whole(self.result_file, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_whole(self.result_file, json.dumps(as_unicode(result), indent=2, allow_nan=False) + "\n")
         self.reopened_file.unlink(missing_ok=True)
 
     def write_failure(self, error: str) -> None:

@@ -61,8 +61,15 @@ def terminal_leaver() -> Callable[[], None]:
 @contextmanager
 def exiting_on_stop_signals() -> Iterator[None]:
     """`exit_on_stop_signal` during the `with`; afterwards the handlers are what they were."""
-    before = {number: signal.getsignal(number) for number in stop_signals()}
-    exit_on_stop_signal()
+    with handlers_restored():
+        exit_on_stop_signal()
+        yield
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """After the `with` the handlers of Ctrl-C and of the stop signals are what they were before it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *stop_signals())}
     try:
         yield
     finally:

@@ -31,9 +31,8 @@ class ResumableCheckpoint(Callback):
     It reads the engine's sentinel before every save, every trainer.log_every_n_steps, and on a CPU, where reading is
     free, at every step. It raises Divergence if a loss, a gradient or, before a save, a weight is not finite.
 
-    A second Ctrl-C stops at once, without saving. After the training Lightning restores the handlers of all signals.
-    The callback must come after the weight average in the list of callbacks, so that the saved average includes the
-    saved step.
+    A second Ctrl-C stops at once, without saving. Its handlers stay until `handlers_restored` ends. The callback must
+    come after the weight average in the list of callbacks, so that the saved average includes the saved step.
 
     Args:
         path: the checkpoint.

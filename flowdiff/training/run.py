@@ -34,7 +34,7 @@ from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.processes import is_first_rank
 from flowdiff.runs.provenance import git_commit, versions
 from flowdiff.runs.run_folder import Label, RunFolder
-from flowdiff.runs.signals import EXIT_STOPPED
+from flowdiff.runs.signals import EXIT_STOPPED, handlers_restored
 from flowdiff.runs.undefined import explained, written
 from flowdiff.shapes import times
 from flowdiff.training.assembly import RunParts, assemble_run
@@ -177,7 +177,7 @@ def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) ->
         log.info("continuing from step %s of %s", f"{run.step:,}", f"{trainer.max_steps:,}")
     engine.latents.seed = run.parts.seed
     try:
-        with without_advice(), lightning_errors(trainer):
+        with without_advice(), handlers_restored(), lightning_errors(trainer):
             trainer.fit(engine, ckpt_path=folder.checkpoint if checkpoint else None)
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's way to end after Ctrl-C

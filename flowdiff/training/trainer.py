@@ -89,7 +89,8 @@ def make_trainer(
             enable_model_summary=False,
         )
     if trainer.world_size == 1:
-        rank_zero_only.rank = 0  # Lightning reads it from the environment, where it may be left over
+        # Lightning has read it from the environment, where it may be left over.
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # lightning_utilities sets it on the function
     elif seconds is not None:
         raise ConfigurationError(
             f"trainer.val_check_interval={every} is measured by the clocks of {trainer.world_size} processes, which "

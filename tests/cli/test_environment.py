@@ -27,7 +27,8 @@ def test_a_run_among_leftovers_and_without_utf8_is_complete_and_written_in_utf8(
     assert "RANK=1 LOCAL_RANK= WORLD_SIZE=2 is ignored" in done.stderr
     assert "| fd_data" in done.stdout  # the table, in the characters that the terminal has
     folder = RunFolder(tmp_path / "r")
-    assert "ä" in folder.label_file.read_text(encoding="utf-8")
+    assert folder.config()["tags"] == ["ä"]
+    assert "tags=['ä']" in folder.result()["overrides"]
     assert folder.is_complete
     assert folder.metrics.is_file()
     assert not (folder.path / LOCK_FILE).exists()

@@ -14,7 +14,7 @@ def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
     file = tmp_path / "file"
     write_whole(file, "before")
 
-    def full(path, text):
+    def full(path, text, encoding):
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 

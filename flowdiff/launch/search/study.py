@@ -196,7 +196,8 @@ class Search:
         return shares if sum(shares.values()) > 0 else {}
 
     def _has_pruned(self, folder: RunFolder) -> bool:
-        return (folder.pruned() or {}).get("study") == self.name
+        pruned = folder.pruned()
+        return pruned is not None and pruned["study"] == self.name
 
     def _trial(self, number: int) -> FrozenTrial:
         return self.trials()[number]
