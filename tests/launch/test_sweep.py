@@ -4,7 +4,7 @@ import json
 
 import pytest
 from cli_process import check_interrupted_sweep, code, numbers, outcomes
-from runs import TINY
+from runs import TINY, settings
 
 from flowdiff.runs.run_folder import RunFolder
 
@@ -41,7 +41,7 @@ def folders(sweep, schedule="karras"):
 
 def test_sweeps_one_after_the_other_in_one_folder(tmp_path):
     (tmp_path / "plugin.py").write_text(PLUGIN)
-    RunFolder(tmp_path / "run").write_config({})
+    RunFolder(tmp_path / "run").write_config(settings(*TINY))
     tiny = [*(o for o in TINY if "max_steps" not in o), "trainer.max_steps=2"]
     sweep = ["-m", *tiny, "hydra.sweep.dir=multirun/s"]
     senseless = ["4 of 6 jobs make no sense, so none was started:"]
