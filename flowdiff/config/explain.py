@@ -148,14 +148,14 @@ def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
     group = parent.split(".")[0]
     try:
         # Composed with the groups' choices alone, the config shows which keys are allowed there.
-        kept = [o for o in overrides if o.lstrip("+").partition("=")[0] in config_groups()]
+        kept = without_null_choices(o for o in overrides if o.lstrip("+").partition("=")[0] in config_groups())
         with hydra_initialized():
             config = hydra_compose(config_name, kept)
         if group and group not in config:
             return _misplaced_group(group, overrides)
         node = OmegaConf.select(config, parent) if parent else config
         allowed = [str(k) for k in node] if OmegaConf.is_config(node) else []
-    except (HydraException, OmegaConfBaseException):
+    except (HydraException, OmegaConfBaseException, ValueError):  # one of the choices is wrong too
         allowed = []
     if not allowed:
         return f"{key} is not a setting of this configuration: --cfg job prints all settings."

@@ -152,7 +152,7 @@ class Job:
     def prepare(self, force: bool) -> None:
         """Mark the run as not ended; with force it starts from scratch. Busy when another process writes it."""
         take_place(self.config)
-        if is_first_rank() and self.path.is_dir():
+        if is_first_rank() and self.path.is_dir() and any(self.path.iterdir()):  # else a refused run would leave marks
             with owned(self.path):
                 self.check_folder(force)
                 self.folder.reopen(from_scratch=force)

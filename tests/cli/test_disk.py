@@ -26,7 +26,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_continues(tmp_path):
     sentence = f"outputs/{run.name} cannot be written: File too large; {MAKE_ROOM}"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, sentence)
     assert "Traceback" not in done.stderr
-    assert files(run) == {"config.yaml", "failed.json", "metrics.csv", "train.log"}  # no half checkpoint
+    assert files(run) == {"config.yaml", "failed.json", "metrics.csv", "run.json", "train.log"}  # no half checkpoint
     assert json.loads((run / "failed.json").read_text()) == {"error": sentence}
     done = script("train", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -55,6 +55,12 @@ def test_it_is_refused_in_one_sentence(override, sentence):
     assert "\n" not in str(error.value)
 
 
+def test_two_mistakes_are_one_sentence():
+    for override in ("debug={}", "experiment=null"):
+        with pytest.raises(ConfigurationError, match=r"^(scaling|foo|debug)\S* is not"):
+            config.compose([override, "scaling.foo=null"])
+
+
 TAKEN = [
     "trainer.max_time=00:01:30:00",
     "trainer.max_time={hours: 1}",

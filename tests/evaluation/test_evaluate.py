@@ -104,7 +104,10 @@ def test_options_that_do_not_fit_the_run_are_refused_in_one_sentence(folders, tm
     weak = ["guidance=autoguidance", f"guidance.run={folders / 'weak'}"]
     mistakes = [
         ([run, "guidance=autoguidance", digits], "of shape 1×8×8, and the samples to be guided have shape 2:"),
-        ([run, "guidance=autoguidance", "guidance.run=nowhere"], "guidance.run=nowhere cannot guide: run=nowhere does"),
+        (
+            [run, "guidance=autoguidance", "guidance.run=nowhere"],
+            "nowhere does not exist: give the folder of a training run",
+        ),
         ([run, *weak, "guidance=classifier"], "is not a classifier"),
         ([run, *weak, "guidance.inner={scale: 2}"], "does not name a guidance"),
         ([run, *weak, "guidance.inner={name: cfg, scael: 2}"], "did you mean 'scale'"),
