@@ -106,7 +106,7 @@ def test_options_that_do_not_fit_the_run_are_refused_in_one_sentence(folders, tm
         ([run, "guidance=autoguidance", digits], "of shape 1×8×8, and the samples to be guided have shape 2:"),
         (
             [run, "guidance=autoguidance", "guidance.run=nowhere"],
-            "nowhere does not exist: give the folder of a training run",
+            "nowhere does not exist: give the folder",
         ),
         ([run, *weak, "guidance=classifier"], "is not a classifier"),
         ([run, *weak, "guidance.inner={scale: 2}"], "does not name a guidance"),
