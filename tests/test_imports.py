@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A file imports only from rooms before its own in this list, and from its own room. Every import
 # counts, also inside a function and under TYPE_CHECKING.
 ROOMS = [
-    *("version", "threads"),
+    "version",
     *("errors", "shapes", "noise", "digests", "progress", "yaml_defaults", "registry"),
     *("runs", "config", "loggers"),
     *("models.activations", "models.conditioning", "models.nn", "models.conditioners", "models.autoencoder"),

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from flowdiff.errors import ConfigurationError, FlowdiffError
 from flowdiff.runs.processes import forget_leftovers
-from flowdiff.threads import sleep_while_waiting
 
 INTERRUPTED = 130  # exit status, as a shell reports a program that Ctrl-C ended
 # Hydra's options that take a value, and those that print something in place of running a job.
@@ -51,7 +50,6 @@ def run_in_sentences(command: Callable[[], None], config_name: str) -> None:
     """Run a Hydra command; errors that a user can fix end as one sentence and an exit status."""
     from flowdiff import config
 
-    sleep_while_waiting()  # before torch is imported
     any_text_can_be_printed()
     forget_leftovers()
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
