@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ DEPENDENCIES = ("torch", "lightning", "hydra-core", "wandb", "diffusers", "torch
 
 def versions() -> dict[str, str]:
     """The versions of flowdiff and of the packages that determine a run's numbers."""
+    from importlib import metadata  # slow to import, and composing a config does not need it
+
     return {"flowdiff": __version__} | {name: metadata.version(name) for name in DEPENDENCIES}
 
 
