@@ -207,7 +207,7 @@ def _guided(model: ConditionedDenoiser, node: Node) -> Guidance:
 
 
 def _whole(inner: Node) -> dict[str, Any]:
-    """The node of a guidance.inner of which only some settings were given; ConfigurationError if it has no name."""
+    """The node of guidance.inner with its missing settings filled in; ConfigurationError if it has no name."""
     if "name" not in inner:
         raise ConfigurationError(
             f"guidance.inner={dict(inner)} does not name a guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
