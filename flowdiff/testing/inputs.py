@@ -25,7 +25,7 @@ def condition(n: int, embed_dim: int, cond_dim: int = 0, seed: int = 2) -> Condi
     Args:
         n: number of samples; their noise levels run from 0.01 to 50.
         embed_dim: width of the embedding, cond.vector (n, embed_dim).
-        cond_dim: width of the condition's own vector and of its tokens (n, 3, cond_dim), and 1 to 3 of these count; with 0
+        cond_dim: width of the condition's own vector and of its tokens (n, 3, cond_dim), 1 to 3 count; with 0
             the embedding is that of the noise level alone, without tokens.
         seed: the condition of another seed is another condition.
     """
