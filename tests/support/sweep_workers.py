@@ -71,7 +71,7 @@ def train(config, folder, *, name, run_id, sweep, overrides) -> dict:
         "metrics": {"test_loss": float(config["seed"])},
         "pid": os.getpid(),
         "threads": torch.get_num_threads(),
-        "omp": os.environ["OMP_NUM_THREADS"],
+        "omp": os.environ.get("OMP_NUM_THREADS"),
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
     folder.write_result(result)
