@@ -1,4 +1,4 @@
-"""What a trained model is worth: denoising loss, quality of its samples, likelihood, sampling speed.
+"""What a trained model is worth: denoising loss, quality of its samples, likelihood, health of its score, speed.
 
 Samples are compared with the *training* split by the comparisons that `compare` names, in features that suit the data
 or in Inception's. Each number has a floor: the same number for the test split, real samples that the model has not
@@ -20,6 +20,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.data.base import DataModule
+from flowdiff.data.encoded import in_model_space
 from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.denoising import denoising_loss
@@ -28,8 +29,10 @@ from flowdiff.evaluation.densities.densities import Choice, Densities, OdeSettin
 from flowdiff.evaluation.features.choose import build_extractor, check_extractable
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
+from flowdiff.evaluation.health.measure import HealthSettings, measure
 from flowdiff.registry import check, hyperparameters, register, resolve
 from flowdiff.runs.files import can_write
+from flowdiff.runs.health import Health
 from flowdiff.runs.undefined import NOT_FINITE, Undefined
 
 FRECHET = "frechet"
@@ -58,6 +61,8 @@ class Metrics:
         classify: accuracy of the exact class posterior: on all test samples, a part of them (auto), or not at all.
         outliers: AUROC of the test split's density against foreign data: all samples, a part (auto), or not at all.
         interpolate: likelihood on the way between test samples: 100 pairs, 20 pairs (auto), or not at all.
+        health: health of the score: denoising, levels, samples, eigenvalue, trajectories and fokker_planck, see
+            HealthSettings.
 
     `auto` measures only what the model and the data allow; `true` for something else is an error of `check`.
 
@@ -86,6 +91,7 @@ class Metrics:
         classify: Choice,
         outliers: Choice,
         interpolate: Choice,
+        health: HealthSettings,
     ) -> None:
         self.data = data
         self.every_n_steps = every_n_steps
@@ -97,6 +103,7 @@ class Metrics:
         self.batch_size = batch_size
         self.cache_dir = Path(cache_dir).expanduser()
         self.with_frechet = frechet
+        self.health_settings = health
         self.inception_weights = None if inception_weights is None else Path(inception_weights).expanduser()
         self.comparisons = comparisons({FRECHET: {}, **compare} if frechet else {}, data)
         if frechet:
@@ -254,6 +261,14 @@ class Metrics:
         and its _se, a bound on the images. For a model with an autoencoder come the numbers of `autoencoding`.
         """
         return self._densities(denoiser, self.sigma_of(denoiser), seed) | self.autoencoding(denoiser)
+
+    def health(self, denoiser: ConditionedDenoiser) -> Health:
+        """The error of D, the eigenvalues of ∂D/∂x and the Fokker–Planck residual at each noise level.
+
+        Empty for a network without D, a classifier or an autoencoder. The denoiser is in eval mode meanwhile.
+        """
+        with _evaluating(denoiser):
+            return measure(denoiser, in_model_space(denoiser, self.data), self.health_settings, self.batch_size)
 
     def _samples(self, x: Tensor) -> Generated:
         return Generated(x, self.extractor, self.data, self.batch_size)

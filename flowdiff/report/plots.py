@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
+from flowdiff.report.health import CAPTION, health_curves
 from flowdiff.report.series import series
 from flowdiff.report.style import (
     COLOURS,
@@ -83,6 +84,8 @@ def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
     for cost, what in (("parameters", "number of parameters"), ("train_seconds", "seconds of training")):
         if quality and _varies(table, cost):
             yield Plot(f"against_{cost}", f"Quality against the {what}. {front}", pareto(table, cost, quality))
+    if (figure := health_curves(table)) is not None:
+        yield Plot("health", CAPTION, figure)
     if (figure := training_curves(runs, table)) is not None:
         yield Plot("curves", "Training curves of all runs, dashed if a run is not complete.", figure)
 

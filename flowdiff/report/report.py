@@ -1,7 +1,7 @@
 """The report of a set of runs: tables and one HTML page.
 
-`report(folders, out)` reads `config.yaml`, `result.json`, `metrics.csv`, `evaluations.csv` and `samples.png` of every
-run that it finds, and nothing else. It needs no torch and no network.
+`report(folders, out)` reads `config.yaml`, `result.json`, `metrics.csv`, `evaluations.csv`, `health.json` and
+`samples.png` of every run that it finds, and nothing else. It needs no torch and no network.
 """
 
 from __future__ import annotations

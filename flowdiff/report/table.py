@@ -14,20 +14,24 @@ from dataclasses import dataclass, field
 from flowdiff.runs.collect import Run, Value, evaluations, number_or_text, swept_parameters
 
 HIGHER_IS_BETTER = re.compile(
-    r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|^is(_|$)"
+    r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|eigenvalue|^is(_|$)"
 )
 DESCRIPTIVE = re.compile(
-    r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|latent_dims|active_units|kl|nfe|extractor_accuracy|train_distance)$|^interpolation_|_(floor|sd|se|n)$"
+    r"^(parameters|steps|epochs?|seed|num_(samples|test|classified)|latent_dims|active_units|kl|nfe|extractor_accuracy"
+    r"|train_distance|levels_visited|class_means_error|data_mean_error)$|^interpolation_|_(floor|sd|se|n|sigma)$"
 )
-# Metrics that accompany another one and vary from seed to seed as noise does: in the CSV only.
-CSV_ONLY = re.compile(r"^total_seconds$|_(sd|se)$")
+# Metrics that accompany another one, such as those that vary from seed to seed as noise does: in the CSV only.
+CSV_ONLY = re.compile(
+    r"^(total_seconds|denoising_worst|levels_visited|levels_worse_than_means|class_means_error|data_mean_error)$"
+    r"|_(sd|se|sigma)$"
+)
 QUALITY_PREFIXES = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")
 
 # The columns of evaluations.csv that say how samples were drawn, and the prefixes of columns that say it in more
 # detail; every other number in it is a measurement.
 SAMPLING_COLUMNS = (
     *("sampler", "num_steps", "schedule", "guidance", "guidance_scale"),
-    *("start", "sigma_start", "class_label", "num_samples"),
+    *("start", "sigma_start", "clip", "class_label", "num_samples"),
 )
 SAMPLING_PREFIXES = ("sampler_", "schedule_", "guidance_")
 

@@ -2,8 +2,9 @@
 
 A run folder is a folder with `config.yaml`. It may also hold `result.json` (exactly when the run is complete),
 `failed.json` ({"error": str}, written by the launcher), `pruned.json` (of a run that a search ended early),
-`metrics.csv` (the training curves) and `evaluations.csv` (one row per later sampling). Nothing here loads a checkpoint
-or imports torch. Runs in a folder named `debug` are not results; they are read only if that folder is given itself.
+`metrics.csv` (the training curves), `health.json` (curves over σ) and `evaluations.csv` (one row per later sampling).
+Nothing here loads a checkpoint or imports torch. Runs in a folder named `debug` are not results; they are read only if
+that folder is given itself.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowdiff.errors import RunError
+from flowdiff.runs.health import Health
 from flowdiff.runs.records import (
     Foreign,
     Unreadable,
@@ -31,6 +33,7 @@ from flowdiff.runs.records import (
     read_config,
     read_csv,
     read_failure,
+    read_health,
     read_pruning,
     read_result,
     step_in,
@@ -278,6 +281,13 @@ def evaluations(run: Run) -> list[dict[str, Value]]:
     return [{printable(k): _parse(v) for k, v in zip(head, row, strict=False) if v != ""} for row in rows]
 
 
+def health(run: Run) -> Health:
+    """The curves of a run's health.json; empty if there is none or it cannot be read."""
+    with contextlib.suppress(FileNotFoundError, Unreadable):
+        return read_health(run.folder / "health.json")
+    return Health()
+
+
 def _rows(path: Path) -> list[list[str]]:
     """The rows of a CSV file, the header first; an empty header if there are none or they cannot be read."""
     with contextlib.suppress(Unreadable):
@@ -286,7 +296,7 @@ def _rows(path: Path) -> list[list[str]]:
 
 
 def _damaged_tables(folder: Path) -> tuple[str, ...]:
-    """The CSV files of a run that are not what a run writes, with the reason."""
+    """The curves and rows of a run that are not what a run writes, with the reason."""
     found = []
     for name in ("metrics.csv", "evaluations.csv"):
         try:
@@ -295,6 +305,12 @@ def _damaged_tables(folder: Path) -> tuple[str, ...]:
                 column(rows[0], "step")
         except Unreadable as error:
             found.append(f"{name} ({error})")
+    try:
+        read_health(folder / "health.json")
+    except FileNotFoundError:
+        pass
+    except Unreadable as error:
+        found.append(f"health.json ({error})")
     return tuple(found)
 
 

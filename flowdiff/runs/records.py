@@ -18,6 +18,7 @@ from typing import Any, TypedDict, TypeGuard, cast
 
 import yaml
 
+from flowdiff.runs.health import Health
 from flowdiff.runs.renamed_settings import in_current_names
 
 # libyaml reads a config in about a millisecond, PyYAML's own parser in ten.
@@ -205,6 +206,19 @@ def read_pruning(path: Path) -> Pruning:
     if not is_integer(step) or not isinstance(metric, str) or not (value is None or is_number(value)):
         raise Unreadable("its step, metric or value is not one that a search writes")
     return {"step": step, "metric": metric, "value": value, "study": str(study)}
+
+
+def read_health(path: Path) -> Health:
+    """The content of health.json.
+
+    Raises:
+        FileNotFoundError: there is no such file: the health of the score was not measured.
+        Unreadable: it is not JSON with the curves that a run writes.
+    """
+    try:
+        return Health.of_json(json_object(path))
+    except ValueError as error:
+        raise Unreadable(one_line(error)) from error
 
 
 def _is_text(value: object) -> bool:

@@ -81,6 +81,7 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
         about = "upper bound from the ELBO, uniform dequantisation; not exact"
         rows.append(("bits/dim, bound", _value(numbers, "bpd_bound"), about))
     rows += [*_autoencoder_rows(numbers), *_likelihood_rows(numbers), *_density_rows(numbers)]
+    rows += _health_rows(numbers)
     if "samples_per_second" in numbers:
         rows.append(("sampling speed", f"{numbers['samples_per_second']:,.0f} /s", ""))
     return rows + list(_reason_rows(numbers))
@@ -179,6 +180,40 @@ def _density_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
             about = "on paths between test samples through z"
             about += "" if straight is None else f"; {_shown(straight, '.4f')} on straight lines in x"
             yield f"interpolation, {shown}", _value(numbers, f"interpolation_{unit}"), about
+
+
+def _health_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
+    """The worst error of D over the noise levels, and how far D and the densities are from those of one diffusion."""
+    if "denoising_worst" in numbers:
+        key, means = ("class_means_error", "class means")
+        if key not in numbers:
+            key, means = ("data_mean_error", "the data's mean")
+        worst = _at(numbers, "denoising_worst")
+        ratio, error = _times(numbers["denoising_worst_ratio"]), _shown(numbers.get(key), ".3g")
+        yield "denoising error, worst σ", worst, f"{ratio} that of {means} ({error}); see denoising.png"
+        if numbers.get("levels_worse_than_means"):
+            about = f"D is worse than {means} by more than 10 % at noise levels that the sampler visits"
+            yield (
+                "denoising, worse levels",
+                f"{numbers['levels_worse_than_means']:g} of {numbers['levels_visited']:g}",
+                f"{about}, so its samples start from errors that the test loss hardly shows.",
+            )
+    if "min_eigenvalue" in numbers:
+        about = "of ∂D/∂x on the sampler's trajectories; of any distribution's denoiser 0 or more"
+        yield "smallest eigenvalue", _at(numbers, "min_eigenvalue"), about
+    if "fokker_planck" in numbers:
+        about = "mean over σ, 0 if the densities are those of one diffusion, about 1 if they are unrelated"
+        yield "Fokker–Planck residual", _shown(numbers["fokker_planck"], ".3g"), about
+
+
+def _at(numbers: Mapping[str, float], key: str) -> str:
+    """A metric with the noise level at which it was measured."""
+    value, sigma = numbers[key], numbers.get(f"{key}_sigma", math.nan)
+    return f"{_shown(value, '.3g')} at σ = {sigma:.3g}" if math.isfinite(sigma) else _shown(value, ".3g")
+
+
+def _times(ratio: float) -> str:
+    return NO_NUMBER if math.isnan(ratio) else f"{ratio:,.0f} ×" if ratio >= 100 else f"{ratio:.3g} ×"
 
 
 def _at_sigmas(numbers: Mapping[str, float], metric: str) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ import yaml
 
 from flowdiff.errors import RunError
 from flowdiff.runs.files import as_unicode, file_lock, write_whole
+from flowdiff.runs.health import Health
 from flowdiff.runs.ownership import LOCK_FILE
 from flowdiff.runs.records import (
     Foreign,
@@ -40,6 +41,7 @@ FROM_SCRATCH = "from scratch"  # content of the file that reopens a run, if noth
 # Files that a run, its loggers and its sampling write, besides config.yaml, run.json and the logs.
 WRITTEN = (
     *("metrics.csv", "evaluations.csv", "result.json", "failed.json", "pruned.json", ".evaluations.lock"),
+    *("health.json", "denoising.png"),
     *("samples.png", "trajectory.png", "loss_curve.png", "interpolation.png", "reconstructions.png"),
     *("checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
     *("samples/*/samples.npz", "samples/*/samples.png", "samples/*/comparison.png"),
@@ -77,6 +79,7 @@ class RunFolder:
         self.evaluations = self.path / "evaluations.csv"
         self.checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.result_file = self.path / "result.json"
+        self.health_file = self.path / "health.json"
         self.failed_file = self.path / "failed.json"
         self.pruned_file = self.path / "pruned.json"
         self.samples = self.path / "samples.png"
@@ -84,7 +87,11 @@ class RunFolder:
         self.loss_curve = self.path / "loss_curve.png"
         self.interpolation = self.path / "interpolation.png"
         self.reconstructions = self.path / "reconstructions.png"
-        self.pictures = (self.samples, self.trajectory, self.loss_curve, self.interpolation, self.reconstructions)
+        self.denoising = self.path / "denoising.png"
+        self.pictures = (
+            *(self.samples, self.trajectory, self.loss_curve, self.interpolation, self.reconstructions),
+            self.denoising,
+        )
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -166,6 +173,10 @@ class RunFolder:
         result = {**result, "metrics": written(metrics)} | ({"reasons": why} if why else {})
         write_whole(self.result_file, json.dumps(as_unicode(result), indent=2, allow_nan=False) + "\n")
         self.reopened_file.unlink(missing_ok=True)
+
+    def write_health(self, health: Health) -> None:
+        """Write health.json atomically."""
+        write_whole(self.health_file, json.dumps(health.to_json(), allow_nan=False) + "\n")
 
     def write_failure(self, error: str) -> None:
         """Write failed.json atomically. error: one sentence that says why the run ended."""

@@ -18,6 +18,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from flowdiff.runs.health import Health
+
 GROUPS = "whitening scaling weighting sigma_sampler loss conditioner first_stage schedule sampler guidance metrics"
 EVALUATED = "sampler num_steps schedule guidance guidance_scale start sigma_start num_samples seed nfe seconds fd_cnn"
 ACTIVATION_FACTORS = {"elu": 1.0, "tanh": 1.3, "softplus": 0.9, "swish": 0.95}
@@ -52,6 +54,7 @@ def write_run(
     rows: int = 60,
     evaluations: bool = False,
     picture: bool = True,
+    health: Health | None = None,
     **groups: Mapping[str, Any],
 ) -> Path:
     """Write one run folder; returns its path.
@@ -67,6 +70,7 @@ def write_run(
         rows: rows of metrics.csv, spread over the steps.
         evaluations: whether the run was sampled again (evaluations.csv).
         picture: whether samples.png is written.
+        health: what health.json holds; None writes none.
         **groups: settings by config group, e.g. flow={"n_flows": 2}.
     """
     settings = fake_config(folder, seed, **groups)
@@ -97,6 +101,8 @@ def write_run(
             sampled = sampler, k, "karras", "none", "", "noise", "", 1000, 0
             drawn.append((*sampled, order * k, k * order * 0.02, f"{worse:.4f}"))
         _write_csv(folder / "evaluations.csv", EVALUATED, drawn)
+    if health is not None:
+        (folder / "health.json").write_text(json.dumps(health.to_json()), encoding="utf-8")
     if error is not None:
         (folder / "failed.json").write_text(json.dumps({"error": error}), encoding="utf-8")
     if complete:

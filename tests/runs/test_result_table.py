@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flowdiff.runs.result_table import rows_of, show
+from flowdiff.runs.undefined import Undefined
 
 NUMBERS = {
     **{"test_loss": 0.424, "test_loss_se": 0.005, "fd_digits_cnn": 3.736, "fd_digits_cnn_floor": 2.017},
@@ -48,6 +49,50 @@ def test_sample_metrics_have_their_floors_beside_them():
         ("bits/dim", "3.1000 ± 0.0100", "exact density, uniform dequantisation"),
         ("bits/dim, ODE", "3.2000 ± 0.0200", ode),
         ("bits/dim at σ = 0.1", "2.5000 ± 0.0100", "exact density at this noise level"),
+    ]
+
+
+HEALTH = {
+    **{"denoising_worst": 0.1561, "denoising_worst_sigma": 80.0, "denoising_worst_ratio": 1.02},
+    **{"class_means_error": 0.153, "levels_visited": 14, "levels_worse_than_means": 0},
+    **{"min_eigenvalue": -1.3287, "min_eigenvalue_sigma": 0.296, "fokker_planck": 0.2746},
+}
+
+
+def test_the_health_of_a_score_has_a_line_for_each_measure():
+    about = "of ∂D/∂x on the sampler's trajectories; of any distribution's denoiser 0 or more"
+    meaning = "mean over σ, 0 if the densities are those of one diffusion, about 1 if they are unrelated"
+    assert rows_of(HEALTH) == [
+        ("denoising error, worst σ", "0.156 at σ = 80", "1.02 × that of class means (0.153); see denoising.png"),
+        ("smallest eigenvalue", "-1.33 at σ = 0.296", about),
+        ("Fokker–Planck residual", "0.275", meaning),
+    ]
+
+
+def test_a_denoiser_worse_than_the_means_at_a_visited_level_is_said_in_a_sentence():
+    worse = {"denoising_worst": 346.0, "denoising_worst_ratio": 2261.4, "levels_worse_than_means": 5}
+    mean = {key: value for key, value in HEALTH.items() if key != "class_means_error"} | {"data_mean_error": 0.26}
+    first, second, *_ = rows_of({**mean, **worse})
+    assert first[1:] == ("346 at σ = 80", "2,261 × that of the data's mean (0.26); see denoising.png")
+    assert second == (
+        "denoising, worse levels",
+        "5 of 14",
+        "D is worse than the data's mean by more than 10 % at noise levels that the sampler visits, so its samples "
+        "start from errors that the test loss hardly shows.",
+    )
+
+
+def test_health_without_a_number_has_its_reason():
+    reason = Undefined("D is not finite at σ = 80")
+    once = Undefined("autograd can differentiate this network only once")
+    numbers = {**HEALTH, "denoising_worst": reason, "denoising_worst_ratio": reason, "min_eigenvalue": once}
+    del numbers["min_eigenvalue_sigma"]
+    rows = rows_of(numbers)
+    assert rows[0][1:] == ("– at σ = 80", "– that of class means (0.153); see denoising.png")
+    assert rows[1][:2] == ("smallest eigenvalue", "–")
+    assert rows[-2:] == [
+        ("no number", "–", "denoising_worst, denoising_worst_ratio: D is not finite at σ = 80"),
+        ("no number", "–", "min_eigenvalue: autograd can differentiate this network only once"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: sample grid, scatter plot beside the data, denoising trajectory, loss curve.
+"""Pictures of a run: sample grid, scatter plot beside the data, denoising trajectory, loss curve, health of the score.
 
 matplotlib is imported when a picture is drawn. Only its Figure objects are used, without windows or global state. Every
 function writes one file; the suffix of its path is the format.
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from flowdiff.runs.health import WORSE, Curve, Denoising, Health
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -174,6 +176,62 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: st
         axes.legend(handles, labels, frameon=False, fontsize=9, loc="upper right")
     figure.set_layout_engine("constrained")
     _save(figure, path)
+
+
+def health(found: Health, path: str | Path) -> None:
+    """The curves of a score's health over σ, below each other: error of D, smallest eigenvalue, Fokker–Planck residual.
+
+    What was not measured has no panel. Values that are not finite are left out.
+    """
+    drawn = [("error", found.denoising), ("eigenvalue", found.eigenvalues), ("residual", found.fokker_planck)]
+    heights = {"error": 3.2, "eigenvalue": 1.5, "residual": 1.5}  # inches
+    shown = [name for name, curve in drawn if curve is not None]
+    figure = _figure((6.8, 0.9 + sum(heights[name] for name in shown)))
+    ratios = [heights[name] for name in shown]
+    rows = figure.subplots(len(shown), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
+    panels = dict(zip(shown, rows, strict=True))
+    if found.denoising is not None:
+        _denoising(panels["error"], found.denoising)
+    if found.eigenvalues is not None:
+        axes = panels["eigenvalue"]
+        _curve(axes, found.eigenvalues)
+        axes.axhline(0, color=INK, linewidth=1.0)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title("smallest eigenvalue of ∂D/∂x on the sampler's trajectories", fontsize=9, color=INK, loc="left")
+    if found.fokker_planck is not None:
+        axes = panels["residual"]
+        _curve(axes, found.fokker_planck)
+        axes.set_ylim(-0.05, 1.45)  # it is at most √2
+        axes.set_title("residual of the Fokker–Planck equation", fontsize=9, color=INK, loc="left")
+    for axes in rows:
+        axes.set_xscale("log")
+        _bare(axes)
+    rows[-1].set_xlabel("σ", color=INK)
+    figure.set_layout_engine("constrained")
+    _save(figure, path)
+
+
+def _denoising(axes: Axes, errors: Denoising) -> None:
+    """The error of D beside what needs no network; a ring around levels that are visited and worse than the means."""
+    name = "class means" if errors.of_classes else "the data's mean"
+    axes.axhline(errors.variance, color=FAINT, linestyle=":", linewidth=1.2, label="variance of the data")
+    axes.axhline(errors.means, color=INK, linestyle="--", linewidth=1.2, label=name)
+    if errors.wiener is not None:
+        axes.plot(errors.sigma, errors.wiener, color=SECOND, linewidth=1.2, label="Wiener filter")
+    axes.plot(errors.sigma, errors.model, color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, label="D")
+    levels = zip(errors.sigma, errors.model, errors.visited, strict=True)
+    if worse := [(s, e) for s, e, seen in levels if seen and math.isfinite(e) and e > WORSE * errors.means]:
+        label = f"worse than {name}"
+        axes.plot(*zip(*worse, strict=True), "o", color="#cf222e", markersize=8, fillstyle="none", label=label)
+    if any(0 < error < math.inf for error in (errors.means, errors.variance, *errors.model)):
+        axes.set_yscale("log")
+    axes.set_title("mean squared error of D on test data, per dimension", fontsize=9, color=INK, loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def _curve(axes: Axes, curve: Curve) -> None:
+    axes.plot(curve.sigma, curve.value, color=ACCENT, marker="o", markersize=3.5, linewidth=1.6)
 
 
 def _trajectory_of_images(steps: Sequence[Step], num_samples: int) -> Figure:

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from flowdiff.evaluation.pictures import plots
+from flowdiff.runs.health import Curve, Denoising, Health
 
 
 @pytest.fixture
@@ -101,6 +103,24 @@ def test_loss_curve_skips_empty_cells_and_a_diverged_model_can_be_drawn(image_of
         image_of(plots.loss_curve, few)
     for shape in ((2, 1, 8, 8), (9, 2)):
         image_of(plots.trajectory, steps_of(torch.full(shape, torch.nan)))
+
+
+RED = [0xCF / 255, 0x22 / 255, 0x2E / 255]
+
+
+def test_health_has_a_panel_for_each_measure_and_rings_where_d_is_worse_than_the_means(image_of):
+    sigma, seen = (0.01, 1.0, 80.0), (True, True, False)
+    good, bad = (Denoising(sigma, e, (1e-4, 0.2, 0.6), 0.3, True, 0.6, seen) for e in ((1e-4, 0.2, 9), (1e-4, 9, 9)))
+    curve = Curve(sigma, (0.9, math.nan, -300.0))
+    one, two, three = (
+        image_of(plots.health, found)
+        for found in (Health(good), Health(bad, curve), Health(bad, curve, Curve(sigma, (1.0, 0.1, 0.2))))
+    )
+    assert one.shape[0] < two.shape[0] < three.shape[0]
+    assert not has(one, RED)  # the level at which it is worse is not visited
+    assert has(two, RED)
+    broken = Denoising(sigma, (math.nan, math.inf, 0.0), None, 0.0, False, 0.0, seen)
+    image_of(plots.health, Health(broken, Curve(sigma, (math.nan,) * 3)))
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 8, 8), (2, 3, 16, 16), (300, 2)])
