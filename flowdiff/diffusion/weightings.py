@@ -1,20 +1,28 @@
-"""Weightings w(σ) of the denoising loss w(σ)·‖D(x, σ) − x0‖².
+"""Weightings w(σ) of the denoising loss w(σ)·‖D(x, σ) − x0‖² and of the likelihood loss −w(σ)·log p_σ(x|c).
 
 The signal-to-noise ratio of x = x0 + σ·noise is SNR = σ⁻². Every weight applies to the error of D in data units;
 multiplied by c_out² of a scaling it becomes the weight of the error of the network F.
+
+A squared error of D has a size that changes with σ, and most weights undo that. A log-likelihood is in nats at every σ:
+these weights would give nearly all of the loss to the smallest σ, so loss=nll takes only those with `of_likelihood`.
 """
 
 from abc import ABC, abstractmethod
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from flowdiff.registry import register
 
 
 class Weighting(ABC):
-    """The weight of the squared error of D as a function of the noise level."""
+    """The weight of a sample's loss as a function of its noise level.
+
+    of_likelihood: whether it can weight a log-likelihood, because it stays bounded as σ → 0.
+    """
+
+    of_likelihood: bool = False
 
     @abstractmethod
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
@@ -70,7 +78,9 @@ class V(Weighting):
 
 @register("weighting", "unit")
 class Unit(Weighting):
-    """w = 1: the plain mean squared error of D, which high noise levels dominate."""
+    """w = 1: the plain mean squared error of D, which high noise levels dominate, or the plain likelihood."""
+
+    of_likelihood = True
 
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
         return torch.ones_like(sigma)
@@ -113,3 +123,41 @@ class SoftMinSNR(Weighting):
 
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
         return 1 / (sigma**2 + 1 / self.gamma)
+
+
+@register("weighting", "sigma")
+class Sigma(Weighting):
+    """A power of the noise level.
+
+    w = σ^power
+
+    With loss=nll, power=1 is iTARFlow's weight: high noise levels, which set the layout of a sample, count more.
+
+    Args:
+        power: exponent, ≥ 0; 0 is `unit`.
+
+    Source: iTARFlow, arXiv 2604.20041, 2026.
+    """
+
+    of_likelihood = True
+
+    def __init__(self, *, power: NonNegativeFloat):
+        self.power = power
+
+    def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
+        return sigma**self.power
+
+
+@register("weighting", "noise_share")
+class NoiseShare(Weighting):
+    """The noise's share of the size of x.
+
+    w = σ/√(σ²+σ_d²),  σ_d = sigma_data
+
+    It is σ/σ_d at low noise, as `sigma` is, and at most 1, so that no noise level above the data dominates.
+    """
+
+    of_likelihood = True
+
+    def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
+        return sigma / (sigma**2 + sigma_data**2) ** 0.5

@@ -38,6 +38,7 @@ class Activation(ABC):
     """
 
     slope_range: tuple[float, float]  # (m, M)
+    smooth: bool = True  # whether act is C²; if False the second derivatives of log p jump
 
     @abstractmethod
     def plain(self, x: Tensor) -> Tensor:
@@ -145,6 +146,7 @@ class LeakyReLU(Activation):
     Source: Maas, Hannun, Ng, Rectifier nonlinearities improve neural network acoustic models, 2013.
     """
 
+    smooth = False
     _warned = False
 
     def __init__(self, *, negative_slope: Annotated[float, Field(gt=0, lt=1)]):
@@ -182,6 +184,7 @@ class ELU(Activation):
     Source: Clevert, Unterthiner, Hochreiter, Fast and accurate deep network learning by exponential linear units, 2016.
     """
 
+    smooth = False
     slope_range = (0.0, 1.0)
 
     def plain(self, x: Tensor) -> Tensor:

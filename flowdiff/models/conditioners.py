@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -64,32 +64,51 @@ class Unconditional(Conditioner):
 
 @register("conditioner", "class")
 class ClassConditioner(Conditioner):
-    """A learned embedding for each class, and one for "no class", the null condition of classifier-free guidance.
+    """A learned embedding for each class, and a null condition, "no class", for classifier-free guidance.
 
     label (B,) int64 in [0, num_classes) → Conditioning with vector (B, dim)
+
+    With null_condition=mean the samples without a label train the vectors of all classes, instead of one of their own.
 
     Args:
         num_classes: number of classes of the dataset, None if it has none.
         dim: width of the vector, ≥ 1.
         drop: probability in [0, 1) of replacing a label by the null condition in training.
+        null_condition: learned, a vector of its own, or mean, the mean of the vectors of all classes.
 
     Raises:
-        ConfigurationError: the dataset has no classes.
+        ConfigurationError: the dataset has no classes, or null_condition=mean and it has one, which is its own mean.
 
-    Source: Ho, Salimans, Classifier-free diffusion guidance, 2022.
+    Source: Ho, Salimans, Classifier-free diffusion guidance, 2022; the mean: iTARFlow, arXiv 2604.20041, 2026.
     """
 
-    def __init__(self, num_classes: int | None, *, dim: PositiveInt, drop: Annotated[float, Field(ge=0, lt=1)]):
+    def __init__(
+        self,
+        num_classes: int | None,
+        *,
+        dim: PositiveInt,
+        drop: Annotated[float, Field(ge=0, lt=1)],
+        null_condition: Literal["learned", "mean"],
+    ):
         super().__init__()
         self.num_classes = require_classes(num_classes, "class")
+        if null_condition == "mean" and self.num_classes == 1:
+            raise ConfigurationError(
+                "conditioner.null_condition=mean is the mean of the classes, and this dataset has a single one: set "
+                "conditioner.null_condition=learned or conditioner=none."
+            )
         self.dim = dim
         self.drop = drop
-        self.embedding = nn.Embedding(self.num_classes + 1, dim)  # the last row is the null class
+        self.null_is_mean = null_condition == "mean"
+        rows = self.num_classes if self.null_is_mean else self.num_classes + 1  # the last row is the learned null class
+        self.embedding = nn.Embedding(rows, dim)
 
     def condition(self, label: Tensor) -> Conditioning:
         return Conditioning(self.embedding(label))
 
     def null(self, n: int) -> Conditioning:
+        if self.null_is_mean:
+            return Conditioning(self.embedding.weight.mean(0).expand(n, -1))
         label = torch.full((n,), self.embedding.num_embeddings - 1, device=self.embedding.weight.device)
         return Conditioning(self.embedding(label))
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch.optim.lr_scheduler import LambdaLR
 
+from flowdiff.errors import ConfigurationError
 from flowdiff.registry import register
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -18,19 +19,33 @@ Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 class Optimizer(ABC):
-    """An optimiser with a linear warm-up, followed by a cosine decay to zero at the last step or a constant rate.
+    """An optimiser with a linear warm-up, followed by a cosine decay to final_lr at the last step or a constant rate.
 
     Args:
         lr: peak learning rate, > 0.
         warmup_steps: optimiser steps of the warm-up, ≥ 0.
         lr_schedule: cosine or constant.
         ema_decay: decay per step of the weight average that is evaluated, sampled and exported, in [0, 1); 0 for none.
+        final_lr: learning rate at the end of the cosine, in [0, lr]; 0 for lr_schedule=constant.
+
+    Raises:
+        ConfigurationError: final_lr is above lr, or given for a constant rate.
     """
 
-    def __init__(self, lr: float, warmup_steps: int, lr_schedule: str, ema_decay: float):
+    def __init__(self, lr: float, warmup_steps: int, lr_schedule: str, ema_decay: float, final_lr: float = 0.0):
+        if final_lr > lr:
+            raise ConfigurationError(
+                f"optimizer.final_lr={final_lr:g} is above optimizer.lr={lr:g}, from which the cosine falls: lower it."
+            )
+        if final_lr and lr_schedule == "constant":
+            raise ConfigurationError(
+                f"optimizer.final_lr={final_lr:g} is where a cosine ends, and optimizer.lr_schedule=constant keeps the "
+                "rate: set lr_schedule=cosine or final_lr=0."
+            )
         self.lr = lr
         self.warmup_steps = warmup_steps
         self.lr_schedule = lr_schedule
+        self.final_lr = final_lr
         self.ema_decay = ema_decay
 
     @abstractmethod
@@ -45,7 +60,9 @@ class Optimizer(ABC):
             if self.lr_schedule == "constant":
                 return warm
             done = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
-            return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
+            falling = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
+            end = self.final_lr / self.lr
+            return warm * (end + (1 - end) * falling)
 
         return LambdaLR(optimizer, factor)
 
@@ -59,8 +76,12 @@ class AdamW(Optimizer):
         betas: decay of the mean and of the mean square of the gradient, each in [0, 1).
         weight_decay: ≥ 0.
         warmup_steps: optimiser steps of the linear warm-up, ≥ 0.
-        lr_schedule: cosine to zero at the last step, or constant.
+        lr_schedule: cosine to final_lr at the last step, or constant.
+        final_lr: learning rate at the end of the cosine, in [0, lr]; 0 for lr_schedule=constant.
         ema_decay: decay per step of the weight average, in [0, 1); 0 for none.
+
+    Raises:
+        ConfigurationError: final_lr is above lr, or given for a constant rate.
 
     Source: Loshchilov & Hutter, Decoupled weight decay regularization, 2019.
     """
@@ -73,9 +94,10 @@ class AdamW(Optimizer):
         weight_decay: NonNegativeFloat,
         warmup_steps: NonNegativeInt,
         lr_schedule: Literal["cosine", "constant"],
+        final_lr: NonNegativeFloat,
         ema_decay: Fraction,
     ):
-        super().__init__(lr, warmup_steps, lr_schedule, ema_decay)
+        super().__init__(lr, warmup_steps, lr_schedule, ema_decay, final_lr)
         self.betas = betas
         self.weight_decay = weight_decay
 
@@ -94,8 +116,12 @@ class Adam(Optimizer):
         lr: peak learning rate, > 0.
         betas: decay of the mean and of the mean square of the gradient, each in [0, 1).
         warmup_steps: optimiser steps of the linear warm-up, ≥ 0.
-        lr_schedule: cosine to zero at the last step, or constant.
+        lr_schedule: cosine to final_lr at the last step, or constant.
+        final_lr: learning rate at the end of the cosine, in [0, lr]; 0 for lr_schedule=constant.
         ema_decay: decay per step of the weight average, in [0, 1); 0 for none.
+
+    Raises:
+        ConfigurationError: final_lr is above lr, or given for a constant rate.
 
     Source: Kingma & Ba, Adam: a method for stochastic optimization, 2015.
     """
@@ -107,9 +133,10 @@ class Adam(Optimizer):
         betas: Betas,
         warmup_steps: NonNegativeInt,
         lr_schedule: Literal["cosine", "constant"],
+        final_lr: NonNegativeFloat,
         ema_decay: Fraction,
     ):
-        super().__init__(lr, warmup_steps, lr_schedule, ema_decay)
+        super().__init__(lr, warmup_steps, lr_schedule, ema_decay, final_lr)
         self.betas = betas
 
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

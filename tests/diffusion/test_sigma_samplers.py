@@ -31,6 +31,19 @@ def test_log_uniform_stays_in_its_range():
         registry.create("sigma_sampler", "log_uniform", sigma_min=10.0, sigma_max=0.1)
 
 
+def test_uniform_is_uniform_in_its_range():
+    n = 20_000
+    sampler = registry.create("sigma_sampler", "uniform", sigma_min=0.01, sigma_max=0.5)
+    sigma = sampler(n, generator=laws.seeded(0))
+    assert 0.01 * (1 - 1e-6) <= sigma.min().item() < 0.011
+    assert 0.499 < sigma.max().item() <= 0.5 * (1 + 1e-6)
+    spread = 0.49 / math.sqrt(12)
+    assert sigma.mean().item() == pytest.approx(0.255, abs=5 * spread / n**0.5)
+    assert sigma.std().item() == pytest.approx(spread, rel=0.02)
+    with pytest.raises(ConfigurationError, match=r"sigma_min=0\.5 and sigma_max=0\.01"):
+        registry.create("sigma_sampler", "uniform", sigma_min=0.5, sigma_max=0.01)
+
+
 def test_discrete_draws_levels_of_its_table():
     sampler = registry.create("sigma_sampler", "discrete", num_levels=7, table="cosine")
     sigma = sampler(2000, generator=laws.seeded(0))

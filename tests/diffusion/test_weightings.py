@@ -7,14 +7,38 @@ from flowdiff.testing import check_weighting
 SIGMA = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
 SIGMA_DATA = torch.tensor(0.7, dtype=torch.float64)
 
-# at σ = 1, sigma_data = 1/2; gamma = 5 for min_snr and 4 for soft_min_snr
-AT_ONE = {"edm": 5.0, "eps": 1.0, "v": 2.0, "unit": 1.0, "min_snr": 1.0, "soft_min_snr": 0.8}
+# at σ = 2, sigma_data = 3/2; gamma = 5 for min_snr and 4 for soft_min_snr
+AT_TWO = {"edm": 25 / 36, "eps": 0.25, "v": 1.25, "unit": 1.0, "min_snr": 0.25, "soft_min_snr": 1 / 4.25}
+AT_TWO |= {"sigma": 2.0, "noise_share": 0.8}
 
 
-@pytest.mark.parametrize("name", sorted(AT_ONE))
+@pytest.mark.parametrize("name", registry.names("weighting"))
 def test_closed_form_values(name):
-    weight = registry.create("weighting", name)(torch.ones(2, dtype=torch.float64), 0.5)
-    torch.testing.assert_close(weight, torch.full((2,), AT_ONE[name], dtype=torch.float64))
+    weight = registry.create("weighting", name)(torch.full((2,), 2.0, dtype=torch.float64), 1.5)
+    torch.testing.assert_close(weight, torch.full((2,), AT_TWO[name], dtype=torch.float64))
+
+
+def test_those_of_a_likelihood_stay_bounded_at_low_noise():
+    """All others but the unit weight undo that the error of D vanishes there: they do not."""
+    tiny = torch.tensor([1e-6], dtype=torch.float64)
+    built = {name: registry.create("weighting", name) for name in registry.names("weighting")}
+    of_likelihood = {name for name, weighting in built.items() if weighting.of_likelihood}
+    assert of_likelihood == {name for name, weighting in built.items() if weighting(tiny, SIGMA_DATA) <= 1}
+    assert of_likelihood == {"unit", "sigma", "noise_share"}
+
+
+def test_powers_of_sigma():
+    for power in (0.0, 1.0, 2.0):
+        torch.testing.assert_close(registry.create("weighting", "sigma", power=power)(SIGMA, SIGMA_DATA), SIGMA**power)
+    with pytest.raises(registry.ConfigurationError, match="power"):
+        registry.create("weighting", "sigma", power=-1.0)
+
+
+def test_the_noise_share_is_sigma_at_low_noise_and_one_at_high_noise():
+    share = registry.create("weighting", "noise_share")(SIGMA, SIGMA_DATA)
+    torch.testing.assert_close(share[0], SIGMA[0] / SIGMA_DATA, rtol=1e-4, atol=0)  # (σ/σ_d)² / 2 = 4e-6
+    torch.testing.assert_close(share[-1], torch.ones_like(share[-1]), rtol=1e-4, atol=0)  # (σ_d/σ)² / 2 = 4e-5
+    assert (share < 1).all()
 
 
 @pytest.mark.parametrize("name", registry.names("weighting"))

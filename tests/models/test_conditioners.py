@@ -24,6 +24,34 @@ def test_a_class_is_its_row_of_the_embedding():
     assert torch.equal(conditioner(labels).vector, conditioner.embedding.weight[labels])
 
 
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+def test_law_with_the_mean_class_as_null(law):
+    for drop in (0.0, 0.25):
+        law(registry.create("conditioner", "class", num_classes=3, drop=drop, null_condition="mean"))
+
+
+def test_the_null_condition_may_be_the_mean_of_the_classes_and_trains_them_all():
+    conditioner = registry.create("conditioner", "class", num_classes=5, dim=4, null_condition="mean")
+    classes = conditioner.condition(torch.arange(5)).vector
+    null = conditioner.null(3).vector
+    torch.testing.assert_close(null, classes.mean(0).expand(3, -1))
+    slope = torch.arange(4.0)
+    (null[0] * slope).sum().backward()
+    torch.testing.assert_close(conditioner.embedding.weight.grad, (slope / 5).expand(5, -1))
+    conditioner.embedding.weight.data += 1  # it follows the classes
+    torch.testing.assert_close(conditioner.null(1).vector, null[:1] + 1)
+
+
+def test_the_learned_null_condition_is_a_row_of_its_own():
+    conditioner = registry.create("conditioner", "class", num_classes=5, null_condition="learned")
+    assert torch.equal(conditioner.null(2).vector, conditioner.embedding.weight[[5, 5]])
+
+
+def test_a_single_class_is_no_mean_of_classes():
+    with pytest.raises(ConfigurationError, match=r"set conditioner\.null_condition=learned"):
+        registry.create("conditioner", "class", num_classes=1, null_condition="mean")
+
+
 def test_class_needs_classes():
     with pytest.raises(ConfigurationError, match="set conditioner=none"):
         registry.create("conditioner", "class", num_classes=None)

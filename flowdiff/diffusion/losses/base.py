@@ -5,16 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.weightings import Weighting
+from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.networks.base import AutoencoderNetwork, Density, NoisyClassifier
 from flowdiff.models.nn.directional import Gradient
 from flowdiff.noise import Generators, randn_like
 from flowdiff.registry import Requirement, resolve
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,16 @@ class Loss(ABC):
 
     differentiates_score: whether its gradient goes through the score, a second derivative of log p.
     gradient: how the score of a flow is differentiated, for losses that do so.
+    fokker_planck: weight λ ≥ 0 of the squared residual of the Fokker–Planck equation; assembly adds it to the loss.
+    fokker_planck_share: part of the batch that the residual is computed for, in (0, 1].
+    fokker_planck_every: optimiser steps from one with the residual to the next, ≥ 1.
     """
 
     differentiates_score: bool = True
     gradient: Gradient = "double_backward"
+    fokker_planck: float = 0.0
+    fokker_planck_share: float = 0.25
+    fokker_planck_every: int = 4
 
     @abstractmethod
     def __call__(
@@ -61,6 +72,10 @@ class Loss(ABC):
     def at(self, step: int) -> Loss:
         """The loss after `step` optimiser steps; most losses do not change."""
         return self
+
+
+def _has_residual(nodes: Mapping[str, Mapping[str, Any]]) -> bool:
+    return nodes["loss"]["fokker_planck"] > 0
 
 
 def _trains_network(nodes: Mapping[str, Mapping[str, Any]], kind: type) -> bool:
@@ -108,4 +123,36 @@ NO_COMPILED_DOUBLE_BACKWARD = Requirement(
     setting="gradient",
     other_setting="compile",
 )
-OF_THE_SCORE = (NO_AUTOENCODER, GRADIENT_NEEDS_DENSITY, NO_COMPILED_DOUBLE_BACKWARD)
+NEEDS_WEIGHTING_OF_LIKELIHOOD = Requirement(
+    "weighting",
+    fits=lambda weighting, node: issubclass(weighting, Weighting) and weighting.of_likelihood,
+    reason="this weighting undoes how the squared error of D grows with σ, and a log-likelihood does not grow so",
+    remedy="set weighting=unit, sigma or noise_share, or loss=denoising",
+)
+RESIDUAL_NEEDS_DENSITY = Requirement(
+    "network",
+    fits=lambda network, node: issubclass(network, Density),
+    reason="the Fokker–Planck equation is one of a density, and the network does not have one",
+    remedy="set loss.fokker_planck=0 or network=score_flow",
+    when=_has_residual,
+    setting="fokker_planck",
+)
+RESIDUAL_NEEDS_SMOOTH_ACTIVATION = Requirement(
+    "activation",
+    fits=lambda activation, node: issubclass(activation, Activation) and activation.smooth,
+    reason="the Fokker–Planck equation has second derivatives of log p, and those of this activation jump",
+    remedy="set loss.fokker_planck=0, or activation=softplus, swish or tanh",
+    when=_has_residual,
+    setting="fokker_planck",
+)
+RESIDUAL_IS_NOT_COMPILED = Requirement(
+    "accelerator",
+    fits=lambda accelerator, node: not node["compile"],
+    reason="the residual of the Fokker–Planck equation needs second derivatives, which torch.compile does not give",
+    remedy="set loss.fokker_planck=0 or accelerator.compile=false",
+    when=_has_residual,
+    setting="fokker_planck",
+    other_setting="compile",
+)
+OF_ONE_DIFFUSION = (RESIDUAL_NEEDS_DENSITY, RESIDUAL_NEEDS_SMOOTH_ACTIVATION, RESIDUAL_IS_NOT_COMPILED)
+OF_THE_SCORE = (NO_AUTOENCODER, GRADIENT_NEEDS_DENSITY, NO_COMPILED_DOUBLE_BACKWARD, *OF_ONE_DIFFUSION)

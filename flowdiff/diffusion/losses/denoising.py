@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import OF_THE_SCORE, Loss, LossOutput
+from flowdiff.diffusion.losses.base import OF_THE_SCORE, Loss, LossOutput, Share
 from flowdiff.diffusion.weightings import Weighting
+from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.directional import Gradient
 from flowdiff.noise import Generators, randn, randn_like
@@ -26,6 +27,12 @@ class Denoising(Loss):
         norm: l2 for the squared error, l1 for the absolute error.
         offset_noise: ≥ 0, standard deviation of one further normal number per channel that is added to the noise.
         gradient: how the score of a flow is differentiated: double_backward, directional or forward_mode.
+        fokker_planck: λ ≥ 0, weight of the squared residual of the Fokker–Planck equation; 0 leaves it out.
+        fokker_planck_share: part of the batch that the residual is computed for, in (0, 1].
+        fokker_planck_every: steps from one with the residual, so many times as strong, to the next, ≥ 1.
+
+    Raises:
+        ConfigurationError: fokker_planck with offset_noise, whose data solve another equation.
 
     Source: Vincent, A connection between score matching and denoising autoencoders, 2011; Karras et al., Elucidating
         the design space of diffusion-based generative models, 2022; Guttenberg, Diffusion with offset noise, 2023.
@@ -38,9 +45,20 @@ class Denoising(Loss):
         norm: Literal["l1", "l2"],
         offset_noise: NonNegativeFloat,
         gradient: Gradient,
+        fokker_planck: NonNegativeFloat,
+        fokker_planck_share: Share,
+        fokker_planck_every: PositiveInt,
     ):
+        if fokker_planck and offset_noise:
+            raise ConfigurationError(
+                f"loss.fokker_planck={fokker_planck:g} loss.offset_noise={offset_noise:g} do not go together: the "
+                "Fokker–Planck equation is that of noise N(0, σ²I); set one of them to 0."
+            )
         self.weighting = weighting
         self.gradient = gradient
+        self.fokker_planck = fokker_planck
+        self.fokker_planck_share = fokker_planck_share
+        self.fokker_planck_every = fokker_planck_every
         self.distance = {"l1": Tensor.abs, "l2": Tensor.square}[norm]
         self.offset_noise = offset_noise
 

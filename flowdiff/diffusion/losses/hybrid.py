@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import NEEDS_DENSITY, OF_THE_SCORE, Loss, LossOutput
+from flowdiff.diffusion.losses.base import NEEDS_DENSITY, OF_THE_SCORE, Loss, LossOutput, Share
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.directional import Gradient
@@ -24,11 +24,26 @@ class Hybrid(Loss):
         weighting: w(σ).
         nll_weight: λ > 0.
         gradient: how the score of a flow is differentiated: double_backward, directional or forward_mode.
+        fokker_planck: λ ≥ 0, weight of the squared residual of the Fokker–Planck equation; 0 leaves it out.
+        fokker_planck_share: part of the batch that the residual is computed for, in (0, 1].
+        fokker_planck_every: steps from one with the residual, so many times as strong, to the next, ≥ 1.
     """
 
-    def __init__(self, weighting: Weighting, *, nll_weight: PositiveFloat, gradient: Gradient):
+    def __init__(
+        self,
+        weighting: Weighting,
+        *,
+        nll_weight: PositiveFloat,
+        gradient: Gradient,
+        fokker_planck: NonNegativeFloat,
+        fokker_planck_share: Share,
+        fokker_planck_every: PositiveInt,
+    ):
         self.weighting = weighting
         self.gradient = gradient
+        self.fokker_planck = fokker_planck
+        self.fokker_planck_share = fokker_planck_share
+        self.fokker_planck_every = fokker_planck_every
         self.nll_weight = nll_weight
 
     def __call__(

@@ -16,7 +16,7 @@ class LearnedPrior(Loss):
     """A loss of latents z, plus the negative evidence lower bound of images x0 whose prior is the flow in training.
 
     loss(z) − (log p(x0|ℓ) + log p_σ(z|c) − log q(z|x0))/D at σ = sigma_min, ℓ ~ q(ℓ|x0), nats per dimension of the
-    image. The noise is (B, 2, *latent_shape): ε of ℓ, and the noise of the other loss. The parts are those of the
+    image. The noise has along dimension 1 first ε of ℓ, then the noise of the other loss. The parts are those of the
     other loss, latent_loss (its value), elbo (the bound's term), and in nats reconstruction, −log p(x0|ℓ), and kl, the
     estimate log q(z|x0) − log p_σ(z|c).
 
@@ -42,12 +42,13 @@ class LearnedPrior(Loss):
 
     def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
         like = x0.new_empty(len(x0), *self.first_stage.latent_shape)
-        return torch.stack([randn_like(like, generator), self.loss.draw_noise(like, generator)], 1)
+        return torch.cat([randn_like(like, generator), self.loss.draw_noise(like, generator)], 1)
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
     ) -> LossOutput:
-        posterior_noise, latent_loss_noise = noise.unbind(1)
+        channels = self.first_stage.latent_shape[0]
+        posterior_noise, latent_loss_noise = noise[:, :channels], noise[:, channels:]
         drawn = self.first_stage.sample_latent(x0, posterior_noise)
         log_prior = denoiser.log_prob(drawn.z, torch.full_like(sigma, self.sigma_min), cond)
         elbo = -drawn.bound(log_prior) / x0[0].numel()

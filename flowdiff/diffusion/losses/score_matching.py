@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import OF_THE_SCORE, Loss, LossOutput
+from flowdiff.diffusion.losses.base import OF_THE_SCORE, Loss, LossOutput, Share
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.directional import Gradient
 from flowdiff.registry import register
@@ -18,12 +19,25 @@ class ScoreMatching(Loss):
 
     Args:
         gradient: how the score of a flow is differentiated: double_backward, directional or forward_mode.
+        fokker_planck: λ ≥ 0, weight of the squared residual of the Fokker–Planck equation; 0 leaves it out.
+        fokker_planck_share: part of the batch that the residual is computed for, in (0, 1].
+        fokker_planck_every: steps from one with the residual, so many times as strong, to the next, ≥ 1.
 
     Source: Song & Ermon, Generative modeling by estimating gradients of the data distribution, 2019.
     """
 
-    def __init__(self, *, gradient: Gradient):
+    def __init__(
+        self,
+        *,
+        gradient: Gradient,
+        fokker_planck: NonNegativeFloat,
+        fokker_planck_share: Share,
+        fokker_planck_every: PositiveInt,
+    ):
         self.gradient = gradient
+        self.fokker_planck = fokker_planck
+        self.fokker_planck_share = fokker_planck_share
+        self.fokker_planck_every = fokker_planck_every
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None

@@ -39,6 +39,29 @@ class Karras(Schedule):
         return (top + ramp * (bottom - top)) ** self.rho
 
 
+@register("schedule", "linear")
+class Linear(Schedule):
+    """Levels evenly spaced in σ, the case ρ = 1 of `karras`, for samples that start from a flow at low noise.
+
+    σ_i = σ_max + i/(N−1)·(σ_min − σ_max),  i = 0 … N−1;  (σ_max, 0) for a single step
+
+    Args:
+        sigma_min: smallest noise level before the final 0, > 0, in data units.
+        sigma_max: largest noise level, > sigma_min, finite, in data units.
+
+    Raises:
+        ConfigurationError: sigma_min is not below sigma_max, or one of them is infinite.
+
+    Source: iTARFlow, arXiv 2604.20041, 2026.
+    """
+
+    def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat):
+        super().__init__(sigma_min, sigma_max)
+
+    def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
+        return torch.linspace(sigma_max, self.sigma_min, num_steps, dtype=torch.float64)
+
+
 @register("schedule", "exponential")
 class Exponential(Schedule):
     """Levels evenly spaced in ln σ, the limit of `karras` for ρ → ∞.

@@ -5,12 +5,14 @@ form can be differentiated any number of times. The choice depends on the input 
 
     explicit   if autograd records x, because the score is a first derivative in x and a score loss takes another
     fused      if autograd does not record x (likelihood training, no_grad), or inside `first_order()`
+
+Layer normalisation is here too, because torch's kernel can be differentiated twice, and only the explicit form thrice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import TypeVar
 
@@ -21,27 +23,36 @@ from torch.autograd import forward_ad
 
 Output = TypeVar("Output")
 
-_only_first_order = False  # a plain global, because torch.compile can guard on it
+_highest_order = 2  # of the derivatives that will be taken; a plain global, because torch.compile can guard on it
 
 
 @contextmanager
-def first_order(enabled: bool = True) -> Iterator[None]:
-    """Declare that everything computed inside is differentiated in x at most once, and backward (enabled=True)."""
-    global _only_first_order
-    before, _only_first_order = _only_first_order, enabled
+def _order(highest: int) -> Iterator[None]:
+    global _highest_order
+    before, _highest_order = _highest_order, highest
     try:
         yield
     finally:
-        _only_first_order = before
+        _highest_order = before
+
+
+def first_order(enabled: bool = True) -> AbstractContextManager[None]:
+    """Declare that everything computed inside is differentiated in x at most once, and backward (enabled=True)."""
+    return _order(1 if enabled else max(2, _highest_order))
+
+
+def third_order() -> AbstractContextManager[None]:
+    """Declare that everything computed inside is differentiated three times: twice in x, then in the parameters."""
+    return _order(3)
 
 
 def keep_kernel_choice(function: Callable[..., Output]) -> Callable[..., Output]:
-    """`function`, with the present `first_order` setting at every later call, so that a recomputation is identical."""
-    enabled = _only_first_order
+    """`function`, with the present order at every later call, so that a recomputation is identical."""
+    highest = _highest_order
 
     @wraps(function)
     def call(*inputs: object) -> Output:
-        with first_order(enabled):
+        with _order(highest):
             return function(*inputs)
 
     return call
@@ -51,7 +62,23 @@ def may_fuse(x: Tensor) -> bool:
     """Whether attention in a function of x may be fused: no second or forward-mode derivative in x will be taken."""
     if forward_ad.unpack_dual(x).tangent is not None:
         return False
-    return _only_first_order or not (x.requires_grad and torch.is_grad_enabled())
+    return _highest_order == 1 or not (x.requires_grad and torch.is_grad_enabled())
+
+
+def layer_norm(h: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """(h − mean)/√(var + ε)·weight + bias over the last axis, by torch's kernel or inside `third_order` explicitly.
+
+    The second derivative of torch's kernel takes mean and variance for constants, so its third one is wrong, without an
+    error (pytorch/pytorch#175754).
+    """
+    if _highest_order < 3:
+        return F.layer_norm(h, h.shape[-1:], weight, bias, eps)
+    h = h.to(torch.promote_types(h.dtype, torch.float32))  # as autocast does before torch's kernel
+    centred = h - h.mean(-1, keepdim=True)
+    normal = centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    if weight is not None:
+        normal = normal * weight
+    return normal if bias is None else normal + bias
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, fused: bool) -> Tensor:

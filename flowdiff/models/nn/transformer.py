@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from flowdiff.models.activations import Activation
 from flowdiff.models.nn.inject import Inject, zero_init
 from flowdiff.models.nn.recompute import call
-from flowdiff.models.nn.sdpa import attention
+from flowdiff.models.nn.sdpa import attention, layer_norm
 
 Item = TypeVar("Item", bound=nn.Module)
 EPS = 1e-4  # ε in every normalisation; its input has a variance of order 1, and the gain is at most 100
@@ -74,7 +74,7 @@ class Attention(nn.Module):
     def key_values(self, u: Tensor, mask: Tensor | None = None) -> KeyValues:
         """The keys and values of u (B, S, width)."""
         k, v = (self._heads(part) for part in self.key_value(u).chunk(2, dim=-1))
-        return KeyValues(self.key_norm(k), v, mask)
+        return KeyValues(_normalised(self.key_norm, k), v, mask)
 
     def attend(self, u: Tensor, given: KeyValues, fused: bool) -> Tensor:
         """Every token of u (B, T, width) attends to all given tokens."""
@@ -93,12 +93,16 @@ class Attention(nn.Module):
         return self._attend(u, prefix.append(own.keys, own.values), mask, False, fused)
 
     def _attend(self, u: Tensor, given: KeyValues, mask: Tensor | None, causal: bool, fused: bool) -> Tensor:
-        q = self.query_norm(self._heads(self.query(u)))
+        q = _normalised(self.query_norm, self._heads(self.query(u)))
         out = attention(q, given.keys, given.values, mask, causal, fused)
         return self.out(out.transpose(1, 2).flatten(2))
 
     def _heads(self, u: Tensor) -> Tensor:
         return u.unflatten(-1, self.split).transpose(1, 2)  # (B, heads, T, d)
+
+
+def _normalised(norm: nn.LayerNorm, u: Tensor) -> Tensor:
+    return layer_norm(u, norm.eps, norm.weight, norm.bias)
 
 
 class AdaLN(nn.Module):
@@ -111,7 +115,6 @@ class AdaLN(nn.Module):
 
     def __init__(self, embed_dim: int, width: int):
         super().__init__()
-        self.shape = (width,)
         self.scale_shift = zero_init(nn.Linear(embed_dim, 2 * width))
 
     def steer(self, e: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +124,7 @@ class AdaLN(nn.Module):
 
     def forward(self, h: Tensor, steering: tuple[Tensor, Tensor]) -> Tensor:
         scale, shift = steering
-        return torch.addcmul(shift, F.layer_norm(h, self.shape, eps=EPS), scale)
+        return torch.addcmul(shift, layer_norm(h, EPS), scale)
 
 
 @dataclass(frozen=True)

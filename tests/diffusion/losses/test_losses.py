@@ -58,8 +58,9 @@ def batch():
     return x0, torch.tensor([0.01, 0.1, 0.5, 2.0, 50.0], dtype=torch.float64), noise
 
 
-def build(name, **settings):
-    return registry.create("loss", name, weighting=registry.create("weighting", "edm"), **settings)
+def build(name, weighting=None, **settings):
+    weighting = weighting or ("unit" if name == "nll" else "edm")
+    return registry.create("loss", name, weighting=registry.create("weighting", weighting), **settings)
 
 
 def test_denoising_and_score_matching(denoiser, batch):
@@ -81,6 +82,15 @@ def test_nll_and_hybrid(denoiser, batch):
     output = build("hybrid", nll_weight=0.3)(denoiser, x0, sigma, noise)
     assert torch.allclose(output.loss, build("denoising")(denoiser, x0, sigma, noise).loss + 0.3 * nll)
     assert set(output.parts) == {"denoising", "nll"}
+
+
+@pytest.mark.parametrize("weighting", ["unit", "sigma", "noise_share"])
+def test_nll_has_a_weight(denoiser, batch, weighting):
+    weight = registry.create("weighting", weighting)(batch[1], denoiser.sigma_data)
+    plain = build("nll")(denoiser, *batch).loss
+    torch.testing.assert_close(build("nll", weighting)(denoiser, *batch).loss, weight * plain)
+    if weighting == "unit":
+        assert torch.equal(build("nll", weighting)(denoiser, *batch).loss, plain)
 
 
 @pytest.mark.parametrize("name", losses_with(NEEDS_DENSITY))
@@ -173,8 +183,8 @@ def test_with_the_true_prior_and_posterior_the_bound_is_the_evidence(monkeypatch
     # For every sample, whatever its ε; in float32, and σ_min² = 1e-8 beside the prior's variance of 1.
     torch.testing.assert_close(out.parts["elbo"], -evidence.float() / 4, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.parts["kl"] + out.parts["reconstruction"], -evidence.float(), atol=1e-4, rtol=1e-5)
-    z = loss.first_stage.sample_latent(x0, noise[:, 0]).z
-    own = build("nll")(denoiser, z, sigma, noise[:, 1]).loss
+    z = loss.first_stage.sample_latent(x0, noise[:, :2]).z
+    own = build("nll")(denoiser, z, sigma, noise[:, 2:]).loss
     torch.testing.assert_close(out.parts["latent_loss"], own)
     torch.testing.assert_close(out.loss, out.parts["elbo"] + own)
 

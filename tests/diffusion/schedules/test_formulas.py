@@ -16,6 +16,7 @@ def share(u):
     [
         ("karras", {"rho": 5.0}, lambda u: u**0.2),
         ("exponential", {}, share),
+        ("linear", {}, lambda u: u),
         *(("polyexponential", {"rho": rho}, lambda u, rho=rho: share(u) ** (1 / rho)) for rho in (0.5, 1.0, 3.0)),
     ],
 )
@@ -30,3 +31,11 @@ def test_polyexponential_at_power_one_is_exponential():
     settings = {"sigma_min": 0.01, "sigma_max": 50.0, "rho": 1.0}
     poly, plain = (registry.create("schedule", name, **settings)(12) for name in ("polyexponential", "exponential"))
     torch.testing.assert_close(poly, plain, rtol=1e-12, atol=0)
+
+
+def test_linear_is_karras_at_rho_one():
+    settings = {"sigma_min": 0.01, "sigma_max": 0.5}
+    linear = registry.create("schedule", "linear", **settings)
+    karras = registry.create("schedule", "karras", rho=1.0, **settings)
+    torch.testing.assert_close(linear(12), karras(12), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(linear(12, 0.3), karras(12, 0.3), rtol=1e-12, atol=1e-15)

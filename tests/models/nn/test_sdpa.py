@@ -7,7 +7,7 @@ import torch
 from small_models import normal
 from torch.autograd import forward_ad
 
-from flowdiff.models.nn.sdpa import attention, first_order, may_fuse
+from flowdiff.models.nn.sdpa import attention, first_order, layer_norm, may_fuse, third_order
 
 
 def inputs(T: int = 4, S: int = 4, heads: int = 2, d: int = 3) -> list[torch.Tensor]:
@@ -57,3 +57,42 @@ def test_fused_without_autograd_or_within_first_order_and_never_in_forward_mode(
     with pytest.raises(KeyError), first_order():
         raise KeyError
     assert not may_fuse(x)
+
+
+def affine() -> list[torch.Tensor]:
+    return normal((2, 5), (5,), (5,), seed=3)
+
+
+def test_both_layer_norms_are_the_same_function():
+    h, weight, bias = affine()
+    for given in ((), (weight, bias)):
+        plain = layer_norm(h, 1e-4, *given)
+        with third_order():
+            torch.testing.assert_close(layer_norm(h, 1e-4, *given), plain, rtol=1e-12, atol=1e-12)
+            half = layer_norm(h.bfloat16(), 1e-4)
+        assert half.dtype == torch.float32
+
+
+def test_the_explicit_layer_norm_has_third_derivatives():
+    h, weight, bias = (t.requires_grad_() for t in affine())
+    direction = normal((2, 5), (2, 5), seed=4)
+
+    def second(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """The second derivative of the sum of squares along two directions, whose gradient is a third one."""
+        with third_order():
+            total = layer_norm(h, 1e-1, weight, bias).square().sum()
+        for v in direction:
+            (gradient,) = torch.autograd.grad(total, h, create_graph=True)
+            total = (gradient * v).sum()
+        return total
+
+    assert torch.autograd.gradcheck(second, (h, weight, bias))
+
+
+def test_a_trace_within_third_order_stays_there():
+    x = torch.zeros(2, requires_grad=True)
+    with third_order(), first_order(False):
+        assert not may_fuse(x)
+        h = torch.randn(2, 3, requires_grad=True)
+        assert "NativeLayerNorm" not in str(layer_norm(h, 1e-4).grad_fn)
+    assert "NativeLayerNorm" in str(layer_norm(h, 1e-4).grad_fn)
