@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowdiff import config
 from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.diffusion.samplers.clipping import Clip
 from flowdiff.errors import ConfigurationError, nearest
 from flowdiff.registry import create
 from flowdiff.training.assembly import guide_by, load
@@ -47,8 +48,9 @@ def sample(
     guidance: str | None = None,
     label: int | Sequence[int] | None = None,
     seed: int = 0,
-    start: str = "noise",
+    start: str | None = None,
     sigma_start: float | None = None,
+    clip: Clip | None = None,
     batch_size: int = 512,
     **settings: Any,
 ) -> Tensor:
@@ -62,8 +64,9 @@ def sample(
         guidance: name of an option in conf/guidance; the run's own guidance by default.
         label: one class, one class per sample, or None: every class in turn.
         seed: seed of all random numbers.
-        start: noise, or flow: an exact sample of the density at sigma_start.
+        start: noise, or flow: an exact sample of the density at sigma_start; as the run does by default.
         sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
+        clip: whether D is kept in the range of the data: auto, True or False; as the run does by default.
         batch_size: samples per batch.
         **settings: hyperparameters of the three, e.g. sample(denoiser, 16, sampler="heun", num_steps=18,
             guidance="cfg", scale=2.0).
@@ -88,5 +91,6 @@ def sample(
         guidance=guide_by(nodes["guidance"])(denoiser),
         start=start,
         sigma_start=sigma_start,
+        clip=clip,
         batch_size=batch_size,
     )

@@ -125,7 +125,7 @@ def offer_settings_of_run(arguments: list[str], moved: Mapping[str, Any] | None 
 
 _claimed: dict[Path, str] = {}  # folders that a job of this command writes, and the job
 # The options that --help shows without a run.
-_FALLBACK = {"sampler": "heun", "schedule": "karras", "guidance": "none", "metrics": "default"}
+_FALLBACK = {"sampler": "ancestral", "schedule": "karras", "guidance": "none", "metrics": "default"}
 # Settings of the machine that Hydra cannot read here: sampling has no such groups.
 NOT_IN_SAMPLE = [key for key in MOVABLE if key.split(".")[0] not in _FALLBACK]
 BETWEEN = 3.0  # start=compare denoises a flow sample at σ = sigma_data/BETWEEN, where the noise hides the flow's errors
@@ -167,6 +167,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
         settings["seed"],
         settings["batch_size"],
         settings,
+        settings["clip"],
     )
     metrics = None
     if settings["evaluate"]:  # before anything is drawn, in case data are missing
@@ -210,13 +211,13 @@ def _ways(settings: dict[str, Any], denoiser: ConditionedDenoiser) -> list[Way]:
     from flowdiff.evaluation.evaluate import Way
 
     if denoiser.is_autoencoder:
-        if settings["start"] != "noise":
+        if settings["start"] not in (None, "noise"):
             raise ConfigurationError(
                 f"start={settings['start']} makes no sense for an autoencoder, which samples its prior: remove start."
             )
         return [Way("arr_0", "prior", None)]
     if settings["start"] != "compare":
-        return [Way("arr_0", settings["start"], settings["sigma_start"])]
+        return [Way("arr_0", *denoiser.begins(settings["start"], settings["sigma_start"]))]
     between = settings["sigma_start"] or float(denoiser.sigma_data) / BETWEEN
     return [Way("flow", "flow", None), Way("denoised", "flow", between), Way("diffusion", "noise", None)]
 

@@ -50,11 +50,19 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),
-    "start": ("noise, flow or compare", lambda v: v in ("noise", "flow", "compare")),
+    "start": ("noise or flow", lambda v: v in ("noise", "flow")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
+    "clip": ("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
     "evaluate": ("true or false", lambda v: isinstance(v, bool)),
     "out": ("a folder or null", lambda v: v is None or _is_text(v)),
+}
+
+# Keys whose null in sampling stands for the value of the run.
+OF_RUN = ("start", "clip")
+# Keys that sampling allows more values.
+IN_SAMPLING: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "start": ("noise, flow or compare", lambda v: v in ("noise", "flow", "compare")),
 }
 
 
@@ -103,11 +111,17 @@ def _check_keys(plain: Mapping[str, Any]) -> None:
 
 
 def _check_top_level(plain: Mapping[str, Any]) -> None:
-    for key, (allowed, fits) in TOP_LEVEL.items():
-        if key in plain and not fits(plain[key]):
+    for key, (allowed, fits) in (TOP_LEVEL | (IN_SAMPLING if "run" in plain else {})).items():
+        of_run = key in OF_RUN and "run" in plain and plain[key] is None
+        if key in plain and not fits(plain[key]) and not of_run:
             raise ConfigurationError(
                 f"{key}={plain[key]} is not allowed: it must be {allowed}{text_hint(plain[key], allowed)}."
             )
+    if plain.get("start") == "noise" and plain.get("sigma_start") is not None:
+        raise ConfigurationError(
+            f"start=noise sigma_start={plain['sigma_start']:g} contradict each other: noise starts at the schedule's "
+            "sigma_max; set start=flow or sigma_start=null."
+        )
     if plain.get("resume") and plain.get("force"):
         raise ConfigurationError(
             f"resume={plain['resume']} force=true contradict each other: resume continues a run, force starts it from "

@@ -25,6 +25,7 @@ from flowdiff.runs.machine_settings import get_value
 from flowdiff.runs.moving import found_again, move, with_absolute_paths
 from flowdiff.runs.provenance import made_by
 from flowdiff.runs.records import is_integer
+from flowdiff.runs.renamed_settings import ADDED
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.yaml_defaults import CONF, defaults, options, plain_node
 
@@ -63,7 +64,8 @@ def _containers(config: DictConfig) -> dict[str, Any]:
 def of_run(folder: RunFolder, moved: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The config of a run folder, completed so that this version can resume or sample the run on this machine.
 
-    Settings that an older version did not have get today's defaults, and a warning names them.
+    Settings that an older version did not have get the values at which the run is what it was, as listed in
+    flowdiff/runs/renamed_settings.py; others get today's defaults, and a warning names them.
 
     Args:
         folder: the run.
@@ -107,10 +109,11 @@ def _completed(folder: RunFolder, given: Mapping[str, Any]) -> tuple[dict[str, A
                 raise ConfigurationError(f"{group} has no name")
             if name in options(group):
                 more = {key: value for key, value in defaults(group, name).items() if key not in node}
-                node |= more
-                new += [f"{group}.{key}" for key in more]
+                node |= {key: ADDED.get(f"{group}.{key}", value) for key, value in more.items()}
+                new += [f"{group}.{key}" for key in more if f"{group}.{key}" not in ADDED]
             registry.check(group, node)
-        new += [key for key in base if key not in settings]
+        base |= {key: value for key, value in ADDED.items() if key in base}
+        new += [key for key in base if key not in settings and key not in ADDED]
         new += [f"trainer.{key}" for key in base["trainer"] if key not in settings.get("trainer", base["trainer"])]
         settings = plain_node(OmegaConf.merge(base, settings))
     except (ConfigurationError, OmegaConfBaseException) as error:

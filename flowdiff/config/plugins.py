@@ -12,6 +12,9 @@ from flowdiff.config.arguments import quoted, without
 from flowdiff.errors import ConfigurationError
 from flowdiff.yaml_defaults import bringers, usual_option
 
+# What the options of a group add besides what their constructors ask for.
+ALSO_ADDED = {"flow": ("whitening",), "network": ("sampler",)}
+
 
 def load_plugins(overrides: Iterable[str]) -> None:
     """Import the files that a `plugins=[…]` override names, and offer their components as config options.
@@ -40,6 +43,6 @@ def _plugin_node(path: str, group: str, name: str) -> dict[str, Any]:
             "parameter a default, because the defaults replace a YAML file."
         )
     # Like the YAML files of its group, it adds the groups that its constructor asks for, by their usual options.
-    asked = {*registry.runtime_parameters(component), *(["whitening"] if group == "flow" else [])}
+    asked = {*registry.runtime_parameters(component), *ALSO_ADDED.get(group, ())}
     added = [{f"/{g}@_global_.{g}": usual_option(g)} for g in registry.GROUP_MODULES if g in asked and bringers(g)]
     return {"defaults": ["_self_", *added], "name": name, **{k: p.default for k, p in parameters.items()}}

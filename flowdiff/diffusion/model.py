@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
 from flowdiff.diffusion.samplers.base import Callback, Sampler
+from flowdiff.diffusion.samplers.clipping import Clip, Clipped, DataRange, say_unknown_range
 from flowdiff.diffusion.samplers.dpmpp import DPMpp2M
 from flowdiff.diffusion.samplers.generate import Progress, generate
 from flowdiff.diffusion.schedules import Schedule
@@ -40,6 +41,9 @@ class Sampling:
         trained_levels: the distribution of the noise levels that the model was trained at.
         settings: {"sampler" | "schedule" | "guidance": settings that it was created from}; only `flowdiff.sample` reads
             them, to change some of them.
+        clip: whether D is kept in the range of the data; auto: as measured to be best.
+        start: noise, or flow: an exact sample of the density at sigma_start.
+        sigma_start: noise level at which start=flow begins; None for the schedule's smallest.
     """
 
     sampler: Sampler
@@ -47,6 +51,9 @@ class Sampling:
     guide: Callable[[ConditionedDenoiser], Guidance]
     trained_levels: SigmaSampler
     settings: Mapping[str, Mapping[str, Any]]
+    clip: Clip = "auto"
+    start: str = "noise"
+    sigma_start: float | None = None
 
 
 class ConditionedDenoiser(nn.Module):
@@ -60,6 +67,7 @@ class ConditionedDenoiser(nn.Module):
         first_stage: data space ↔ the space of x.
         to_uint8: samples in data space → uint8 pictures.
         sampling: how to sample by default.
+        data_range: the range of the clean data in the space of x.
     """
 
     def __init__(
@@ -69,8 +77,10 @@ class ConditionedDenoiser(nn.Module):
         first_stage: FirstStage,
         to_uint8: Callable[[Tensor], Tensor],
         sampling: Sampling,
+        data_range: DataRange,
     ):
         super().__init__()
+        self.data_range = data_range
         self.denoiser = denoiser
         self.conditioner = conditioner
         self.first_stage = first_stage
@@ -160,8 +170,9 @@ class ConditionedDenoiser(nn.Module):
         sampler: Sampler | None = None,
         schedule: Schedule | None = None,
         guidance: Guidance | None = None,
-        start: str = "noise",
+        start: str | None = None,
         sigma_start: float | None = None,
+        clip: Clip | None = None,
         batch_size: int = 512,
         indices: range | None = None,
         progress: Progress | None = None,
@@ -169,7 +180,7 @@ class ConditionedDenoiser(nn.Module):
     ) -> Tensor:
         """n samples in data space, (n, *shape). Sample i of a seed is the same for every batch size.
 
-        An autoencoder samples its prior and ignores sampler, schedule, guidance, start and callback.
+        An autoencoder samples its prior and ignores sampler, schedule, guidance, start, clip and callback.
 
         Args:
             n: number of samples.
@@ -178,8 +189,10 @@ class ConditionedDenoiser(nn.Module):
             sampler: the steps; by default the model's own.
             schedule: the noise levels; by default the model's own.
             guidance: a guidance around this model; by default the model's own.
-            start: noise, from N(0, σ_max²), or flow, from an exact sample of the density at sigma_start.
+            start: noise, from N(0, σ_max²), or flow, from an exact sample of the density at sigma_start; by default the
+                model's own, with its own sigma_start.
             sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
+            clip: whether D is kept in the range of the data; by default as the model's own sampling says.
             batch_size: samples per batch.
             indices: which of the samples 0 … n − 1 to draw; None for all.
             progress: called with (samples drawn, samples in all) after every batch.
@@ -193,6 +206,8 @@ class ConditionedDenoiser(nn.Module):
         sampler = sampler or self.sampling.sampler
         schedule = schedule or self.sampling.schedule
         guide = guidance or self.sampling.guide(self)
+        start, sigma_start = self.begins(start, sigma_start)
+        clipped = self.clips(clip, schedule, start, sigma_start)
         labels = self.labels(n, label)
         if sigma_start is not None:
             check_trained_at(sigma_start, self.sampling.trained_levels)
@@ -202,7 +217,7 @@ class ConditionedDenoiser(nn.Module):
             schedule = schedule.fitted(self._trajectories, self.levels_file)
             sigmas = self._trained_grid(schedule(sampler.num_steps)) if start == "noise" else None
             z = generate(
-                guide,
+                Clipped(guide, self.data_range) if clipped else guide,
                 sampler,
                 schedule,
                 self.first_stage.latent_shape,
@@ -211,6 +226,7 @@ class ConditionedDenoiser(nn.Module):
                 cond_of=self._conditions(labels),
                 start=start,
                 sigma_start=sigma_start,
+                start_density=guide.start,
                 sigmas=sigmas,
                 batch_size=batch_size,
                 indices=indices,
@@ -221,6 +237,33 @@ class ConditionedDenoiser(nn.Module):
             return self.first_stage.decode(z)
         finally:
             self.train(was_training)
+
+    def begins(self, start: str | None, sigma_start: float | None) -> tuple[str, float | None]:
+        """Where `sample` with these arguments starts, and the noise level of start=flow; None as for `sample`."""
+        if start is not None:
+            return start, sigma_start
+        return self.sampling.start, self.sampling.sigma_start if sigma_start is None else sigma_start
+
+    def clips(
+        self,
+        clip: Clip | None,
+        schedule: Schedule | None = None,
+        start: str = "noise",
+        sigma_start: float | None = None,
+    ) -> bool:
+        """Whether `sample` with these arguments keeps D in the range of the data.
+
+        A flow's one-shot sample is exact and is never clipped. Where the range is not known nothing is clipped, which
+        is said once, unless clip=auto and it cannot be known because the autoencoder is trained along.
+        """
+        wanted = self.sampling.clip if clip is None else clip
+        smallest = (schedule or self.sampling.schedule).sigma_min
+        one_shot = start == "flow" and (sigma_start is None or sigma_start <= smallest)
+        if wanted is False or one_shot:
+            return False
+        if not self.data_range.known and (wanted is True or not self.first_stage.trained):
+            say_unknown_range()
+        return self.data_range.known
 
     @torch.no_grad()
     def _from_prior(

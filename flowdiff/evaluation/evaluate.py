@@ -16,11 +16,14 @@ from torch import Tensor
 from flowdiff.diffusion.guidance import Guidance
 from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.diffusion.samplers.base import Sampler
+from flowdiff.diffusion.samplers.clipping import Clip
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.evaluation import ranks
 from flowdiff.evaluation.metrics import Metrics
+from flowdiff.evaluation.pictures import plots
 from flowdiff.evaluation.sample_accuracy import sample_accuracy
 from flowdiff.progress import counting
+from flowdiff.runs.files import whole
 from flowdiff.runs.result_table import rows_of, show_rows
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.runs.undefined import explained, written
@@ -30,7 +33,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 SAMPLED_BY = ("sampler", "schedule", "guidance")  # groups whose settings describe how samples were drawn
 
-_densities: dict[tuple[str, int, str], dict[str, float]] = {}  # by checkpoint, its time and the metrics' settings
+_of_model: dict[tuple[str, int, str], dict[str, float]] = {}  # by checkpoint, its time and the metrics' settings
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Way:
 class Request:
     """What to sample, and how: built parts, and the settings that describe them in tables.
 
-    settings holds the config of sample.py: the groups of SAMPLED_BY, `metrics`, seed and class_label.
+    settings holds the config of sample.py: the groups of SAMPLED_BY, `metrics`, seed and class_label. clip says whether
+    D is kept in the range of the data; None is what the model itself does.
     """
 
     sampler: Sampler
@@ -56,6 +60,7 @@ class Request:
     seed: int
     batch_size: int
     settings: Mapping[str, Any]
+    clip: Clip | None = None
 
     def options(self, way: Way) -> dict[str, Any]:
         """Arguments of `ConditionedDenoiser.sample`, without seed and progress."""
@@ -67,9 +72,10 @@ class Request:
             "batch_size": self.batch_size,
             "start": way.start,
             "sigma_start": way.sigma_start,
+            "clip": self.clip,
         }
 
-    def columns(self, way: Way) -> Row:
+    def columns(self, way: Way, denoiser: ConditionedDenoiser) -> Row:
         """How a way samples, as columns: of each group its name, <group>, and its settings, <group>_<key>."""
         row: Row = {}
         for group in SAMPLED_BY:
@@ -79,6 +85,7 @@ class Request:
         row["num_steps"] = row.pop("sampler_num_steps")
         asked = {"sigma_start": way.sigma_start, "class_label": self.label}
         row |= {"start": way.start, **{key: "" if value is None else value for key, value in asked.items()}}
+        row["clip"] = _cell(denoiser.clips(self.clip, self.schedule, way.start, way.sigma_start))
         return {**row, "seed": self.seed}
 
     def describe(self, way: Way) -> str:
@@ -106,7 +113,9 @@ def evaluate(
     run_seed: int,
     log_rows: Callable[[list[Row]], None],
 ) -> float | None:
-    """Measure the density and the samples of each way like the run's own evaluation; one row each in evaluations.csv.
+    """Measure the model and the samples of each way like the run's own evaluation; one row each in evaluations.csv.
+
+    What describes the model is its density and the health of its score, whose curves replace those in the run folder.
 
     Several processes share the samples; the first one writes.
 
@@ -116,7 +125,7 @@ def evaluate(
         denoiser: the model.
         metrics: what to measure; its data are set up.
         folder: the run folder.
-        run_seed: seed of the run, which the density is measured with.
+        run_seed: seed of the run, which the model is measured with.
         log_rows: passes the rows on to the run's logger.
 
     Returns:
@@ -126,16 +135,21 @@ def evaluate(
     folder.check_evaluations()
     checkpoint = folder.checkpoint
     known = str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns, json.dumps(request.settings["metrics"])
-    if known not in _densities:  # no way of sampling changes the density: a sweep measures it once
-        _densities[known] = metrics.densities(denoiser, run_seed)
-    densities = _densities[known]
+    if known not in _of_model:  # no way of sampling changes the model: a sweep measures it once
+        health = metrics.health(denoiser)
+        _of_model[known] = metrics.densities(denoiser, run_seed) | health.numbers()
+        if ranks.rank() == 0 and not health.is_empty:
+            folder.write_health(health)
+            with whole(folder.denoising) as path:
+                plots.health(health, path)
+    of_model = _of_model[known]
     rows, distance = [], None
     for way in ways:
         numbers = _measure(request, way, denoiser, metrics)
-        row = {**request.columns(way), **_cells(numbers | densities)}
+        row = {**request.columns(way, denoiser), **_cells(numbers | of_model)}
         if ranks.rank() == 0:
             row = {"number": folder.append_evaluation(row), **row}
-            show_rows(f"{folder.path}: {request.describe(way)}", rows_of(explained(numbers | densities)))
+            show_rows(f"{folder.path}: {request.describe(way)}", rows_of(explained(numbers | of_model)))
         rows.append(row)
         distance = next((value for key, value in numbers.items() if key.startswith(("fd_", "fid"))), None)
     if ranks.rank() == 0:

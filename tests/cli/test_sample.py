@@ -69,13 +69,28 @@ def test_each_way_is_measured(toy, tmp_path):
     done = script("sample", f"run={toy}", "start=compare", "sigma_start=0.4", "evaluate=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = last_rows(toy, 3)
-    assert [(row["start"], row["sigma_start"], row["nfe"]) for row in rows] == [
-        ("flow", "", "1.0"),
-        ("flow", "0.4", "5.0"),
-        ("noise", "", "5.0"),
+    assert [(row["start"], row["sigma_start"], row["nfe"], row["clip"]) for row in rows] == [
+        ("flow", "", "1.0", "false"),
+        ("flow", "0.4", "5.0", "true"),
+        ("noise", "", "5.0", "true"),
     ]
     assert len({row["fd_data"] for row in rows}) == 3
     assert len({row["interpolation_nats_per_dim"] for row in rows} - {""}) == 1
+
+
+def test_clip_is_that_of_the_run_or_is_chosen(toy, tmp_path):
+    """Two moons reach from −2 to 2.6; without a range the samples of a hardly trained flow go beyond it."""
+    drawn = []
+    for clip in ([], ["clip=true"], ["clip=false"]):
+        out = tmp_path / f"out{len(drawn)}"
+        done = script("sample", f"run={toy}", "num_samples=200", f"out={out}", *clip, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        drawn.append(np.load(out / "samples.npz")["arr_0"])
+    measured = load(toy).data_range
+    assert np.array_equal(drawn[0], drawn[1])
+    assert (drawn[1].min(0) >= measured.low.numpy()).all()
+    assert (drawn[1].max(0) <= measured.high.numpy()).all()
+    assert not np.array_equal(drawn[1], drawn[2])
 
 
 def test_help_says_what_the_ways_are(tmp_path):
@@ -108,6 +123,7 @@ MISTAKES = [
     (["run={run}", "samplr.num_steps=3"], "samplr"),
     (["run={run}", "sampler=hein"], "did you mean 'heun'?"),
     (["run={run}", "sampler.num_steps=0"], "sampler.num_steps=0 is not allowed"),
+    (["run={run}", "clip=always"], "clip=always is not allowed: it must be auto, true or false"),
     (["run={run}", "start=middle"], "start=middle is not allowed: it must be noise, flow or compare"),
     (["run={run}", "start=flow", "sigma_start=1000"], "a start at sigma=1000 is not allowed"),
     (["run={run}", "num_samples=-1"], "num_samples=-1 is not allowed"),

@@ -6,6 +6,7 @@ import torch
 from flowdiff import config, registry
 from flowdiff.errors import ConfigurationError
 from flowdiff.training.engine import Engine
+from flowdiff.yaml_defaults import bringers
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,25 @@ from flowdiff.training.engine import Engine
         (["network=mlp", "loss=hybrid"], ["loss=hybrid network=mlp do not go together", "needs a log-density"]),
         (["network=unet", "flow=realnvp"], ["network=unet does not use a flow", "set network=score_flow"]),
         (["network=unet", "flow.n_flows=3"], ["network=unet does not use a flow"]),
-        (["loss=nll", "weighting=edm"], ["loss=nll does not use a weighting", "loss=denoising or loss=hybrid"]),
+        (["loss=score_matching", "weighting=edm"], ["does not use a weighting", "loss=denoising or loss=hybrid"]),
+        (["loss=nll", "weighting=edm"], ["loss=nll weighting=edm do not go together", "weighting=unit, sigma"]),
+        (["loss=hybrid", "loss.fokker_planck=-1"], ["loss.fokker_planck=-1 is not allowed", "greater than or equal"]),
+        (["loss=nll", "loss.fokker_planck_share=0.0"], ["loss.fokker_planck_share=0.0 is not allowed"]),
+        (["loss=nll", "loss.fokker_planck_every=0"], ["loss.fokker_planck_every=0 is not allowed"]),
+        (["start=compare"], ["start=compare is not allowed", "noise or flow"]),
+        (["sigma_start=0.5"], ["start=noise sigma_start=0.5 contradict each other", "set start=flow"]),
+        (
+            ["loss.fokker_planck=0.1", "network=unet", "scaling=edm"],
+            ["loss.fokker_planck=0.1 network=unet do not go together", "set loss.fokker_planck=0"],
+        ),
+        (
+            ["loss.fokker_planck=0.1", "activation=elu"],
+            ["loss.fokker_planck=0.1 activation=elu do not go together", "softplus, swish or tanh"],
+        ),
+        (
+            ["loss=nll", "loss.fokker_planck=0.1", "accelerator.compile=true"],
+            ["loss.fokker_planck=0.1 accelerator.compile=true do not go together"],
+        ),
         (["guidance=cfg", "conditioner.drop=0.0"], ["guidance=cfg conditioner=", "needs the null condition"]),
         (["guidance=cfg", "conditioner=none"], ["guidance=cfg conditioner=", "needs the null condition"]),
         (["loss=cross_entropy"], ["loss=cross_entropy network=score_flow do not go together", "trains a classifier"]),
@@ -104,6 +123,17 @@ def test_flow_brings_its_activation_and_whitening_and_both_can_be_replaced():
     assert (realnvp.activation.name, realnvp.whitening.name) == ("swish", "isotropic")
     assert config.compose(["flow=realnvp", "whitening=zca"]).whitening.name == "zca"
     assert "flow" not in config.compose(["network=unet"])
+
+
+@pytest.mark.parametrize("network", config.options("network"))
+def test_each_network_brings_its_sampler_and_it_can_be_replaced(network):
+    brought = {name: option for group, name, option in bringers("sampler") if group == "network"}
+    chosen = [f"network={network}"]
+    assert config.compose(chosen).sampler.name == brought[network]
+    assert config.compose([*chosen, "sampler=lms"]).sampler == config.defaults("sampler", "lms")
+    assert config.compose([*chosen, "sampler.num_steps=7"]).sampler.num_steps == 7
+    experiment = config.compose(["experiment=scalings", *chosen, "sampler=unipc"])  # it chooses a network itself
+    assert experiment.sampler.name == "unipc"
 
 
 def test_resolved_is_plain_and_without_hydra():

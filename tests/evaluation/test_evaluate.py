@@ -1,13 +1,16 @@
 """evaluate=true on the command line: sweeps over guidance, evaluations.csv and W&B, several processes, errors."""
 
 import csv
+import shutil
 import socket
 
 import pytest
+import yaml
 from cli_process import ROOT, outcomes, script, start
 from runs import TINY, TINY_DIGITS, train
 from wandb_files import offline_runs
 
+from flowdiff.runs.records import read_health
 from flowdiff.runs.run_folder import RunFolder
 
 ONLY_FRECHET = [f"metrics.{key}=false" for key in ("likelihood", "classify", "outliers", "interpolate")]
@@ -36,6 +39,26 @@ def test_a_classifier_run_reports_its_accuracy_by_noise_level(folders):
     assert 0 <= found["class_accuracy_sigma_0.5"] <= 1
     assert "class_accuracy" in found
     assert "bpd" not in found
+
+
+def test_a_run_of_an_older_version_gets_the_health_of_its_score(folders, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folders / "run", run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    del settings["metrics"]["health"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    measured = read_health(run / "health.json")
+    for name in ("health.json", "denoising.png"):
+        (run / name).unlink()
+    done = script("sample", f"run={run}", "evaluate=true", "num_samples=4", "metrics.frechet=false", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "today's defaults" not in done.stderr + done.stdout
+    assert read_health(run / "health.json") == measured
+    assert (run / "denoising.png").stat().st_size > 0
+    (row,) = rows_of(run)
+    before = RunFolder(run).result()["metrics"]
+    for key in ("denoising_worst", "min_eigenvalue", "fokker_planck"):
+        assert float(row[key]) == pytest.approx(before[key], rel=1e-6)
 
 
 def test_a_sweep_over_guidances_fills_the_table(folders, tmp_path):

@@ -15,6 +15,7 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import FirstStage
 from flowdiff.models.networks.base import Network
+from flowdiff.noise import Generators
 
 
 class Guidable(Denoise, Protocol):
@@ -48,8 +49,15 @@ class Model(Guidable, Protocol):
     def class_log_prob(self, x: Tensor, sigma: Tensor) -> Tensor: ...
 
 
+class Start(Protocol):
+    """What start=flow draws from: a density, or a flow that is guided inside its own sampling."""
+
+    def sample(self, sigma: Tensor, cond: Conditioning | None = None, generator: Generators = None) -> Tensor:
+        """Samples at the noise levels sigma (B,), (B, …)."""
+
+
 class Guidance(ABC):
-    """A denoiser around a denoiser. Only D is guided; `network` is the network inside.
+    """A denoiser around a denoiser: D is guided, and in `cfg` also the flow's own sampling, from which a start begins.
 
     Args:
         denoiser: what is wrapped.
@@ -62,6 +70,11 @@ class Guidance(ABC):
     def network(self) -> Network:
         """The network of the denoiser inside."""
         return self.denoiser.network
+
+    @property
+    def start(self) -> Start | None:
+        """What start=flow draws from in place of the network's own density; None for that density."""
+        return self.denoiser.start if isinstance(self.denoiser, Guidance) else None
 
     @property
     def evaluations(self) -> int:

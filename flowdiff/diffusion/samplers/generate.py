@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from flowdiff.diffusion.guidance.base import Start
 from flowdiff.diffusion.samplers.base import DenoiserLike, Sampler
 from flowdiff.diffusion.schedules.base import Callback, Schedule
 from flowdiff.errors import ConfigurationError, NotADensity, nearest
@@ -37,7 +38,7 @@ def generate(
     sigma_start: float | None = None,
     batch_size: int = 64,
     sigmas: Tensor | None = None,
-    start_density: Density | None = None,
+    start_density: Start | None = None,
     indices: range | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -58,7 +59,7 @@ def generate(
             not depend on it.
         batch_size: number of samples per batch, ≥ 1.
         sigmas: a grid, (N+1,), instead of the schedule's; sampling starts at its first level.
-        start_density: the density that start=flow draws from; by default the denoiser's network.
+        start_density: what start=flow draws from; by default the denoiser's network, which must be a density.
         indices: which of the samples 0 … n − 1 to draw, so that processes can share them; by default all.
         device: where the samples are drawn.
         progress: called after every batch.
@@ -110,8 +111,10 @@ def _grid(
     return schedule(sampler.num_steps, schedule.sigma_min if sigma_start is None else sigma_start)
 
 
-def _density(denoiser: DenoiserLike, start_density: Density | None) -> Density:
-    density = denoiser.network if start_density is None else start_density
+def _density(denoiser: DenoiserLike, start_density: Start | None) -> Start:
+    if start_density is not None:
+        return start_density
+    density = denoiser.network
     if not isinstance(density, Density):
         raise NotADensity(
             f"start=flow draws from a density, but {type(density).__name__} is not a density: set start=noise or"
