@@ -55,8 +55,11 @@ def world_size() -> int:
 
 
 def local_device() -> torch.device:
-    """The GPU of this process among the GPUs of its machine."""
-    return torch.device("cuda", place().local_rank)
+    """The GPU of this process: in a group, the one of its number on its machine; else the current one of torch.
+
+    A training sets the current one, because the config may name a GPU by its index.
+    """
+    return torch.device("cuda", place().local_rank if _joined else torch.cuda.current_device())
 
 
 def share(n: int, r: int | None = None) -> range:

@@ -20,7 +20,9 @@ from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
 from flowdiff.diffusion.losses.base import Loss
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
-from flowdiff.diffusion.model import ConditionedDenoiser, Sampling
+from flowdiff.diffusion.losses.one_diffusion import OneDiffusion
+from flowdiff.diffusion.model import ConditionedDenoiser, Sampling, check_trained_at
+from flowdiff.diffusion.samplers.clipping import DataRange
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError, RunError
@@ -28,7 +30,7 @@ from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
-from flowdiff.models.networks.base import Network
+from flowdiff.models.networks.base import Density, Network
 from flowdiff.registry import completed, create
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training.accelerators import Accelerator
@@ -94,17 +96,29 @@ def assemble(config: Node) -> ModelParts:
             f"network={config['network']['name']} is not a network: derive the class from "
             "flowdiff.models.networks.base.Network, or from Density if it has a log-density."
         )
+    if isinstance(network, Density):
+        # By default cuDNN rounds the factors of a float32 convolution to 10 bits (TF32). A score would be off by up to
+        # 3 %, and an inverse by 0.1; the gradients of other networks bear it, and their convolutions stay as fast.
+        torch.backends.cudnn.allow_tf32 = False
     if config["accelerator"]["compile"]:
         _compile(network)
     if runtime["flow"] is not None and loss.differentiates_score:
         _check_derivatives(runtime["flow"], config["flow"]["name"], loss.gradient)
+    if loss.fokker_planck:
+        _check_second_derivatives(runtime["flow"], network, config)
+        loss = OneDiffusion(loss, loss.fokker_planck, loss.fokker_planck_share, loss.fokker_planck_every)
     sampling = Sampling(
         create("sampler", config["sampler"]),
         create("schedule", config["schedule"]),
         guide_by(config["guidance"]),
         create("sigma_sampler", config["sigma_sampler"]),
         {group: config[group] for group in ("sampler", "schedule", "guidance")},
+        config["clip"],
+        config["start"],
+        config["sigma_start"],
     )
+    if sampling.start == "flow":
+        _check_start(network, config["network"]["name"], sampling)
     if isinstance(first_stage, AutoencoderStage) and first_stage.trained:
         loss = LearnedPrior(loss, first_stage, sampling.schedule.sigma_min)
     denoiser = ConditionedDenoiser(
@@ -113,6 +127,7 @@ def assemble(config: Node) -> ModelParts:
         first_stage,
         data.values.to_uint8,  # not a method of the data: the weight average deep-copies what the model holds
         sampling,
+        DataRange(first_stage.latent_shape[0], images=first_stage.is_identity and data.levels is not None),
     )
     return ModelParts(denoiser, loss, sampling.trained_levels, create("optimizer", config["optimizer"]), data)
 
@@ -231,6 +246,29 @@ def _check_derivatives(flow: Flow, name: str, gradient: str) -> None:
             f"loss.gradient=forward_mode does not go with flow={name}, whose operations torch cannot differentiate "
             "in forward mode: set loss.gradient=directional."
         )
+
+
+def _check_start(network: Network, name: str, sampling: Sampling) -> None:
+    if not isinstance(network, Density):
+        raise ConfigurationError(
+            f"start=flow draws from a density, and network={name} does not have one: set start=noise or "
+            "network=score_flow."
+        )
+    if sampling.sigma_start is not None:
+        check_trained_at(sampling.sigma_start, sampling.trained_levels)
+        sampling.schedule(sampling.sampler.num_steps, sampling.sigma_start)  # it refuses a start above its own
+
+
+def _check_second_derivatives(flow: Flow | None, network: Network, config: Node) -> None:
+    smooth = flow is None or flow.smooth
+    if smooth and isinstance(network, Density) and network.twice_differentiable:
+        return
+    named = "flow" if flow is not None else "network"
+    reason = "whose second derivatives jump" if not smooth else "which can be differentiated only once"
+    raise ConfigurationError(
+        f"loss.fokker_planck={config['loss']['fokker_planck']} needs second derivatives of log p that do not jump, and "
+        f"it does not go with {named}={config[named]['name']}, {reason}: set loss.fokker_planck=0 or another flow."
+    )
 
 
 def _compile(network: Network) -> None:

@@ -99,13 +99,13 @@ class PeriodicEvaluation(Callback):
             return  # the last step is evaluated in full after training
         model, data, metrics = self.parts.denoiser, self.parts.data, self.parts.metrics
         if metrics.with_frechet:
-            samples = model.sample(metrics.periodic_num_samples, seed=PICTURE_SEED)
+            samples = model.sample(metrics.periodic_num_samples, seed=PICTURE_SEED, batch_size=metrics.batch_size)
             distances = metrics.frechet(samples)
             self.tracker.minimise(distances)
             module.log_dict(distances, rank_zero_only=True)
         drawn = {"samples": self.folder.samples}
-        draw_samples(model, data, self.folder.samples)
+        draw_samples(model, data, self.folder.samples, metrics.batch_size)
         if model.is_autoencoder:
             drawn["reconstructions"] = self.folder.reconstructions
-            draw_reconstructions(model, data, self.folder.reconstructions)
+            draw_reconstructions(model, data, self.folder.reconstructions, metrics.batch_size)
         self.tracker.pictures(drawn, trainer.global_step)

@@ -94,11 +94,15 @@ class Engine(LightningModule):
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Measure sigma_data and the network's statistics on the whole training split; returns sigma_data.
+        """Measure sigma_data, the range of the data and the network's statistics on the whole training split.
 
         Behind an autoencoder the data are encoded first if they are not yet, and the scale of the latents is measured.
         Everything is measured once, on the latents as they are now. If the autoencoder is trained along, its later
         latents have other statistics: sigma_data and the Gaussian that the flow starts as stay those of the first ones.
+        Their range stays unknown, because D must not be kept in a range that the latents have left.
+
+        Returns:
+            sigma_data.
         """
         self.latents.prepare_data()
         self.latents.setup()
@@ -107,9 +111,12 @@ class Engine(LightningModule):
             images = self.data.centre(self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)
             first_stage.fit(self.latents.posteriors(MEASURE_BATCH), images)
         total, count = 0.0, 0
+        self.denoiser.data_range.clear()
         for z in self._training_latents():
             total += float(z.double().square().sum())
             count += z.numel()
+            if not first_stage.trained:
+                self.denoiser.data_range.extend(z)
         self._check_scale((total / count) ** 0.5)
         self.denoiser.sigma_data.fill_((total / count) ** 0.5)
         self.denoiser.network.fit(self._training_latents())

@@ -25,7 +25,6 @@ from flowdiff.evaluation.pictures.drawing import (
     draw_samples,
     draw_trajectory,
 )
-from flowdiff.evaluation.ranks import local_device
 from flowdiff.loggers.base import StartedRun, Tracker
 from flowdiff.progress import counting
 from flowdiff.registry import name_of
@@ -120,8 +119,8 @@ def train(
     return result
 
 
-def check_trainer(config: Mapping[str, Any], folder: RunFolder) -> RunParts:
-    """All parts of a run and its Trainer, built without touching data or disk; the parts.
+def check_trainer(config: Mapping[str, Any], folder: RunFolder) -> tuple[RunParts, torch.device]:
+    """Build all parts of a run and its Trainer, without touching data or disk: the parts, and this process's device.
 
     Raises:
         ConfigurationError: components do not fit each other, the shape of the data, or the machine.
@@ -130,8 +129,8 @@ def check_trainer(config: Mapping[str, Any], folder: RunFolder) -> RunParts:
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)  # flowdiff says these things itself
     with without_advice():
-        make_trainer(parts, folder, [], [])
-    return parts
+        trainer = make_trainer(parts, folder, [], [])
+    return parts, trainer.strategy.root_device
 
 
 def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepared:
@@ -140,14 +139,15 @@ def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepar
     The files of an earlier attempt stay as they are: what refuses this one must not cost its results.
     """
     seed_everything(config["seed"], workers=True, verbose=False)
-    parts = check_trainer(config, folder)
+    parts, device = check_trainer(config, folder)
     engine = Engine(parts, parts.seed)
     earlier = folder.files_of_run(run_id)
     checkpoint = None if folder.starts_from_scratch else _resumable(folder, engine)
-    if not folder.config_file.is_file():
+    if is_first_rank() and not folder.config_file.is_file():
         folder.write_config(dict(config))
-    if torch.cuda.is_available() and parts.accelerator.trainer_arguments["accelerator"] != "cpu":
-        parts.denoiser.first_stage.to(local_device())  # it may have a data set to encode
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Lightning does so when it trains; features are computed there too
+        parts.denoiser.first_stage.to(device)  # it may have a data set to encode
     engine.measure()
     parts.metrics.check_cache()
     if checkpoint is not None:
@@ -170,7 +170,8 @@ def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) ->
         trainer = make_trainer(run.parts, folder, loggers, callbacks)
     network = name_of("network", run.parts.denoiser.network)
     log.info("model %s: %s parameters, on %s", network, f"{engine.num_parameters:,}", device_name(trainer))
-    run.csv.truncate(run.step - 1)  # a row is logged under the number of steps done before it
+    if is_first_rank():
+        run.csv.truncate(run.step - 1)  # a row is logged under the number of steps done before it
     if checkpoint is not None:
         if isinstance(trainer.limit_train_batches, float):  # else the stream starts again in every epoch
             engine.latents.start_step = run.step * trainer.accumulate_grad_batches
@@ -195,8 +196,12 @@ def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) ->
 def finish(run: Prepared, trainer: Trainer, label: Label, train_seconds: float, started: float) -> dict[str, Any]:
     """Evaluate, draw the pictures, and hand both to the logger; what result.json is to hold."""
     parts, engine, folder = run.parts, run.engine, run.folder
-    numbers = _evaluate(parts)
+    health = parts.metrics.health(parts.denoiser)
+    numbers = _evaluate(parts) | health.numbers()
     _draw(run)
+    if not health.is_empty:
+        folder.write_health(health)
+        plots.health(health, folder.denoising)
     cost = {"parameters": engine.num_parameters, "train_seconds": train_seconds}
     run.csv.log_metrics({**numbers, **cost}, trainer.global_step)
     tracker = parts.tracker
@@ -224,7 +229,7 @@ def _begin(run: Prepared, config: Mapping[str, Any], label: Label) -> None:
     if is_first_rank():
         run.folder.begin(run.earlier)
         run.folder.write_label(label)
-    run.folder.write_config(dict(config))
+        run.folder.write_config(dict(config))
 
 
 @contextmanager
@@ -274,17 +279,17 @@ def _evaluate(parts: RunParts) -> dict[str, float]:
 
 def _draw(run: Prepared) -> None:
     model, data, folder, metrics = run.parts.denoiser, run.parts.data, run.folder, run.parts.metrics
-    draw_samples(model, data, folder.samples)
+    draw_samples(model, data, folder.samples, metrics.batch_size)
     plots.loss_curve(run.csv.rows(), folder.loss_curve)
     if model.autoencoder is not None:
-        draw_reconstructions(model, data, folder.reconstructions)
+        draw_reconstructions(model, data, folder.reconstructions, metrics.batch_size)
     if model.is_autoencoder:
         draw_latent_interpolation(model, data, folder.interpolation)
         return
     draw_trajectory(model, data, folder.trajectory)
     if metrics.wants("interpolate", model):
         with suppress(InverseDidNotConverge, DataError):  # the evaluation has logged why
-            draw_interpolation(model, data, metrics.sigma_of(model), folder.interpolation)
+            draw_interpolation(model, data, metrics.sigma_of(model), folder.interpolation, metrics.batch_size)
 
 
 def _checkpoint(folder: RunFolder) -> dict[str, Any] | None:

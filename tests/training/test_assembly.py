@@ -29,6 +29,13 @@ def gradient(*overrides: str) -> tuple[float, torch.Tensor]:
     return float(loss), torch.cat([g.flatten() for g in found])
 
 
+@pytest.mark.parametrize(("run", "tf32"), [(IMAGES, False), (["network=unet", "scaling=edm"], True)])
+def test_the_convolutions_of_a_density_are_not_rounded_to_tf32(run, tf32, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    Engine.of(settings("logger=csv", *run))
+    assert torch.backends.cudnn.allow_tf32 is tf32
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of its own workings
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")

@@ -41,6 +41,8 @@ def test_an_autoencoder_is_a_run_like_any_other_and_is_sampled_from_its_prior(va
     for name in ("samples", "reconstructions", "interpolation", "loss_curve"):
         assert (folder / f"{name}.png").is_file()
     assert not (folder / "trajectory.png").exists()
+    assert not (folder / "denoising.png").exists()  # it has no D
+    assert not (folder / "health.json").exists()
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train_kl", "train_reconstruction", "val_loss"} <= set(header)
     model = flowdiff.load(folder)

@@ -21,10 +21,11 @@ from flowdiff.training.assembly import load_parts
 from flowdiff.training.divergence import Divergence
 from flowdiff.training.engine import Engine
 
-PICTURES = ("samples.png", "trajectory.png", "loss_curve.png")
+PICTURES = ("samples.png", "trajectory.png", "loss_curve.png", "denoising.png")
 TABLE = {
     *("test_loss", "test_loss_se", "fd_data", "fd_data_floor", "num_samples", "num_test", "nats_per_dim"),
     *("class_accuracy", "class_accuracy_se", "class_ece", "num_classified", "interpolation_nats_per_dim"),
+    *("denoising_worst", "class_means_error", "min_eigenvalue", "fokker_planck"),
 }
 
 

@@ -67,7 +67,7 @@ class InceptionFeatures(Extractor):
 
     def forward(self, x: Tensor) -> Tensor:
         k = self.to_uint8(x)
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # what is not named is set to False
             return self.network(k.expand(-1, 3, -1, -1))[0]
 
 

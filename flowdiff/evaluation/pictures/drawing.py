@@ -1,6 +1,7 @@
 """The pictures of a model: samples, the steps of its sampler, and interpolations between test samples.
 
-Latents are decoded before they are drawn.
+Latents are decoded before they are drawn. Where a function takes a batch_size, the model sees at most so many samples
+at a time.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ ROWS = 10  # rows of a picture, at most
 COLUMNS = 10  # images in a row
 
 
-def draw_samples(denoiser: ConditionedDenoiser, data: DataModule, path: Path) -> None:
+def draw_samples(denoiser: ConditionedDenoiser, data: DataModule, path: Path, batch_size: int) -> None:
     """Samples of a model: a grid of images, one class per row if it has classes, or a scatter plot beside the data."""
     if len(data.shape) == 1:
-        samples = denoiser.sample(SCATTERED, seed=PICTURE_SEED)
+        samples = denoiser.sample(SCATTERED, seed=PICTURE_SEED, batch_size=batch_size)
         plots.scatter(samples.cpu(), points_of(data), path)
         return
     classes = denoiser.num_classes
     rows, columns = min(classes or 8, ROWS), 10
     labels = [row for row in range(rows) for _ in range(columns)] if classes else None
-    samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels)
+    samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels, batch_size=batch_size)
     row_labels = [str(row) for row in range(rows)] if classes else None
     plots.sample_grid(data.to_uint8(samples.cpu()), path, columns=columns, row_labels=row_labels)
 
@@ -56,11 +57,13 @@ def draw_trajectory(denoiser: ConditionedDenoiser, data: DataModule, path: Path)
     plots.trajectory([(sigma, decoded(sigma, x), decode(D)) for sigma, x, D in steps], path)
 
 
-def draw_interpolation(denoiser: ConditionedDenoiser, data: DataModule, sigma: float, path: Path) -> None:
+def draw_interpolation(
+    denoiser: ConditionedDenoiser, data: DataModule, sigma: float, path: Path, batch_size: int
+) -> None:
     """Paths in z between two test samples of a class, one row or curve per class; raises as `interpolate` does."""
     pairs = min(data.num_classes or 8, ROWS)
     seen = in_model_space(denoiser, data)
-    found = interpolate(denoiser, seen, sigma, seed=PICTURE_SEED, batch_size=500, pairs=pairs)
+    found = interpolate(denoiser, seen, sigma, seed=PICTURE_SEED, batch_size=batch_size, pairs=pairs)
     if len(data.shape) == 1:
         plots.paths(found.curved.cpu(), points_of(data), path)
         return
@@ -70,11 +73,11 @@ def draw_interpolation(denoiser: ConditionedDenoiser, data: DataModule, sigma: f
     plots.sample_grid(images, path, columns=found.curved.shape[1], row_labels=row_labels, title=title)
 
 
-def draw_reconstructions(denoiser: ConditionedDenoiser, data: DataModule, path: Path) -> None:
+def draw_reconstructions(denoiser: ConditionedDenoiser, data: DataModule, path: Path, batch_size: int) -> None:
     """Test images, each above its reconstruction by the model's autoencoder."""
     assert denoiser.autoencoder is not None  # callers ask for it first
     x = data.centre(data.test[evenly(len(data.test), 4 * COLUMNS)].x)
-    seen = reconstruct(denoiser.autoencoder, x, len(x))
+    seen = reconstruct(denoiser.autoencoder, x, batch_size)
     rows = [part for pair in zip(x.split(COLUMNS), seen.split(COLUMNS), strict=True) for part in pair]
     labels = ["x", "x̂"] * (len(rows) // 2)
     title = "Test images, each above its reconstruction"

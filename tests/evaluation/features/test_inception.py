@@ -50,8 +50,12 @@ def test_metrics_equal_those_of_torch_fidelity(weights, cifar, metrics_of, caplo
     assert torch.equal(torch.get_rng_state(), before)
     samples = 2 * torch.rand(N, 3, 1, 1, generator=generator) - 1 + 0.4 * torch.randn(N, 3, 32, 32, generator=generator)
     assert samples.abs().max() > 1  # some pixels are out of range
+    cudnn = set()  # the network runs with cuDNN, but not in TF32
+    now = torch.backends.cudnn
+    metrics.extractor.network.register_forward_pre_hook(lambda *_: cudnn.add((now.enabled, now.allow_tf32)))
     found = {name: metrics._measure(name, metrics._samples(samples)) for name in ("kernel_distance", "inception_score")}
     found |= {"frechet": metrics.frechet(samples)}
+    assert cudnn == {(True, False)}
     assert "covariance of 2048 features is singular below 2049" in caplog.text
     assert metrics.extractor.weight_hash == hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
