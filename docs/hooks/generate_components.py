@@ -34,7 +34,8 @@ GROUPS = {
     "whitening": "The exact first layer of a score flow, which knows σ in closed form.",
     "scaling": "How the output of a network becomes a denoiser; a score flow takes `score`.",
     "loss": "The training objective. `cross_entropy` is for `network=classifier`, `elbo` for `network=vae`.",
-    "weighting": "w(σ) of `loss=denoising` and `loss=hybrid`.",
+    "weighting": "w(σ) of `loss=denoising`, `loss=hybrid` and `loss=nll`, which takes `unit`, `sigma` and "
+    "`noise_share` only.",
     "sigma_sampler": "The noise levels seen in training.",
     "conditioner": "What the model is conditioned on, and how often training drops the label. `one_hot` is for "
     "`network=classifier`.",
@@ -138,7 +139,7 @@ def choices(group: str) -> list[str]:
 def default_option(group: str) -> str | None:
     """The option that `python train.py` takes, directly or through network=score_flow and loss=denoising."""
     brought = {"flow": "network/score_flow", "weighting": "loss/denoising", "activation": "flow/linear_activation"}
-    brought["whitening"] = "flow/linear_activation"
+    brought |= {"whitening": "flow/linear_activation", "sampler": "network/score_flow"}
     file = CONF / f"{brought.get(group, 'config')}.yaml"
     for entry in yaml.safe_load(file.read_text())["defaults"]:
         if isinstance(entry, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,36 +22,42 @@ class Conditioning:
         vector: (B, E), or None without a vector.
         tokens: (B, L, E), or None without tokens.
         mask: (B, L) bool, True where a token counts; None if all of them count.
+        guidance: (B, 2), the weights of guidance inside a flow at its first and its last token; None without guidance.
+            The batch then holds pairs, see flowdiff/models/flows/guided.py.
+        gate: (B,), γ² of a score flow's gate (flowdiff/models/flows/gate.py), which only a flow reads; None without.
     """
 
     vector: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    guidance: Tensor | None = None
+    gate: Tensor | None = None
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Join the batches of several conditions along B; shorter sequences are padded with tokens that do not count.
 
         Raises:
-            ValueError: only some of the conditions have a vector, or only some have tokens.
+            ValueError: only some of the conditions have a vector, tokens, guidance or a gate.
         """
-        if len({(part.vector is None, part.tokens is None) for part in parts}) > 1:
+        present = {(c.vector is None, c.tokens is None, c.guidance is None, c.gate is None) for c in parts}
+        if len(present) > 1:
             raise ValueError(
-                "these conditions cannot be joined, because only some have a vector, or only some have tokens: give "
+                "these conditions cannot be joined, because only some have a vector, tokens, guidance or a gate: give "
                 "the null condition the same parts as the others, a vector of zeros or tokens of shape (n, 0, E)."
             )
-        vectors = [part.vector for part in parts if part.vector is not None]
-        vector = torch.cat(vectors) if vectors else None
+        vector = _joined(part.vector for part in parts)
+        others = {"guidance": _joined(part.guidance for part in parts), "gate": _joined(part.gate for part in parts)}
         sequences = [part.tokens for part in parts if part.tokens is not None]
         if not sequences:
-            return Conditioning(vector)
+            return Conditioning(vector, **others)
         longest = max(tokens.shape[1] for tokens in sequences)
         gaps = [longest - tokens.shape[1] for tokens in sequences]
         tokens = torch.cat([F.pad(part, (0, 0, 0, gap)) for part, gap in zip(sequences, gaps, strict=True)])
         if not any(gaps) and all(part.mask is None for part in parts):
-            return Conditioning(vector, tokens)
+            return Conditioning(vector, tokens, **others)
         masks = [F.pad(part.token_mask(), (0, gap)) for part, gap in zip(parts, gaps, strict=True)]
-        return Conditioning(vector, tokens, torch.cat(masks))
+        return Conditioning(vector, tokens, torch.cat(masks), **others)
 
     def __getitem__(self, rows: Tensor) -> Self:
         """The conditions of the selected samples: rows holds their positions (b,), repeats allowed, or is (B,) bool."""
@@ -70,6 +77,12 @@ class Conditioning:
             parts.append(self.tokens.masked_fill(~self.token_mask()[..., None], 0).flatten(1))
         return torch.cat(parts, dim=1)
 
-    def with_vector(self, vector: Tensor) -> Conditioning:
-        """The same tokens with another vector (B, E)."""
-        return Conditioning(vector, self.tokens, self.mask)
+    def with_vector(self, vector: Tensor) -> Self:
+        """The same condition with another vector (B, E)."""
+        return replace(self, vector=vector)
+
+
+def _joined(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """The parts joined along B; None if there is none."""
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None

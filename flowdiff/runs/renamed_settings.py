@@ -38,15 +38,56 @@ RENAMED = (
     Renamed("metrics.interpolate", "metrics.interpolate", NULL_IS_AUTO),
 )
 
-# Settings that came later, with the value at which a run is what it was before them: it is no part of a run id.
-ADDED = {"dataset.background": "white"}
+# Settings that came later, with the value at which a run is what it was before them: it is no part of a run id, and it
+# is the value of an old run, which does not have the setting.
+ADDED = {
+    "dataset.background": "white",
+    "metrics.health": {
+        **{"denoising": True, "levels": 16, "samples": 500},
+        **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},
+    },
+    "clip": False,
+    "network.gate": False,
+    "start": "noise",
+    "sigma_start": None,
+    "guidance.flow_scale": 1.0,
+    "guidance.order": "all",
+    "loss.fokker_planck": 0.0,
+    "loss.fokker_planck_share": 0.25,
+    "loss.fokker_planck_every": 4,
+    "conditioner.null_condition": "learned",
+    "optimizer.final_lr": 0.0,
+}
+
+
+class AddedGroup(NamedTuple):
+    """A config group that an option brings only since runs exist.
+
+    Args:
+        group: the group of the option.
+        name: the option.
+        brings: the group that it brings.
+        as_before: the node with which a run is what it was before.
+    """
+
+    group: str
+    name: str
+    brings: str
+    as_before: Mapping[str, Any]
+
+
+ADDED_GROUPS = (AddedGroup("loss", "nll", "weighting", {"name": "unit"}),)
 
 _MISSING = object()
 
 
 def in_current_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config of any version with today's names and values; the argument stays as it is."""
-    return _translated(config, RENAMED)
+    current = _translated(config, RENAMED)
+    for added in ADDED_GROUPS:
+        if _has_option(current, added):
+            current.setdefault(added.brings, dict(added.as_before))
+    return current
 
 
 def in_first_names(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,11 +96,19 @@ def in_first_names(config: Mapping[str, Any]) -> dict[str, Any]:
         config, [Renamed(now, first, tuple((b, a) for a, b in values)) for first, now, values in RENAMED]
     )
     for key, value in ADDED.items():
-        group, setting = key.split(".")
-        node = first.get(group)
-        if isinstance(node, MutableMapping) and node.get(setting) == value:
+        group, _, setting = key.rpartition(".")
+        node = first.get(group) if group else first
+        if isinstance(node, MutableMapping) and setting in node and node[setting] == value:
             del node[setting]
+    for added in ADDED_GROUPS:
+        if _has_option(first, added) and first.get(added.brings) == added.as_before:
+            del first[added.brings]
     return first
+
+
+def _has_option(config: Mapping[str, Any], added: AddedGroup) -> bool:
+    node = config.get(added.group)
+    return isinstance(node, Mapping) and node.get("name") == added.name
 
 
 def _translated(config: Mapping[str, Any], table: Iterable[Renamed]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.gate import gate
+from flowdiff.shapes import append_dims, sum_except_batch
 from flowdiff.testing import densities
 from flowdiff.testing.compare import require, require_at_most, require_close, require_finite, require_like
 from flowdiff.testing.densities import jacobians
@@ -31,8 +34,9 @@ def check_flow(flow: Flow | MakeFlow, shape: tuple[int, ...], embed_dim: int = 1
 
     Log-determinants equal to slogdet of the Jacobian; round trip; ∫p = 1 (for shape (2,)); score = gradient of log p,
     also by finite differences, and itself differentiable; ∂s/∂x symmetric; log p and score finite up to ‖x‖ = 1e3;
-    samples of a batch independent; every parameter learns; the identity at the start. What the flow declares counts:
-    `identity_at_start`, `smooth`, `twice_differentiable` and `inverse_error`.
+    samples of a batch independent; every parameter learns; the identity at the start; if it is gated, D near the
+    Wiener filter at every σ. What the flow declares counts: `identity_at_start`, `takes_gate`, `smooth`,
+    `twice_differentiable` and `inverse_error`.
 
     Args:
         flow: the flow, which is not changed; or a function token_dim → flow, whose flows are tried without condition
@@ -68,6 +72,9 @@ def _check(flow: Flow, shape: tuple[int, ...], embed_dim: int, token_dim: int, g
         # A few hundred roundings, because a flow may be deep.
         round_trip_in_float32(state, samples(8, shape), condition(8, embed_dim, token_dim), rounding=4e-5)
         samples_of_a_batch_are_independent(state, x[:2], condition(2, embed_dim, token_dim))
+        no_gate_is_a_gate_of_one(state, x, cond)
+        if flow.takes_gate:
+            stays_near_the_wiener_filter(state, samples(16, shape, scale=1.0), condition(16, embed_dim, token_dim))
         for dtype in (torch.float32, torch.float64):
             finite_far_out(state, samples(12, shape), condition(12, embed_dim, token_dim), dtype)
         if shape == (2,):
@@ -90,6 +97,50 @@ def starts_as_the_identity(flow: Flow, x: Tensor, cond: Conditioning) -> None:
     law = "a flow with identity_at_start starts as the identity"
     require_close(z, x, f"{law} (forward(x) = x)", atol=1e-12)  # a product of rotations rounds
     require_close(logdet, torch.zeros_like(logdet), f"{law} (log-determinant 0)", atol=1e-12)
+
+
+def no_gate_is_a_gate_of_one(flow: Flow, x: Tensor, cond: Conditioning) -> None:
+    """Without a gate a flow is what it is with γ = 1."""
+    for name, direction in (("forward", flow.forward), ("inverse", flow.inverse)):
+        without, one = (direction(x, replace(cond, gate=gate)) for gate in (None, torch.ones(len(x)).to(x)))
+        for found, right in zip(one, without, strict=True):
+            require_close(found, right, f"{name} with γ = 1 is {name} without a gate", rtol=1e-9, atol=_tolerance(flow))
+
+
+def stays_near_the_wiener_filter(flow: Flow, y: Tensor, cond: Conditioning, *, limit: float = 1e3) -> None:
+    """The distance of D to the Wiener filter is bounded, and does not grow by a tenth from σ = 1e2 to 1e4.
+
+    It is ‖D − Wiener‖ over the data's deviation √v, root mean square, of a score flow with this flow: σ²·A_σ/√v times
+    the difference of ∇ log p(y) from −y, and A_σ is 1/√(v + σ²).
+
+    Args:
+        flow: the flow, which declares `takes_gate`; best with random parameters.
+        y: standard normal samples (B, …), as a whitening gives them.
+        cond: their condition, whose gate is replaced.
+        limit: largest distance, for σ from 1 to 1e4 in units of √v.
+    """
+    distances = wiener_distances(flow, y, cond)
+    found = ", ".join(f"{distance:.3g}" for distance in distances)
+    require(
+        max(distances) <= limit and distances[-1] <= 1.1 * distances[2] + 1e-6,
+        "the distance of D to the Wiener filter is bounded as σ grows",
+        f"for σ = 1, 10, 1e2, 1e3, 1e4 it is {found} deviations of the data, where up to {limit:g} and no growth from "
+        "1e2 on are allowed; multiply the parameters by the gate with flowdiff.models.flows.gate.gated",
+    )
+
+
+def wiener_distances(flow: Flow, y: Tensor, cond: Conditioning) -> list[float]:
+    """‖D − Wiener‖/√v at σ = 1, 10, 1e2, 1e3, 1e4 in units of √v; see `stays_near_the_wiener_filter`."""
+    distances = []
+    for sigma in (1.0, 10.0, 1e2, 1e3, 1e4):
+        square = gate(torch.ones(1, dtype=y.dtype), torch.full((len(y),), sigma, dtype=y.dtype))
+        gamma = append_dims(square.sqrt(), y.ndim)
+        inner = y.detach().requires_grad_()
+        u, logdet = flow(gamma * inner, replace(cond, gate=square))
+        log_p = logdet - 0.5 * sum_except_batch((u / gamma) ** 2)
+        (score,) = torch.autograd.grad(log_p.sum(), inner)
+        distances.append(float((score + y).square().mean().sqrt() * sigma**2 / (1 + sigma**2) ** 0.5))
+    return distances
 
 
 def round_trip(flow: Flow, x: Tensor, cond: Conditioning) -> None:

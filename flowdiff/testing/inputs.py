@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,9 @@ def samples(n: int, shape: tuple[int, ...], scale: float = 1.5) -> Tensor:
 
 
 def condition(n: int, embed_dim: int, cond_dim: int = 0, seed: int = 2) -> Conditioning:
-    """The condition of n samples as a flow gets it: an embedding of noise level and condition, and tokens.
+    """The condition of n samples as a flow gets it: an embedding of noise level and condition, a gate, and tokens.
+
+    γ² runs from 1 down to ¼, so that the gate matters and the flow stays far from the identity.
 
     Args:
         n: number of samples; their noise levels run from 0.01 to 50.
@@ -36,10 +39,11 @@ def condition(n: int, embed_dim: int, cond_dim: int = 0, seed: int = 2) -> Condi
         sigma = torch.logspace(-2, math.log10(50), n, dtype=torch.float64)
         e = embedding(0.25 * sigma.log(), c).vector
         e = e / e.std()  # of order one, as after training
+        gate = torch.linspace(1, 0.25, n, dtype=torch.float64)
         if not cond_dim:
-            return Conditioning(e)
+            return Conditioning(e, gate=gate)
         mask = torch.arange(3) <= (torch.arange(n) % 3)[:, None]
-        return Conditioning(e, torch.randn(n, 3, cond_dim, dtype=torch.float64), mask)
+        return Conditioning(e, torch.randn(n, 3, cond_dim, dtype=torch.float64), mask, gate=gate)
 
 
 def repeated(cond: Conditioning, i: int, n: int) -> Conditioning:
@@ -48,9 +52,9 @@ def repeated(cond: Conditioning, i: int, n: int) -> Conditioning:
 
 
 def in_dtype(cond: Conditioning, dtype: torch.dtype) -> Conditioning:
-    """The condition with vector and tokens in another floating-point type."""
-    vector, tokens = (None if part is None else part.to(dtype) for part in (cond.vector, cond.tokens))
-    return Conditioning(vector, tokens, cond.mask)
+    """The condition with its numbers in another floating-point type."""
+    numbers = {name: part for name, part in vars(cond).items() if part is not None and part.is_floating_point()}
+    return replace(cond, **{name: part.to(dtype) for name, part in numbers.items()})
 
 
 def perturb(module: M, gain: float = 0.5, seed: int = 1) -> M:

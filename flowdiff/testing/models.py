@@ -8,6 +8,7 @@ from flowdiff.data.pixels import Pixels
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance.none import NoGuidance
 from flowdiff.diffusion.model import ConditionedDenoiser, Sampling
+from flowdiff.diffusion.samplers.clipping import DataRange
 from flowdiff.models.conditioners import Conditioner, Unconditional
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import FirstStage
@@ -41,7 +42,8 @@ def model_of(
     shape: tuple[int, ...] = (),
     sigma_data: float = 0.5,
 ) -> ConditionedDenoiser:
-    """A model in eval mode with the scaling `score`, D = x + σ²·F, and the default sampler and schedule.
+    """A model in eval mode with the scaling `score`, D = x + σ²·F, and the sampler heun and the default
+    schedule; D is not clipped.
 
     Args:
         network: F, a score; for an oracle its `network`.
@@ -53,7 +55,8 @@ def model_of(
     denoiser = Denoiser(network, create("scaling", "score"))
     denoiser.sigma_data.fill_(sigma_data)
     schedule, levels = create("schedule", "karras"), create("sigma_sampler", "edm")
-    sampling = Sampling(create("sampler", "heun"), schedule, NoGuidance, levels, settings={})
+    sampling = Sampling(create("sampler", "heun"), schedule, NoGuidance, levels, settings={}, clip=False)
     to_uint8 = Pixels(256, dequantize=True, flip=False).to_uint8
     stage = first_stage or IdentityFirstStage(shape)
-    return ConditionedDenoiser(denoiser, conditioner or Unconditional(), stage, to_uint8, sampling).eval()
+    data_range = DataRange(stage.latent_shape[0] if stage.latent_shape else 1, images=False)
+    return ConditionedDenoiser(denoiser, conditioner or Unconditional(), stage, to_uint8, sampling, data_range).eval()

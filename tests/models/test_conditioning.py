@@ -9,10 +9,12 @@ from flowdiff.models.conditioning import Conditioning
 
 
 def words(n: int, length: int, seed: int = 0) -> Conditioning:
-    """n samples, each with a vector and tokens; the first i + 1 tokens of sample i count."""
+    """n samples, each with a vector, tokens, guidance and a gate; the first i + 1 tokens of sample i count."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(length) <= torch.arange(n)[:, None]
-    return Conditioning(torch.randn(n, 2, generator=generator), torch.randn(n, length, 3, generator=generator), mask)
+    sizes = ((2,), (length, 3), (2,), ())
+    vector, tokens, guidance, gate = (torch.randn(n, *size, generator=generator) for size in sizes)
+    return Conditioning(vector, tokens, mask, guidance, gate)
 
 
 def test_indexing_undoes_joining():
@@ -21,6 +23,7 @@ def test_indexing_undoes_joining():
     for part, rows in ((a, torch.tensor([0, 1])), (b, torch.tensor([False, False, True, True, True]))):
         for name, given in vars(part).items():
             assert torch.equal(getattr(both[rows], name), given)
+            assert torch.equal(getattr(both.with_vector(both.vector)[rows], name), given)
     vector = Conditioning.cat([Conditioning(a.vector), Conditioning(b.vector)])[torch.tensor([4, 4])]
     assert torch.equal(vector.vector, b.vector[[2, 2]])
     assert vector.tokens is None
@@ -31,7 +34,8 @@ def test_indexing_undoes_joining():
 
 
 def test_shorter_sequences_are_padded_with_tokens_that_do_not_count():
-    long, short, none = words(2, 4), Conditioning(torch.ones(1, 2), torch.ones(1, 2, 3)), words(1, 0)
+    short = Conditioning(torch.ones(1, 2), torch.ones(1, 2, 3), None, torch.ones(1, 2), torch.ones(1))
+    long, none = words(2, 4), words(1, 0)
     both = Conditioning.cat([long, short, none])
     assert both.tokens.shape == (4, 4, 3)
     assert both.mask.tolist() == [
@@ -54,6 +58,8 @@ def test_flat_contains_only_tokens_that_count():
 
 def test_conditions_with_different_parts_cannot_be_joined():
     cond = words(2, 4)
-    for other in (Conditioning(cond.vector), Conditioning(None, cond.tokens)):
+    parts = {name: part for name, part in vars(cond).items() if name != "mask"}
+    for missing in parts:
+        other = Conditioning(**{name: part for name, part in parts.items() if name != missing})
         with pytest.raises(ValueError, match="cannot be joined"):
             Conditioning.cat([cond, other])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from flow_cases import label, make_flow, takes, variants
 
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.gate import gated
 from flowdiff.testing import check_flow
 from flowdiff.testing import flows as laws
 from flowdiff.testing.inputs import condition, perturb, samples
@@ -15,7 +17,9 @@ EMBED = 4
 
 
 class Scaled(Flow):
-    """z = x·exp(s) with s a linear map of the embedding: a right flow, whose subclasses each break one law."""
+    """z = x·exp(s), s linear in the embedding and gated: a right flow, whose subclasses each break one law."""
+
+    takes_gate = True
 
     def __init__(self, dim=2):
         super().__init__()
@@ -24,12 +28,28 @@ class Scaled(Flow):
         torch.nn.init.zeros_(self.log_scale.bias)
 
     def forward(self, x, cond):
-        s = torch.tanh(self.log_scale(cond.vector).to(x))
+        s = torch.tanh(gated(self.log_scale(cond.vector).to(x), cond))
         return x * s.exp(), s.sum(1)
 
     def inverse(self, z, cond):
-        s = torch.tanh(self.log_scale(cond.vector).to(z))
+        s = torch.tanh(gated(self.log_scale(cond.vector).to(z), cond))
         return z * (-s).exp(), -s.sum(1)
+
+
+class NotGated(Scaled):
+    def forward(self, x, cond):
+        return super().forward(x, Conditioning(cond.vector))
+
+    def inverse(self, z, cond):
+        return super().inverse(z, Conditioning(cond.vector))
+
+
+class ShiftedByTheGate(Scaled):
+    """Its shift γ² is small at high noise, and missing without a gate."""
+
+    def forward(self, x, cond):
+        z, logdet = super().forward(x, cond)
+        return (z, logdet) if cond.gate is None else (z + cond.gate[:, None], logdet)
 
 
 class NotTheIdentity(Scaled):
@@ -146,10 +166,10 @@ class SplitNotSaved(Scaled):
 
     def forward(self, x, cond):
         z, logdet = super().forward(x, cond)
-        return z + self.order.to(z), logdet
+        return z + gated(self.order.to(z).expand_as(z), cond), logdet
 
     def inverse(self, z, cond):
-        return super().inverse(z - self.order.to(z), cond)
+        return super().inverse(z - gated(self.order.to(z).expand_as(z), cond), cond)
 
 
 class UnusedParameter(Scaled):
@@ -168,6 +188,8 @@ def batch(n=4):
 
 
 BROKEN = [
+    (laws.stays_near_the_wiener_filter, NotGated, "the distance of D to the Wiener filter is bounded"),
+    (laws.no_gate_is_a_gate_of_one, ShiftedByTheGate, "forward with γ = 1 is forward without a gate"),
     (laws.starts_as_the_identity, NotTheIdentity, "starts as the identity"),
     (laws.round_trip, WrongInverse, r"inverse\(forward\(x\)\) = x"),
     (laws.round_trip, LargerDensity, "log-determinants of both directions cancel"),
@@ -211,6 +233,8 @@ def test_a_state_dict_that_does_not_determine_the_flow_is_rejected():
 @pytest.mark.parametrize(
     "kind",
     [
+        NotGated,
+        ShiftedByTheGate,
         NotTheIdentity,
         WrongInverse,
         WrongLogDet,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.guided import GuidanceOrder
 from flowdiff.models.nn.recompute import call
 
 
@@ -31,9 +32,11 @@ class Flow(nn.Module, ABC):
 
     smooth: bool = True  # C² in x with a smooth activation; if False the score or its derivative jumps
     twice_differentiable: bool = True  # by autograd; if False losses that differentiate the score are refused
+    takes_gate: bool = False  # whether its parameters are multiplied by the gate (flowdiff/models/flows/gate.py)
     forward_differentiable: bool = True  # by torch's forward mode; if False loss.gradient=forward_mode is refused
     identity_at_start: bool = True
     inverse_by: str = "closed form"  # how f⁻¹ is computed, in a few words for the documentation
+    guidance_orders: tuple[GuidanceOrder, ...] = ()  # of guidance inside its inverse; none: it ignores cond.guidance
     inverse_error: float = 0.0  # largest |f⁻¹(f(x)) − x| beyond rounding, for x of order one
 
     @abstractmethod

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flattened, Flow, Sequential
+from flowdiff.models.flows.gate import gated
+from flowdiff.models.flows.guided import guided_forward
 from flowdiff.shapes import sum_except_batch
 
 # (in_features, out_features) → net(x (B, in_features, …), cond) → (B, out_features, …), zero at the start.
@@ -65,10 +67,23 @@ class Affine(Transform):
         s, t = self._scale_shift(params)
         return (y - t) * (-s).exp(), -s
 
+    def guided_inverse(self, y: Tensor, params: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of a batch of pairs, guided with the weights guidance (B, 2) of a flow without tokens."""
+        s, t = guided_forward(*self._scale_shift(params), guidance[:, 1])
+        return (y - t) * (-s).exp(), -s
+
     def _scale_shift(self, params: Tensor) -> tuple[Tensor, Tensor]:
         a, t = params.unbind(1)
         c = self.scale_bound
         return torch.sigmoid(a * (2 / c)) * (2 * c) - c, t  # c·tanh(a/c); torch.tanh takes twice as long
+
+
+def inverse_of(transform: Transform, y: Tensor, params: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+    """The inverse of a transform, guided if the condition says so."""
+    if cond.guidance is None:
+        return transform.inverse(y, params)
+    assert isinstance(transform, Affine)  # flows of other transforms have no guidance_orders
+    return transform.guided_inverse(y, params, cond.guidance)
 
 
 class Coupling(Flow):
@@ -99,12 +114,12 @@ class Coupling(Flow):
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         kept, moved = self._split(z)
-        moved, log_slope = self.transform.inverse(moved, self._params(kept, cond))
+        moved, log_slope = inverse_of(self.transform, moved, self._params(kept, cond), cond)
         return self._join(kept, moved), sum_except_batch(log_slope)
 
     def _params(self, kept: Tensor, cond: Conditioning) -> Tensor:
         params = self.net(kept, cond).to(kept.dtype)  # the net may run under autocast, the transform must not
-        return params.unflatten(1, (self.transform.num_params, -1))  # (B, P, moved, …)
+        return gated(params, cond).unflatten(1, (self.transform.num_params, -1))  # (B, P, moved, …)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         head, tail = x.split_with_sizes(self.sizes, dim=1)

@@ -3,10 +3,10 @@
     dz/dt = v = g(z, t; e) + a(e)·z,   z(0) = x,  z(1) = z        d log|det ∂z/∂x| / dt = tr ∂v/∂z = tr ∂g/∂z + Σ a
 
 e is the embedding of (¼ ln σ, c); a(e), one rate per dimension, lets σ and c set the scale of each dimension. Base →
-data solves the same equation from t = 1 back to 0. With one hidden layer, g = W₂ act(u) and u = (1 + γ(e, t))·W₁z +
+data solves the same equation from t = 1 back to 0. With one hidden layer, g = W₂ act(u) and u = (1 + α(e, t))·W₁z +
 β(e, t), the trace is a sum over the hidden units, exact for any D:
 
-    tr ∂g/∂z = Σ_h act′(u_h)·(1 + γ_h)·(W₁W₂)_hh
+    tr ∂g/∂z = Σ_h act′(u_h)·(1 + α_h)·(W₁W₂)_hh
 
 The exact trace of a deeper net takes D products with its Jacobian; Hutchinson's estimate εᵀ(∂g/∂z)ε takes one.
 """
@@ -27,6 +27,7 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flattened, Flow, Sequential, embedding
+from flowdiff.models.flows.gate import gated
 from flowdiff.models.nn.inject import CrossAttention, Inject, zero_init
 from flowdiff.models.nn.mlp import ResidualMLP
 from flowdiff.models.nn.recompute import call
@@ -85,6 +86,7 @@ class FFJORD(Flow):
     hidden layer: Chen et al., Neural Ordinary Differential Equations, 2018.
     """
 
+    takes_gate = True
     inverse_by = "the same equation, backward in t"
 
     def __init__(
@@ -153,9 +155,9 @@ class Velocity(nn.Module, ABC):
 class OneLayerVelocity(Velocity):
     """g with one hidden layer and its exact trace; W₂ = 0 at the start.
 
-    g = W₂ act(u),  u = (1 + γ)·W₁z + β
+    g = W₂ act(u),  u = (1 + α)·W₁z + β
 
-    film: γ and β are linear in e and in τ, the features of t, and 0 at the start; concat: γ = 0 and β is linear in
+    film: α and β are linear in e and in τ, the features of t, and 0 at the start; concat: α = 0 and β is linear in
     them; cross_attention: as concat, and an attention of e over the condition's tokens is added to β.
     """
 
@@ -167,7 +169,7 @@ class OneLayerVelocity(Velocity):
         self.outer = nn.Linear(width, dim)
         zero_init(self.outer)
         film = settings.inject == "film"
-        self.chunks = 2 if film else 1  # γ and β, or β
+        self.chunks = 2 if film else 1  # α and β, or β
         self.entry = nn.Linear(embed_dim, self.chunks * width)
         self.time = nn.Linear(TIME_FEATURES, self.chunks * width, bias=False)
         if film:
@@ -241,7 +243,7 @@ class NetVelocity(Velocity):
 class ContinuousFlow(Flow):
     """Data → base by solving one differential equation from t = 0 to 1.
 
-    dz/dt = g + a(e)·z for z (B, D); a is linear in e and 0 at the start.
+    dz/dt = γ²·(g + a(e)·z) for z (B, D); a is linear in e and 0 at the start, γ² the gate.
 
     Args:
         velocity: g and its trace.
@@ -273,9 +275,9 @@ class ContinuousFlow(Flow):
             def derivative(t: Tensor, state: State) -> State:
                 z, logdet = state
                 g, trace = call(lambda z: net.derivative(t, (z, logdet)), z, checkpoint=self.checkpoint)
-                return g + rate * z, trace + rate.sum(1)
+                return gated(g + rate * z, cond), gated(trace + rate.sum(1), cond)
 
-            equation = Equation(derivative, [*net.inputs, rate])
+            equation = Equation(derivative, [*net.inputs, rate, *([] if cond.gate is None else [cond.gate])])
             return self.solve(equation, (z, z.new_zeros(len(z))), start, end)
 
 

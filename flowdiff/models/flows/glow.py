@@ -22,6 +22,8 @@ from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow, embedding
 from flowdiff.models.flows.coupling import Affine, Coupling
+from flowdiff.models.flows.gate import gated
+from flowdiff.models.flows.guided import guided_forward
 from flowdiff.models.flows.linear_maps import PLU
 from flowdiff.models.flows.multiscale import MultiScale, Shape, conv_nets, image_levels
 from flowdiff.models.nn.inject import Inject, zero_init
@@ -60,6 +62,9 @@ class Glow(Flow):
 
     Source: Kingma, Dhariwal, Glow: Generative Flow with Invertible 1×1 Convolutions, 2018.
     """
+
+    takes_gate = True
+    guidance_orders = ("all",)
 
     def __init__(
         self,
@@ -106,14 +111,14 @@ class Glow(Flow):
 class ActNorm(Flow):
     """Scale and shift of each channel, standardised by the first training batch and then learned.
 
-    z = x·e^g + b for x (B, C, H, W),  g = γ + c·tanh(u(e)/c),  b = β + v(e),  (u, v) linear in e and 0 at the start
+    z = x·e^g + b for x (B, C, H, W),  g = α + c·tanh(u(e)/c),  b = β + v(e),  (u, v) linear in e and 0 at the start
 
-    γ = β = 0 until the first training batch (training mode, gradients recorded). That batch sets them so that z has
+    α = β = 0 until the first training batch (training mode, gradients recorded). That batch sets them so that z has
     mean 0 and deviation 1 over the batches of all processes, once: the flag `initialised` is part of the state dict,
-    and neither loading nor evaluating changes γ and β.
+    and neither loading nor evaluating changes α and β. With a gate, which multiplies g and b, it is so where γ = 1.
 
     A channel whose mean lies within ±1 and whose deviation lies within a factor 2 of 1 is left as it is. A whitened x
-    is of this kind, and standard at each σ: one γ and β for all σ, measured on their mixture, would spoil the Gaussian
+    is of this kind, and standard at each σ: one α and β for all σ, measured on their mixture, would spoil the Gaussian
     start. On the digits behind isotropic whitening it raises the test loss at the start from 1.00 to 1.21, for σ > 1.5
     to 3.8. u and v learn what depends on σ.
 
@@ -142,11 +147,14 @@ class ActNorm(Flow):
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         g, b = self._scale_shift(cond)
+        if cond.guidance is not None:
+            g, b = guided_forward(g, b, cond.guidance[:, 1])
         return (z - append_dims(b, 4)) * append_dims((-g).exp(), 4), -g.sum(1) * math.prod(z.shape[2:])
 
     def _scale_shift(self, cond: Conditioning) -> tuple[Tensor, Tensor]:
         u, v = self.steer(cond.vector).to(embedding(cond).dtype).chunk(2, dim=1)  # (B, C) each
-        return self.log_scale + self.scale_bound * torch.tanh(u / self.scale_bound), self.shift + v
+        g, b = self.log_scale + self.scale_bound * torch.tanh(u / self.scale_bound), self.shift + v
+        return gated(g, cond), gated(b, cond)
 
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
@@ -173,13 +181,13 @@ def _channel_mean(x: Tensor) -> Tensor:
 
 
 class PerPixel(Flow):
-    """A flow of vectors applied to the channels of each pixel, with shared weights: a 1×1 convolution if it is linear.
+    """A linear map applied to the channels of each pixel, with shared weights: an invertible 1×1 convolution.
 
     Args:
-        flow: a flow of vectors (B·H·W, C) that does not read the condition.
+        flow: the map of C dimensions.
     """
 
-    def __init__(self, flow: Flow):
+    def __init__(self, flow: PLU):
         super().__init__()
         self.flow = flow
 
@@ -195,5 +203,5 @@ class PerPixel(Flow):
     ) -> tuple[Tensor, Tensor]:
         pixels = x.movedim(1, -1)  # (B, H, W, C)
         with torch.autocast(x.device.type, enabled=False):
-            out, logdet = direction(pixels.flatten(0, 2), cond)
-        return out.reshape(pixels.shape).movedim(-1, 1), logdet.reshape(len(x), -1).sum(1)
+            out, logdet = direction(pixels, cond)
+        return out.movedim(-1, 1), logdet

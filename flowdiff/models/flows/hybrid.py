@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow, Sequential, embedding
-from flowdiff.models.flows.coupling import Affine, Transform, alternating_couplings, vector_couplings
+from flowdiff.models.flows.coupling import Affine, Transform, alternating_couplings, inverse_of, vector_couplings
+from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.multiscale import image_levels, squeeze, unsqueeze
 from flowdiff.models.nn.conv import ResidualConv
 from flowdiff.models.nn.inject import Inject, zero_init
@@ -64,6 +65,9 @@ class Hybrid(Flow):
 
     Source: Yu, Derpanis, Brubaker, Wavelet Flow: Fast Training of High Resolution Normalizing Flows, 2020.
     """
+
+    takes_gate = True
+    guidance_orders = ("all",)
 
     def __init__(
         self,
@@ -148,7 +152,7 @@ class CoarseToFine(Flow):
 
     def _with_image(self, c: Tensor, cond: Conditioning) -> ImageConditioning:
         features = call(self.cnn, c, cond, checkpoint=self.checkpoint)
-        return ImageConditioning(cond.vector, cond.tokens, cond.mask, torch.cat([c, features], dim=1))
+        return ImageConditioning(**vars(cond), image=torch.cat([c, features], dim=1))
 
 
 @dataclass(frozen=True)
@@ -192,12 +196,12 @@ class ElementwiseFlow(Flow):
         return z, sum_except_batch(log_slope)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        x, log_slope = self.transform.inverse(z, self._params(cond))
+        x, log_slope = inverse_of(self.transform, z, self._params(cond), cond)
         return x, sum_except_batch(log_slope)
 
     def _params(self, cond: Conditioning) -> Tensor:
-        params = self.steer(cond.vector).to(embedding(cond).dtype).unflatten(1, self.shape)  # (B, *shape, P)
-        return params.movedim(-1, 1)
+        params = gated(self.steer(cond.vector).to(embedding(cond).dtype), cond)
+        return params.unflatten(1, self.shape).movedim(-1, 1)  # (B, P, *shape)
 
 
 def haar_split(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import MAX_STRENGTH, Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flattened, Flow, Sequential
+from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.linear_maps import PLU, Householder, Kronecker, LinearMap, Rotation, max_reflections
 from flowdiff.models.nn.inject import zero_init
 from flowdiff.registry import register
@@ -62,6 +63,7 @@ class LinearActivation(Flow):
         ConfigurationError: reflections is given with another map, or is more than are needed for every rotation.
     """
 
+    takes_gate = True
     inverse_by = "the activation's: closed form or Newton's method"
 
     def __init__(
@@ -136,7 +138,7 @@ class ConditionedActivation(Flow):
         return (y - b) * torch.exp(-g), (log_slope - g).sum(1)
 
     def _parameters_of(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        g, b, w, k = self.steer(cond.vector).chunk(4, dim=1)  # (B, D) each
+        g, b, w, k = gated(self.steer(cond.vector), cond).chunk(4, dim=1)  # (B, D) each
         g = self.log_scale_bound * torch.tanh(g / self.log_scale_bound)
         return g, b, MAX_STRENGTH * torch.tanh(w), torch.exp(self.log_sharpness_bound * torch.tanh(k))
 

@@ -1,7 +1,7 @@
 """Invertible linear maps of vectors, z = W x, whose log-determinant needs no determinant.
 
     rotation      W = (I + A)⁻¹(I − A), A skew       D² numbers       O(D³) per batch
-    plu           W = P L U                          2·D² numbers     O(D³) per batch
+    plu           W = P L U                          2·D² numbers     O(D²) per sample
     householder   W = H_1 … H_K, reflections         K·D numbers      O(K·D) per sample
     kronecker     W = R_1 ⊗ … ⊗ R_m, rotations       Σ nᵢ² numbers    O(D·Σ nᵢ) per sample, D = Π nᵢ
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.gate import gated
 
 TRAINING_COPIES = 5  # of a parameter: itself, its gradient, Adam's two moments, the weight average
 
@@ -97,7 +98,7 @@ class Rotation(Orthogonal):
         lower = self.weight.tril(-1)
         A = lower - lower.T
         eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        return torch.linalg.solve(eye + A, eye - A)
+        return torch.linalg.solve_ex(eye + A, eye - A).result  # I + A is never singular; a check would make a GPU wait
 
     def rotate(self, x: Tensor) -> Tensor:
         return x @ self.matrix().T
@@ -201,7 +202,9 @@ class PLU(LinearMap):
 
     W = P L U,  L unit lower triangular, U upper triangular with the diagonal e^s,  log|det W| = Σ s
 
-    The permutations of a chain are random except the one after the last layer, which undoes the others.
+    The gate multiplies L − I, s and the rest of U, so that W is another matrix at each noise level; P is orthogonal and
+    stays. The permutations of a chain are random except the one after the last layer, which undoes the others. The last
+    dimension of x (B, …, D) is transformed, at every place of the others.
 
     Args:
         dim: D.
@@ -230,23 +233,34 @@ class PLU(LinearMap):
 
     @staticmethod
     def numbers_in_training(shape: tuple[int, ...]) -> int:
-        return (2 * TRAINING_COPIES + 3) * math.prod(shape) ** 2  # L, U, W
-
-    def matrix(self) -> Tensor:
-        """W (D, D)."""
-        L, U = self._factors()
-        return (L @ U)[self.permutation]
+        return (2 * TRAINING_COPIES + 2) * math.prod(shape) ** 2  # L, U
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return x @ self.matrix().T, self.log_diagonal.sum().expand(len(x))
+        s = gated(self.log_diagonal.expand(len(x), -1), cond)  # (B, D)
+        at_every_place = s.reshape(len(x), *(1,) * (x.ndim - 2), s.shape[1])
+        y = x * at_every_place.exp() + gated(x @ self.upper.triu(1).T, cond)  # U x
+        z = y + gated(y @ self.lower.tril(-1).T, cond)  # L y
+        return z[..., self.permutation], self._log_det(s, x)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        L, U = self._factors()
-        x = z[:, self.permutation.argsort()].T
-        x = torch.linalg.solve_triangular(L, x, upper=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(U, x, upper=True)
-        return x.T, -self.log_diagonal.sum().expand(len(z))
+        s = gated(self.log_diagonal.expand(len(z), -1), cond)
+        y = z[..., self.permutation.argsort()]
+        gate = y.new_ones(len(y)) if cond.gate is None else cond.gate
+        if gate.requires_grad:  # each sample is solved with its own γ, so that σ can be differentiated
+            groups = list(torch.arange(len(y), device=y.device).split(1))
+        else:  # samples with the same γ have the same W; in sampling all of them
+            groups = [(gate == value).nonzero()[:, 0] for value in gate.unique()]
+        x = torch.cat([self._solve(y[rows], gate[rows[0]]) for rows in groups])
+        return x[torch.cat(groups).argsort()], -self._log_det(s, z)
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(len(self.lower), dtype=self.lower.dtype, device=self.lower.device)
-        return self.lower.tril(-1) + eye, self.upper.triu(1) + torch.diag(torch.exp(self.log_diagonal))
+    def _solve(self, y: Tensor, gate: Tensor) -> Tensor:
+        """U⁻¹ L⁻¹ y for samples y (b, …, D) with one γ² = gate."""
+        columns = y.flatten(0, -2).T
+        columns = torch.linalg.solve_triangular(gate * self.lower, columns, upper=False, unitriangular=True)
+        U = gate * self.upper.triu(1) + torch.diag(torch.exp(gate * self.log_diagonal))
+        return torch.linalg.solve_triangular(U, columns, upper=True).T.reshape(y.shape)
+
+    @staticmethod
+    def _log_det(s: Tensor, x: Tensor) -> Tensor:
+        """log|det W| over all places of x (B, …, D), (B,)."""
+        return math.prod(x.shape[1:-1]) * s.sum(1)

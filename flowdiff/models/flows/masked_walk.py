@@ -8,20 +8,25 @@ as these are known: each step computes the units that the last step made final, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def masked_inverse(transform: Any, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+def masked_inverse(
+    transform: Any,
+    make_tau: Callable[[Tensor], Any],
+    z: Tensor,
+    e: Tensor,
+    guide: Callable[[Any, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """z (B, D), e (B, E) → x (B, D), log|det ∂x/∂z| (B,) by a MaskedAutoregressiveTransform of zuko.
 
-    It writes into its buffers, so autograd cannot follow it. τ must be elementwise: it is built for the dimensions of
-    each step alone.
+    It writes into its buffers, so autograd cannot follow it. τ must be elementwise: it is made for the dimensions of
+    each step alone, of h (B, dims, total). `guide` may change the τ (B, dims) of each step 0, 1, ….
     """
-    from zuko.utils import unpack
-
     layers = list(transform.hyper)
     linears, activations = layers[::2], layers[1::2]
     hidden = [torch.cat([torch.zeros_like(z), e], 1).T.contiguous()]  # one row per unit, contiguous in memory
@@ -36,7 +41,9 @@ def masked_inverse(transform: Any, z: Tensor, e: Tensor) -> tuple[Tensor, Tensor
                 target[units] = activation(torch.addmm(bias, weight, source))
         _, weight, bias = last[step]
         h = torch.addmm(bias, weight, hidden[-1]).T.unflatten(1, (len(dims), -1))  # (B, dims, total)
-        tau = transform.univariate(*unpack(h, transform.shapes))
+        tau = make_tau(h)
+        if guide is not None:
+            guide(tau, step)
         x_dims, log_slope = tau.inv.call_and_ladj(z[dims].T)
         x[dims] = x_dims.T
         logdet += log_slope.sum(1)

@@ -204,6 +204,8 @@ class CouplingFlow(Flow, ABC):
         ConfigurationError: a vector has fewer than two dimensions, or the sides of an image cannot be halved.
     """
 
+    takes_gate = True
+
     def __init__(
         self,
         name: str,
@@ -218,6 +220,7 @@ class CouplingFlow(Flow, ABC):
         heads: int = 0,
     ):
         super().__init__()
+        self.guidance_orders = ("all",) if isinstance(transform, Affine) else ()
         self.flow: Flow
         if form == "image" or (form == "auto" and large_even_image(shape)):
             levels = image_levels(name, shape, levels)

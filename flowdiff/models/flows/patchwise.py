@@ -26,6 +26,7 @@ from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow, Sequential, embedding
 from flowdiff.models.flows.coupling import Affine, vector_couplings
+from flowdiff.models.flows.guided import at_token
 from flowdiff.models.flows.hybrid import ElementwiseFlow
 from flowdiff.models.nn.embeddings import unit_linear
 from flowdiff.models.nn.inject import Inject
@@ -67,6 +68,7 @@ class Patchwise(Flow):
         ConfigurationError: the samples are vectors, patch does not divide the sides, or heads does not divide hidden.
     """
 
+    takes_gate = True
     inverse_by = "patch by patch"
 
     def __init__(
@@ -107,6 +109,7 @@ class Patchwise(Flow):
             self.context = PastTransformer(
                 T, d, embed_dim, hidden, heads, n_layers, embed_dim, activation, "film", checkpoint
             )
+        self.guidance_orders = ("all",) if self.context is None else ("all", "token")
         transform = Affine(scale_bound)
         flows: list[Flow] = [ElementwiseFlow((d,), embed_dim, transform)]
         if d > 1:
@@ -141,7 +144,7 @@ class Patchwise(Flow):
         for i in range(z.shape[1]):
             h = reader.after(patches[-1]) if patches else reader.first(len(z))
             v = self._patch_vector(e, self.position[i], h)
-            patch, term = self.flow.inverse(z[:, i], cond.with_vector(v))
+            patch, term = self.flow.inverse(z[:, i], at_token(cond.with_vector(v), i, z.shape[1]))
             patches.append(patch)
             logdet = logdet + term
         return torch.stack(patches, 1), logdet
@@ -164,9 +167,9 @@ class Patchwise(Flow):
 
 
 def patch_conditions(cond: Conditioning, v: Tensor) -> Conditioning:
-    """The conditions of B·T patches, sample by sample: v (B, T, embed_dim) as vectors, with the sample's tokens."""
-    tokens, mask = (None if t is None else t.repeat_interleave(v.shape[1], 0) for t in (cond.tokens, cond.mask))
-    return Conditioning(v.flatten(0, 1), tokens, mask)
+    """The conditions of B·T patches, sample by sample: v (B, T, embed_dim) as vectors, the rest as the sample's."""
+    others = {name: part for name, part in vars(cond).items() if part is not None and name != "vector"}
+    return Conditioning(v.flatten(0, 1), **{k: part.repeat_interleave(v.shape[1], 0) for k, part in others.items()})
 
 
 def patch_side(shape: tuple[int, ...], patch: int | None) -> int:

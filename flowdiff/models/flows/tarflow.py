@@ -12,6 +12,7 @@ the tokens before i first. Every second block takes the tokens in reversed order
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow, embedding
+from flowdiff.models.flows.gate import gated
+from flowdiff.models.flows.guided import guided_inverse, weight_at
 from flowdiff.models.nn.embeddings import condition_tokens
 from flowdiff.models.nn.inject import Inject
 from flowdiff.models.nn.sdpa import may_fuse
@@ -76,7 +79,9 @@ class TarFlow(Flow):
     et al., STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis, 2025.
     """
 
+    takes_gate = True
     forward_differentiable = False
+    guidance_orders = ("all", "token")
     inverse_by = "token by token, or Jacobi iteration"
 
     def __init__(
@@ -119,22 +124,22 @@ class TarFlow(Flow):
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         fused = may_fuse(x)
-        e, context = self.condition(cond)
+        own, context = self.condition(cond)
         u, logdet = self.patches.split(x), x.new_zeros(len(x))
         for block in self.blocks:
-            u, term = block(u, e, context, fused)
+            u, term = block(u, own, context, fused)
             logdet = logdet + term
         return self.patches.join(u), logdet
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        e, context = self.condition(cond)
+        own, context = self.condition(cond)
         u, logdet = self.patches.split(z), z.new_zeros(len(z))
         for block in reversed(self.blocks):
             assert isinstance(block, Block)  # nn.ModuleList does not keep the type of its elements
-            if self._use_jacobi(z):
-                u, term = block.inverse_jacobi(u, e, context, self.tolerance)
+            if self._use_jacobi(z) and cond.guidance is None:  # which stops a sample without its pair
+                u, term = block.inverse_jacobi(u, own, context, self.tolerance)
             else:
-                u, term = block.inverse_sequential(u, e, context, may_fuse(z))
+                u, term = block.inverse_sequential(u, own, context, may_fuse(z))
             logdet = logdet + term
         return self.patches.join(u), logdet
 
@@ -149,6 +154,8 @@ class Block(nn.Module):
 
     z_i = (x_i − b_i)·e^{−a_i},  (o_i, b_i) = net_i(x_0 … x_{i−1}; e),  a_i = c·tanh(o_i/c)
 
+    Of the condition `cond` it reads the vector e, the gate, which multiplies o and b, and the guidance of its inverse.
+
     Args:
         net: the causal transformer.
         scale_bound: c > 0, in nats.
@@ -161,26 +168,32 @@ class Block(nn.Module):
         self.scale_bound = scale_bound
         self.reverse = reverse
 
-    def forward(self, x: Tensor, e: Tensor, context: Context | None, fused: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: Conditioning, context: Context | None, fused: bool) -> tuple[Tensor, Tensor]:
         """x → z, log|det ∂z/∂x| (B,)."""
         x = self._order(x)
-        a, b = self._scale_shift(self.net(x, e, context, fused))
+        a, b = self._scale_shift(self.net(x, embedding(cond), context, fused), cond)
         return self._order((x - b) * torch.exp(-a)), -a.sum((1, 2))
 
-    def inverse_sequential(self, z: Tensor, e: Tensor, context: Context | None, fused: bool) -> tuple[Tensor, Tensor]:
-        """z → x one token after the other, log|det ∂x/∂z| (B,); differentiable."""
+    def inverse_sequential(
+        self, z: Tensor, cond: Conditioning, context: Context | None, fused: bool
+    ) -> tuple[Tensor, Tensor]:
+        """z → x one token after the other, log|det ∂x/∂z| (B,); differentiable, and guided with cond.guidance."""
         z = self._order(z)
-        reader = self.net.reader(e, context, fused)
+        reader = self.net.reader(embedding(cond), context, fused)
         tokens: list[Tensor] = []
         logdet = z.new_zeros(len(z))
         for i in range(z.shape[1]):
-            a, b = self._scale_shift(reader.after(tokens[-1]) if tokens else reader.first(len(z)))
+            a, b = self._scale_shift(reader.after(tokens[-1]) if tokens else reader.first(len(z)), cond)
+            if cond.guidance is not None:
+                b, a = guided_inverse(b, a, weight_at(cond.guidance, i, z.shape[1]))
             tokens.append(z[:, i] * torch.exp(a) + b)
             logdet = logdet + a.sum(1)
         return self._order(torch.stack(tokens, 1)), logdet
 
     @torch.no_grad()
-    def inverse_jacobi(self, z: Tensor, e: Tensor, context: Context | None, tolerance: float) -> tuple[Tensor, Tensor]:
+    def inverse_jacobi(
+        self, z: Tensor, cond: Conditioning, context: Context | None, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
         """z → x by Jacobi's iteration x ← z·e^{a(x)} + b(x), log|det ∂x/∂z| (B,).
 
         After n sweeps the first n tokens are exact. Each sample stops on its own, so that it does not depend on the
@@ -191,7 +204,8 @@ class Block(nn.Module):
         active = torch.arange(len(z), device=z.device)
         for _ in range(z.shape[1]):
             part = None if context is None else Context(context.tokens[active], context.mask[active])
-            a, b = self._scale_shift(self.net(x[active], e[active], part, True))
+            own = cond[active]
+            a, b = self._scale_shift(self.net(x[active], embedding(own), part, True), own)
             new = z[active] * torch.exp(a) + b
             moved = ((new - x[active]).abs() / (1 + new.abs())).amax((1, 2))
             x[active], logdet[active] = new, a.sum((1, 2))
@@ -200,8 +214,8 @@ class Block(nn.Module):
                 break
         return self._order(x), logdet
 
-    def _scale_shift(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        o, b = output.chunk(2, dim=-1)  # (…, d) each
+    def _scale_shift(self, output: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        o, b = gated(output, cond).chunk(2, dim=-1)  # (…, d) each
         return self.scale_bound * torch.tanh(o / self.scale_bound), b
 
     def _order(self, x: Tensor) -> Tensor:
@@ -209,7 +223,7 @@ class Block(nn.Module):
 
 
 class BlockCondition(nn.Module):
-    """A Conditioning as the blocks use it: the embedding e (B, embed_dim) and the context of the layers, or None.
+    """A Conditioning as the blocks use it: without its tokens, and the context of the layers, or None.
 
     The first token of the context is computed from e, so that the context is never empty, whatever the mask.
     """
@@ -221,15 +235,16 @@ class BlockCondition(nn.Module):
         self.vector = nn.Linear(embed_dim, width) if reads else None
         self.tokens = nn.Linear(token_dim, width) if reads and token_dim else None
 
-    def forward(self, cond: Conditioning) -> tuple[Tensor, Context | None]:
+    def forward(self, cond: Conditioning) -> tuple[Conditioning, Context | None]:
         e, tokens = embedding(cond), condition_tokens(cond, self.token_dim)
+        own = replace(cond, vector=e, tokens=None, mask=None)
         if self.vector is None:
-            return e, None
-        own = self.vector(e)[:, None]
+            return own, None
+        first = self.vector(e)[:, None]
         seen = torch.ones(len(e), 1, dtype=torch.bool, device=e.device)
         if tokens is None or self.tokens is None:
-            return e, Context(own, seen)
-        return e, Context(torch.cat([own, self.tokens(tokens)], 1), torch.cat([seen, cond.token_mask()], 1))
+            return own, Context(first, seen)
+        return own, Context(torch.cat([first, self.tokens(tokens)], 1), torch.cat([seen, cond.token_mask()], 1))
 
 
 class Patches:

@@ -3,7 +3,8 @@
     z_i = τ(x_i; h_i),   h_i = net_i(x_1 … x_{i−1}, e),   log|det ∂z/∂x| = Σ log τ′      e the embedding of (¼ ln σ, c)
 
 τ gives a family its name. n_flows such maps follow one another, every second one with the dimensions in reversed order.
-The condition is zuko's context: it enters the masked nets next to x and is not a dimension of x.
+The condition is zuko's context: it enters the masked nets next to x and is not a dimension of x. The gate multiplies
+h_i, and blends the monotone nets of NAF, which are no identity for h = 0, with the identity.
 
 Families of zuko that are not offered: NICE and RealNVP are flow=realnvp, CNF is flow=ffjord, NCSF is a flow on a
 torus. BPF jumps by 1e-5 at the ends of its polynomials. The log-determinant of GF is −∞ a few deviations from 0, where
@@ -29,6 +30,8 @@ from torch.distributions import Transform, constraints
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow, embedding
+from flowdiff.models.flows.gate import gated
+from flowdiff.models.flows.guided import guided_forward, weight_at
 from flowdiff.models.flows.masked_walk import masked_inverse
 from flowdiff.models.nn.inject import zero_init
 from flowdiff.models.nn.recompute import call
@@ -59,6 +62,7 @@ class MaskedFlow(Flow, ABC):
         checkpoint: recompute each map in the backward pass instead of storing its activations.
     """
 
+    takes_gate = True
     inverse_by = "dimension by dimension"
     elementwise: bool = True  # whether univariate() can make τ for a part of the dimensions
 
@@ -103,31 +107,54 @@ class MaskedFlow(Flow, ABC):
                     layer.mask = layer.mask.to(layer.weight)  # so that mask·weight needs no conversion
         self.dim = dim
         self.checkpoint = checkpoint
-        self.transform = LazyComposedTransform(*transforms)  # (context) → torch's Transform
+        self.transform = LazyComposedTransform(*transforms)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        e = embedding(cond)
-        if not self.checkpoint:  # all maps at once, which is faster for small nets
-            return self._conditioned(self.transform, x, e)
         z, logdet = x, x.new_zeros(len(x))
         for transform in self.transform.transforms:
-            z, term = call(self._conditioned, transform, z, e, checkpoint=True)
+            z, term = call(self._data_to_base, transform, z, cond, checkpoint=self.checkpoint)
             logdet = logdet + term
         return z, logdet
 
-    def _conditioned(self, transform: nn.Module, x: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        return self._call_and_logdet(transform(e), x)
+    def _data_to_base(self, transform: Any, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return self._call_and_logdet(self._conditioned(transform, cond), x)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        e = embedding(cond)
-        if torch.is_grad_enabled() or self.dim == 1 or not self.elementwise:
-            return self._call_and_logdet(self.transform(e).inv, z)
-        x, logdet = z.flatten(1), z.new_zeros(len(z))
-        with torch.autocast(z.device.type, enabled=False):
-            for transform in reversed(self.transform.transforms):
-                x, term = masked_inverse(transform, x, e)
-                logdet = logdet + term
+        x, logdet = z, z.new_zeros(len(z))
+        for transform in reversed(self.transform.transforms):
+            if torch.is_grad_enabled() or self.dim == 1 or not self.elementwise:
+                x, term = self._call_and_logdet(self._conditioned(transform, cond).inv, x)
+            else:
+                make_tau = partial(self.tau, transform, cond)
+                guide = None if cond.guidance is None else partial(self._guide, cond.guidance, transform.passes)
+                with torch.autocast(z.device.type, enabled=False):
+                    x, term = masked_inverse(transform, make_tau, x.flatten(1), embedding(cond), guide)
+            logdet = logdet + term
         return x.reshape(z.shape), logdet
+
+    def tau(self, transform: Any, cond: Conditioning, h: Tensor) -> Transform:
+        """zuko's τ for a batch of conditions and the outputs h (B, …, total) of the masked net."""
+        from zuko.utils import unpack
+
+        return transform.univariate(*unpack(gated(h, cond), transform.shapes))
+
+    def _conditioned(self, transform: Any, cond: Conditioning) -> Transform:
+        """zuko's transform for a batch of conditions, with the gate."""
+        from zuko.transforms import AutoregressiveTransform, DependentTransform
+
+        def elementwise(read: Tensor) -> Transform:
+            h = transform.hyper(read).unflatten(1, (-1, transform.total))
+            return DependentTransform(self.tau(transform, cond, h), 1)
+
+        e = embedding(cond)
+        if self.dim == 1:  # zuko's net then reads e alone
+            return elementwise(e)
+        return AutoregressiveTransform(lambda x: elementwise(torch.cat([x, e], dim=1)), transform.passes)
+
+    def _guide(self, guidance: Tensor, passes: int, tau: Any, step: int) -> None:
+        """Guide zuko's affine τ, which consists of shift, log_scale and scale; the dimensions of a step are a token."""
+        tau.log_scale, tau.shift = guided_forward(tau.log_scale, tau.shift, weight_at(guidance, step, passes))
+        tau.scale = tau.log_scale.exp()
 
     def _call_and_logdet(self, transform: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):  # autocast would round x at the input of the nets
@@ -194,6 +221,7 @@ class MAF(MaskedFlow):
         affine = partial(MonotonicAffineTransform, slope=min_slope)
         nets = (n_flows, hidden, depth, passes, random_order, checkpoint)
         super().__init__(shape, embed_dim, activation, lambda: affine, [(), ()], *nets)
+        self.guidance_orders = ("all", "token") if self.dim > 1 else ()
 
 
 @register("flow", "nsf")
@@ -251,7 +279,7 @@ class NSF(MaskedFlow):
 class NAF(MaskedFlow):
     """zuko's neural autoregressive flow: a monotone net per dimension, for vectors.
 
-    τ(x_i; h_i) a net with positive weights, increasing in x_i, h_i from a masked net
+    z_i = (1 − γ²)·x_i + γ²·τ(x_i; h_i),  τ a net with positive weights, increasing in x_i, h_i from a masked net
 
     The flow starts as the identity up to 20 % at |x| = 5. The hidden layers of τ are ELUs, whatever the activation: the
     score jumps at their kinks. The inverse is found by bisection and Newton's method within |x| < 10,000, and can be
@@ -299,6 +327,9 @@ class NAF(MaskedFlow):
             shape, embed_dim, activation, lambda: MonotoneNets(dim, signal, monotone_hidden), [(signal,)], *nets
         )
 
+    def tau(self, transform: Any, cond: Conditioning, h: Tensor) -> Transform:
+        return transform.univariate(h.flatten(2), cond.gate)
+
 
 @final
 class MonotoneNets(nn.Module):
@@ -317,10 +348,16 @@ class MonotoneNets(nn.Module):
             last.weight *= stretch[:, None, None]
             last.bias.copy_((last.bias - ((low + high) / 2)[:, None]) * stretch[:, None])
 
-    def forward(self, h: Tensor) -> Transform:
+    def forward(self, h: Tensor, gate: Tensor | None = None) -> Transform:
         transform = self.make(h)
         transform.bound = MAX_BISECTION
+        if gate is not None:
+            transform.f = partial(self._blend, transform.f, gate[:, None])
         return NewtonInverse(transform)
+
+    @staticmethod
+    def _blend(tau: Callable[[Tensor], Tensor], gate: Tensor, x: Tensor) -> Tensor:
+        return x + gate * (tau(x) - x)
 
 
 @final

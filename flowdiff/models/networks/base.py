@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flowdiff.models.autoencoder.base import Autoencoder
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.flows.guided import GuidanceOrder
 from flowdiff.noise import Generators
 from flowdiff.registry import Requirement
 
@@ -34,7 +35,12 @@ class Network(nn.Module, ABC):
     """Base class of every registered network: x, noise level and condition → F.
 
     D = c_skip·x + c_out·F(c_in·x, c_noise, c)
+
+    twice_differentiable: whether autograd can differentiate it twice in x; of a density, log p, so that losses of the
+    score can be differentiated.
     """
+
+    twice_differentiable: bool = True
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:
@@ -59,8 +65,6 @@ class Density(Network):
     In all methods x is (B, *shape), sigma (B,) > 0 in data units, and cond the condition of B samples or None.
     """
 
-    twice_differentiable: bool = True  # whether autograd can differentiate the score, which losses of the score need
-
     @abstractmethod
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""
@@ -79,7 +83,12 @@ class Density(Network):
 
 
 class FlowDensity(Density):
-    """A density whose samples are images of base points: x = f⁻¹(z; σ, c) with z ~ N(0, I)."""
+    """A density whose samples are images of base points: x = f⁻¹(z; σ, c) with z ~ N(0, I).
+
+    guidance_orders: the orders in which `sample_guided` can guide; none if the flow cannot be guided.
+    """
+
+    guidance_orders: tuple[GuidanceOrder, ...] = ()
 
     @abstractmethod
     def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
@@ -88,6 +97,29 @@ class FlowDensity(Density):
     @abstractmethod
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The sample x of a base point z, shaped like z: the inverse of `encode`."""
+
+    def sample_guided(
+        self,
+        sigma: Tensor,
+        cond: Conditioning,
+        null: Conditioning,
+        weight: float,
+        order: GuidanceOrder,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Samples (B, *shape) of a flow that is guided inside its inverse, see flowdiff/models/flows/guided.py.
+
+        From the same generator they have the base points of `sample`.
+
+        Args:
+            sigma: noise levels, (B,).
+            cond: the condition of B samples.
+            null: the null condition of B samples.
+            weight: w of p_c^{1+w}/p_∅^w, ≥ −1.
+            order: one of `guidance_orders`.
+            generator: as in `sample`.
+        """
+        raise NotImplementedError
 
 
 class NoisyClassifier(Network):

@@ -1,7 +1,7 @@
 """The score flow: a normalised density p_σ(x | c) at every noise level, and the score as its exact gradient.
 
 y = A_σ (x − μ)                                  whitening, exact and affine
-z = f(y; e),  e = embedding of (¼ ln σ, c)       a flow
+z = f(γ·y; e, γ²)/γ                              a flow, γ(σ) its gate, e the embedding of (¼ ln σ, c)
 log p_σ(x|c) = log N(z; 0, I) + log|det ∂z/∂x|   nats
 s = ∇ₓ log p_σ(x|c)                              by autograd, so exactly the gradient of log p
 """
@@ -9,8 +9,9 @@ s = ∇ₓ log p_σ(x|c)                              by autograd, so exactly th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from pydantic import PositiveInt
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
+from flowdiff.models.flows.gate import gate as gate_at
+from flowdiff.models.flows.gate import saturating
+from flowdiff.models.flows.guided import GuidanceOrder
 from flowdiff.models.networks.base import SCALING_IS_SCORE, FlowDensity
 from flowdiff.models.networks.whitening import Whitening
 from flowdiff.models.nn.directional import Gradient, directional_score
@@ -25,17 +29,23 @@ from flowdiff.models.nn.embeddings import ConditionEmbedding
 from flowdiff.models.nn.sdpa import first_order
 from flowdiff.noise import Generators, randn
 from flowdiff.registry import register
-from flowdiff.shapes import sum_except_batch
+from flowdiff.shapes import append_dims, sum_except_batch
 
 
 @register("network", "score_flow", requires=[SCALING_IS_SCORE])
 class ScoreFlow(FlowDensity):
     """The score flow: a conditional normalizing flow whose output is the exact score of its own density.
 
-    log p_σ(x|c) = log N(z; 0, I) + log|det ∂z/∂x|,  z = f(A_σ(x − μ); e),  s = ∇ₓ log p_σ(x|c)
+    log p_σ(x|c) = log N(z; 0, I) + log|det ∂z/∂x|,  z = f(γ·A_σ(x − μ); e, γ²)/γ,  s = ∇ₓ log p_σ(x|c)
 
     The embedding e contains ¼·ln σ, cond.vector and the mean of cond.tokens, so every flow depends on all of them. Only
     flows with inject=cross_attention read single tokens. Needs scaling=score.
+
+    The gate γ² = v/(v + σ²), v the mean variance of the data, multiplies the parameters of the flow, so that D stays
+    within a bounded multiple of the data's deviation of the Wiener filter at every σ, whatever the parameters are; and
+    e is that of a σ̃ that saturates where a sample is lost in noise (flowdiff/models/flows/gate.py). There is no gate,
+    γ = 1 and σ̃ = σ, with gate=false, with whitening=identity, which does not make y standard at high noise, and for a
+    flow that does not declare `takes_gate`.
 
     Args:
         flow: the bijection f.
@@ -46,7 +56,10 @@ class ScoreFlow(FlowDensity):
             forward_mode (flowdiff/models/nn/directional.py).
         token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens.
         embed_dim: width of the embedding e, ≥ 1.
+        gate: whether there is a gate.
     """
+
+    variance: Tensor  # v, with a gate only
 
     def __init__(
         self,
@@ -58,6 +71,7 @@ class ScoreFlow(FlowDensity):
         token_dim: int = 0,
         *,
         embed_dim: PositiveInt,
+        gate: bool,
     ):
         super().__init__()
         self.shape = tuple(shape)
@@ -66,18 +80,25 @@ class ScoreFlow(FlowDensity):
         self.flow = flow
         self.embedding = ConditionEmbedding(embed_dim, cond_dim, token_dim)
         self.twice_differentiable = flow.twice_differentiable
+        self.guidance_orders = flow.guidance_orders
+        self.gated = gate and flow.takes_gate and whitening.standardises
+        if self.gated:
+            self.register_buffer("variance", torch.ones(()))
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Measure the whitening's statistics."""
-        self.whitening.fit(batches)
+        """Measure the whitening's statistics and, for the gate, the mean variance of the data, in one pass."""
+        if not self.gated:
+            self.whitening.fit(batches)
+            return
+        moments = Moments()
+        self.whitening.fit(moments.of(batches))
+        self.variance.fill_(moments.mean_variance())
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""
-        with full_precision(x):
-            y, logdet_whitening = self.whitening(x, sigma)
-        z, logdet = self.flow(y, self._embed(sigma, cond))
+        z, logdet = self._to_base(x, sigma, cond)
         log_base = -0.5 * sum_except_batch(z**2) - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
-        return log_base + logdet + logdet_whitening
+        return log_base + logdet
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The score ∇ₓ log p_σ(x|c), shaped like x; part of the autograd graph of the parameters only in training."""
@@ -108,20 +129,81 @@ class ScoreFlow(FlowDensity):
 
     def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The base point z of x, shaped like x; z ~ N(0, I) if x ~ p_σ(·|c)."""
-        with full_precision(x):
-            y, _ = self.whitening(x, sigma)
-        return self.flow(y, self._embed(sigma, cond))[0]
+        return self._to_base(x, sigma, cond)[0]
 
     @torch.no_grad()
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The sample x of a base point z, shaped like z, by inverting the flow."""
-        y, _ = self.flow.inverse(z, self._embed(sigma, cond))
+        return self._from_base(z, sigma, self._embed(sigma, cond))
+
+    @torch.no_grad()
+    def sample_guided(
+        self,
+        sigma: Tensor,
+        cond: Conditioning,
+        null: Conditioning,
+        weight: float,
+        order: GuidanceOrder,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Samples (B, *shape) of the flow guided inside its inverse; the flow inverts a batch of 2B, with c and ∅."""
+        z = randn((len(sigma), *self.shape), generator, device=sigma.device, dtype=sigma.dtype)
+        pairs = self._embed(torch.cat([sigma, sigma]), Conditioning.cat([cond, null]))
+        ends = sigma.new_tensor([weight if order == "all" else 0.0, weight]).expand(2 * len(sigma), 2)
+        both = self._from_base(torch.cat([z, z]), torch.cat([sigma, sigma]), replace(pairs, guidance=ends))
+        return both[: len(sigma)]
+
+    def _to_base(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> tuple[Tensor, Tensor]:
+        """The base point z, shaped like x, and log|det ∂z/∂x| (B,)."""
+        with full_precision(x):
+            y, logdet_whitening = self.whitening(x, sigma)
+        e = self._embed(sigma, cond)
+        if e.gate is None:
+            z, logdet = self.flow(y, e)
+        else:
+            gamma = append_dims(e.gate.sqrt(), y.ndim)
+            u, logdet = self.flow(gamma * y, e)
+            z = u / gamma
+        return z, logdet + logdet_whitening
+
+    def _from_base(self, z: Tensor, sigma: Tensor, e: Conditioning) -> Tensor:
+        """The sample x of a base point, shaped like z, for the condition e of the flow."""
+        if e.gate is None:
+            y, _ = self.flow.inverse(z, e)
+        else:
+            gamma = append_dims(e.gate.sqrt(), z.ndim)
+            u, _ = self.flow.inverse(gamma * z, e)
+            y = u / gamma
         with full_precision(z):
             return self.whitening.inverse(y, sigma)[0]
 
     def _embed(self, sigma: Tensor, cond: Conditioning | None) -> Conditioning:
         with full_precision(sigma):  # bfloat16 cannot resolve neighbouring noise levels
-            return self.embedding(0.25 * sigma.log(), cond)
+            if not self.gated:
+                return self.embedding(0.25 * sigma.log(), cond)
+            level = saturating(math.prod(self.shape) * self.variance, sigma)
+            return replace(self.embedding(0.25 * level.log(), cond), gate=gate_at(self.variance, sigma))
+
+
+class Moments:
+    """The first two moments of each number of a sample, over batches that something else reads."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def of(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The batches (B, …) themselves; each is counted when it is read."""
+        for x in batches:
+            numbers = x.double()
+            self.count += len(x)
+            self.total = self.total + numbers.sum(0)
+            self.squares = self.squares + numbers.square().sum(0)
+            yield x
+
+    def mean_variance(self) -> float:
+        """The variance about the mean of each number, averaged over the numbers."""
+        return float((self.squares / self.count - (self.total / self.count) ** 2).mean())
 
 
 def full_precision(x: Tensor) -> torch.autocast:

@@ -22,7 +22,11 @@ class Whitening(nn.Module, ABC):
     """An affine map that whitens data of noise level σ; its statistics are buffers, measured once by `fit`.
 
     y = A_σ (x − μ)
+
+    standardises: whether y becomes N(0, I) as σ grows, which the gate of a flow needs (flowdiff/models/flows/gate.py).
     """
+
+    standardises: bool = True
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,6 +47,8 @@ class IdentityWhitening(Whitening):
 
     y = x
     """
+
+    standardises = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.flows.glow import ActNorm, PerPixel
 from flowdiff.models.flows.linear_maps import PLU
+from flowdiff.testing.inputs import condition, repeated
 
 EMBED = 4
 
@@ -134,12 +135,13 @@ def test_a_constant_channel_is_not_initialised_and_actnorm_depends_on_the_noise_
 def test_a_1x1_convolution_is_the_matrix_at_every_pixel():
     torch.manual_seed(0)
     plu = perturb(PLU(4, torch.tensor([3, 2, 1, 0])).double())
-    x = torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    z, logdet = PerPixel(plu)(x, Conditioning(torch.zeros(2, 1)))
-    W = plu.matrix()
-    torch.testing.assert_close(z, torch.nn.functional.conv2d(x, W[:, :, None, None]))
-    torch.testing.assert_close(logdet, (15 * torch.linalg.slogdet(W).logabsdet).expand(2))
-    torch.testing.assert_close(PerPixel(plu).inverse(z, Conditioning(torch.zeros(2, 1)))[0], x)
+    x, cond = torch.randn(2, 4, 3, 5, dtype=torch.float64), condition(2, EMBED)  # γ = 1 and ½
+    z, logdet = PerPixel(plu)(x, cond)
+    for i in (0, 1):
+        W = plu(torch.eye(4, dtype=torch.float64), repeated(cond, i, 4))[0].T
+        torch.testing.assert_close(z[i], torch.nn.functional.conv2d(x[i], W[:, :, None, None]))
+        torch.testing.assert_close(logdet[i], 15 * torch.linalg.slogdet(W).logabsdet)
+    torch.testing.assert_close(PerPixel(plu).inverse(z, cond)[0], x)
 
 
 @pytest.mark.parametrize("n_flows", [1, 2])

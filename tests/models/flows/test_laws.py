@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -50,14 +51,14 @@ def test_starts_as_the_identity(case, shape):
 
 @EVERY_SHAPE
 def test_far_flows_are_far_from_the_identity(case, shape):
-    """`far` changes every dimension, the volume and the dependence on the condition."""
+    """`far` changes every dimension, the volume and the dependence on the condition, with γ = 1."""
     flow, x = make_flow(case, shape, EMBED, far=True), samples(16, shape)
-    z, logdet = flow(x, condition(16, EMBED, TOKEN_DIM))
+    z, logdet = flow(x, replace(condition(16, EMBED, TOKEN_DIM), gate=None))
     moved = (z - x).abs().flatten(1).mean(0)  # x has mean modulus 1.2
     assert moved.mean() > 0.25
     assert moved.min() > 0.1
     assert logdet.abs().mean() > 0.3
-    other, _ = flow(x, condition(16, EMBED, TOKEN_DIM, seed=5))
+    other, _ = flow(x, replace(condition(16, EMBED, TOKEN_DIM, seed=5), gate=None))
     assert ((z - other).abs().flatten(1).mean(0) > 0.01).all()
 
 
@@ -68,6 +69,16 @@ def test_inverse_and_log_determinants(case, shape, far, cond_dim):
     flow = make_flow(case, shape, EMBED, far=far, token_dim=cond_dim)
     laws.round_trip(flow, *batch(4, shape, cond_dim))
     laws.log_det_is_exact(flow, *batch(4, shape, cond_dim))
+
+
+@EVERY_SHAPE
+@CLASSES
+def test_the_gate(case, shape, cond_dim):
+    """Without a gate a flow is what it is with γ = 1, and D stays near the Wiener filter at every σ."""
+    flow = make_flow(case, shape, EMBED, far=True, token_dim=cond_dim)
+    laws.no_gate_is_a_gate_of_one(flow, *batch(4, shape, cond_dim))
+    assert flow.takes_gate
+    laws.stays_near_the_wiener_filter(flow, samples(32, shape, scale=1.0), condition(32, EMBED, cond_dim))
 
 
 @EVERY_ACTIVATION

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,8 +32,8 @@ def inputs(n: int = 3, shape=SHAPE, tokens: bool = False) -> tuple[torch.Tensor,
     return x, Conditioning(e, words, mask) if tokens else Conditioning(e)
 
 
-def score_flow(flow, shape=SHAPE):
-    return score_flow_of(flow, shape, embed_dim=EMBED).double()
+def score_flow(flow, shape=SHAPE, gate=True):
+    return score_flow_of(flow, shape, embed_dim=EMBED, gate=gate).double()
 
 
 # Tokens
@@ -78,7 +79,7 @@ def test_jacobian_is_triangular_in_the_order_of_the_tokens(reverse):
     block = flow.blocks[int(reverse)]
     x, cond = inputs(1)
     u = flow.patches.split(x)
-    J = torch.autograd.functional.jacobian(lambda u: block(u, cond.vector, None, False)[0], u)[0, :, :, 0]
+    J = torch.autograd.functional.jacobian(lambda u: block(u, cond, None, False)[0], u)[0, :, :, 0]
     reach = J.abs().amax((1, 3))  # (T, T): how much token i of z depends on token j of x
     before = torch.ones_like(reach, dtype=torch.bool).tril(-1)
     before = before.T if reverse else before
@@ -109,23 +110,25 @@ def test_log_scales_are_bounded_over_all_blocks(n_flows):
 def test_gradients_of_a_score_loss_stay_in_the_range_of_float32(sigma):
     """With every log-scale at the default bound, the sum of squares that gradient clipping computes is finite.
 
-    The loss and its gradients grow like e^{4·scale_bound}; at twice the bound the sum overflows at every σ.
+    The loss and its gradients grow like e^{4·scale_bound}; at twice the bound and without a gate the sum overflows at
+    every σ.
     """
 
-    def gradient_norm(**settings) -> torch.Tensor:
+    def gradient_norm(gate: bool, **settings) -> torch.Tensor:
         flow = make((1, 8, 8), hidden=16, n_flows=4, patch=None, **settings)
         with torch.no_grad():
             for block in flow.blocks:
                 block.net.outer.bias[: flow.patches.width] = -100.0
-        model = score_flow(flow, (1, 8, 8)).float().train()
+        model = score_flow(flow, (1, 8, 8), gate).float().train()
         generator = torch.Generator().manual_seed(3)
         x0, noise = torch.rand(8, 1, 8, 8, generator=generator), torch.randn(8, 1, 8, 8, generator=generator)
         D = x0 + sigma * noise + sigma**2 * model(x0 + sigma * noise, torch.full((8,), sigma))
         ((1 + sigma**-2) * (D - x0).square().mean()).backward()
         return torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
 
-    assert gradient_norm().isfinite()
-    assert not gradient_norm(scale_bound=16.0).isfinite()
+    assert gradient_norm(True).isfinite()
+    assert gradient_norm(False).isfinite()
+    assert not gradient_norm(False, scale_bound=16.0).isfinite()
 
 
 @READS_TOKENS
@@ -155,12 +158,12 @@ def test_condition_tokens_that_do_not_fit_are_refused(token_dim):
 # The inverse
 
 
-def naive(block: Block, z: torch.Tensor, e: torch.Tensor, context) -> torch.Tensor:
+def naive(block: Block, z: torch.Tensor, cond: Conditioning, context) -> torch.Tensor:
     """The definition: the whole transformer for every token, given the tokens so far."""
     z = z.flip(1) if block.reverse else z
     x = torch.zeros_like(z)
     for i in range(z.shape[1]):
-        a, b = block._scale_shift(block.net(x, e, context, False))
+        a, b = block._scale_shift(block.net(x, cond.vector, context, False), cond)
         x[:, i] = z[:, i] * a[:, i].exp() + b[:, i]
     return x.flip(1) if block.reverse else x
 
@@ -171,19 +174,19 @@ def test_cache_and_jacobi_equal_the_naive_loop(inject):
     tolerance = 1e-9
     flow = make(inject=inject, token_dim=TOKENS, patch=1)
     z, cond = inputs(tokens=True)
-    e, context = flow.condition(cond)
+    own, context = flow.condition(replace(cond, gate=torch.linspace(1, 0.3, len(z)).double()))
     u = flow.patches.split(z)
     for block in flow.blocks:
-        expected = naive(block, u, e, context)
-        found, logdet = block.inverse_sequential(u, e, context, True)
+        expected = naive(block, u, own, context)
+        found, logdet = block.inverse_sequential(u, own, context, True)
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(logdet, -block(found, e, context, True)[1], rtol=1e-10, atol=1e-10)
-        found, logdet = block.inverse_jacobi(u, e, context, tolerance)
+        torch.testing.assert_close(logdet, -block(found, own, context, True)[1], rtol=1e-10, atol=1e-10)
+        found, logdet = block.inverse_jacobi(u, own, context, tolerance)
         torch.testing.assert_close(found, expected, rtol=100 * tolerance, atol=100 * tolerance)
-        torch.testing.assert_close(logdet, -block(found, e, context, True)[1], rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(logdet, -block(found, own, context, True)[1], rtol=1e-7, atol=1e-7)
         sweeps = []  # with a tolerance below rounding it is exact after one sweep per token
         block.net.register_forward_hook(lambda *_, sweeps=sweeps: sweeps.append(1))
-        found, _ = block.inverse_jacobi(u, e, context, 1e-300)
+        found, _ = block.inverse_jacobi(u, own, context, 1e-300)
         assert len(sweeps) <= u.shape[1]
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
