@@ -1,4 +1,4 @@
-"""Progress bars for counted work; training has its own (flowdiff/training/progress_bar.py)."""
+"""Progress bars for counted work; training has its own (flowdiff/training/callbacks.py)."""
 
 from __future__ import annotations
 

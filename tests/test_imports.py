@@ -25,7 +25,7 @@ ROOMS = [
     *("evaluation.denoising", "evaluation.health", "evaluation.pictures", "evaluation.sample_accuracy"),
     *("evaluation.metrics", "evaluation.evaluate"),
     *("training.optimizers", "training.accelerators", "training.assembly", "training.divergence", "training.engine"),
-    *("training.checkpoint", "training.trainer", "training.callbacks", "training.run"),
+    *("training.checkpoint", "training.threads", "training.trainer", "training.callbacks", "training.run"),
     *("launch", "report", "testing"),
     *("api", "cli", "__main__", ""),
 ]

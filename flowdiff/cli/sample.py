@@ -159,6 +159,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
 
     parts = load_parts(folder.path, _device(settings["device"]), moved)
     ways = _ways(settings, parts.denoiser)
+    _choose_threads(parts, min(settings["num_samples"], settings["batch_size"]))
     request = Request(
         registry.create("sampler", settings["sampler"]),
         registry.create("schedule", settings["schedule"]),
@@ -192,6 +193,25 @@ def _device(asked: str) -> torch.device | str:
 
     device = "cuda" if asked == "auto" and torch.cuda.is_available() else "cpu" if asked == "auto" else asked
     return ranks.local_device() if device == "cuda" and ranks.world_size() > 1 else device
+
+
+def _choose_threads(parts: ModelParts, batch_size: int) -> None:
+    """Choose the number of threads for one process on the CPU, from the work of one D."""
+    import torch
+
+    from flowdiff.evaluation import ranks
+    from flowdiff.training.threads import threads_for
+
+    model = parts.denoiser
+    if model.is_autoencoder or model.sigma_data.device.type != "cpu" or ranks.world_size() > 1:
+        return
+
+    def compute(n: int) -> object:
+        z, sigma = torch.zeros(n, *model.first_stage.latent_shape), torch.ones(n)
+        return model.denoiser(z, sigma, model.conditioner.null(n))
+
+    with torch.no_grad():
+        threads_for(compute, batch_size)
 
 
 def _show(request: Request, n: int, ways: list[Way], parts: ModelParts, out: Path) -> None:

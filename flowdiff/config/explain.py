@@ -84,8 +84,11 @@ def hydra_errors(overrides: Iterable[str] = (), config_name: str = "config") -> 
 
 def without_null_choices(overrides: Iterable[str]) -> list[str]:
     """The overrides without experiment=null and debug=null: these are the defaults, which Hydra does not take."""
+    given = list(overrides)
+    if not any(override.endswith("=null") for override in given):
+        return given
     optional = {f"{group}=null" for group, option in base_choices("config").items() if option is None}
-    return [override for override in overrides if override not in optional]
+    return [override for override in given if override not in optional]
 
 
 @contextmanager

@@ -37,7 +37,8 @@ from flowdiff.errors import RunError
 from flowdiff.launch.board import Board, Row
 from flowdiff.launch.pending import JobRows, pending_jobs, prepare_folders
 from flowdiff.launch.session import recorded_session
-from flowdiff.launch.slots import Slot, available_cores, slots, visible_gpus
+from flowdiff.launch.slots import Slot, slots, visible_gpus
+from flowdiff.runs.cores import available_cores, thread_environment, threads_of_user
 from flowdiff.runs.identity import labels
 from flowdiff.runs.job import RESUME_HINT, Interrupted, Job, Retry
 from flowdiff.runs.ownership import Busy, owner
@@ -52,7 +53,6 @@ from flowdiff.runs.signals import (
 # Exit statuses of a run's process, besides EXIT_STOPPED.
 EXIT_FAILED, EXIT_BUSY = 1, 75
 REFRESH = 0.5  # seconds between two updates of the board
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class LocalPool:
     def prepare(self) -> None:
         """Start the fork server and return at once: it imports while this process does something else."""
         self._context.set_forkserver_preload([self.worker.module, *self.worker.preload])
-        values = dict.fromkeys(THREADS, "1")  # for thread pools created at import; a slot sets its own number
+        values = thread_environment(1)  # for thread pools created at import; a slot sets its own number
         values["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # no CUDA context before the fork
         values["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # it does not inherit sys.path
         with _environment(values), _signals_blocked_in_children():
@@ -291,9 +291,10 @@ def _bind(slot: Slot) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    os.environ.update(dict.fromkeys(THREADS, str(slot.threads)))  # for processes that the run starts
-    torch.set_num_threads(slot.threads)
-    threadpool_limits(slot.threads)
+    threads = min(slot.threads, threads_of_user() or slot.threads)
+    os.environ.update(thread_environment(threads))  # for processes that the run starts
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
     if slot.gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
 

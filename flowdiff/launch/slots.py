@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flowdiff.errors import ConfigurationError
@@ -71,18 +69,6 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use: the least of its affinity, cgroup quota and SLURM task's share."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(ValueError):  # it may be set and empty
-        cores = max(1, min(cores, int(os.environ.get("SLURM_CPUS_PER_TASK", cores))))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or no quota: "max"
-        return cores
 
 
 def _num_devices(devices: int | str, gpus: int) -> int:

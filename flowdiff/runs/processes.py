@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from flowdiff.errors import ConfigurationError
 
@@ -27,8 +26,7 @@ _SRUN = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NODEID")
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """The place of this process among those of its run.
 
     Args:

@@ -31,7 +31,7 @@ LARGEST_INTEGER = 2**63 - 1
 # Top-level keys of a run's config besides the groups.
 TOP_LEVEL = frozenset({"seed", "resume", "force", "retry", "plugins", "tags", "trainer", "hashed_as"})
 ALWAYS_CONFIGURED = ("network", "dataset")  # every version has written these groups
-NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, halves of pairs
+NOT_PRINTABLE = "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"  # control characters, halves of pairs
 
 
 class Unreadable(Exception):
@@ -87,7 +87,7 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 def printable(text: str) -> str:
     """A text that every terminal, page and file accepts: without control characters, except tabs and line ends."""
-    return NOT_PRINTABLE.sub("\ufffd", text)
+    return re.sub(NOT_PRINTABLE, "\ufffd", text)
 
 
 def one_line(error: object, limit: int = 300) -> str:

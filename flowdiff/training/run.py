@@ -30,7 +30,7 @@ from flowdiff.progress import counting
 from flowdiff.registry import name_of
 from flowdiff.runs.job import Interrupted, Pruned
 from flowdiff.runs.metrics_csv import MetricsCSV
-from flowdiff.runs.processes import is_first_rank
+from flowdiff.runs.processes import is_first_rank, uses_one_process
 from flowdiff.runs.provenance import git_commit, versions
 from flowdiff.runs.run_folder import Label, RunFolder
 from flowdiff.runs.signals import EXIT_STOPPED, handlers_restored
@@ -39,6 +39,7 @@ from flowdiff.shapes import times
 from flowdiff.training.assembly import RunParts, assemble_run
 from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, TrainingBar
 from flowdiff.training.engine import Engine
+from flowdiff.training.threads import AdaptThreads, Threads, threads_for
 from flowdiff.training.trainer import device_name, lightning_errors, make_trainer, resume_command, without_advice
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Prepared:
         checkpoint: what it resumes from, or None.
         csv: its curves.
         earlier: files of an earlier attempt, which are removed when this one starts from scratch.
+        threads: chooses the number of CPU threads, or None.
     """
 
     parts: RunParts
@@ -66,6 +68,7 @@ class Prepared:
     checkpoint: dict[str, Any] | None
     csv: MetricsCSV
     earlier: Sequence[Path] = ()
+    threads: Threads | None = None
 
     @property
     def step(self) -> int:
@@ -160,16 +163,18 @@ def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepar
         times(parts.data.shape),
         parts.denoiser.sigma_data,
     )
-    return Prepared(parts, engine, folder, checkpoint, MetricsCSV(folder.metrics), earlier)
+    threads = _choose_threads(engine) if device.type == "cpu" and uses_one_process(config) else None
+    return Prepared(parts, engine, folder, checkpoint, MetricsCSV(folder.metrics), earlier, threads)
 
 
 def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) -> Trainer:
     """Train to the last step; the averaged weights are then in the engine."""
     engine, folder, checkpoint = run.engine, run.folder, run.checkpoint
     with without_advice():
-        trainer = make_trainer(run.parts, folder, loggers, callbacks)
+        adapt = [] if run.threads is None else [AdaptThreads(run.threads)]
+        trainer = make_trainer(run.parts, folder, loggers, [*callbacks, *adapt])
     network = name_of("network", run.parts.denoiser.network)
-    log.info("model %s: %s parameters, on %s", network, f"{engine.num_parameters:,}", device_name(trainer))
+    log.info("model %s: %s parameters, on %s", network, f"{engine.num_parameters:,}", device_name(trainer, run.threads))
     if is_first_rank():
         run.csv.truncate(run.step - 1)  # a row is logged under the number of steps done before it
     if checkpoint is not None:
@@ -218,10 +223,25 @@ def finish(run: Prepared, trainer: Trainer, label: Label, train_seconds: float, 
         "parameters": engine.num_parameters,
         "steps": trainer.global_step,
         "seconds": {"train": train_seconds, "total": time.perf_counter() - started},
-        "device": device_name(trainer),
+        "device": device_name(trainer, run.threads),
         "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+def _choose_threads(engine: Engine) -> Threads | None:
+    """The number of threads for the loss of a model on the CPU; None where it stays as it is."""
+    train = engine.latents.train
+
+    def compute(n: int) -> object:
+        inputs = engine.loss_inputs(train[torch.arange(n)], 0)
+        return engine.loss.at(0)(engine.denoiser.denoiser, *inputs)
+
+    engine.eval()  # so that nothing in the model is initialised by this batch
+    with torch.no_grad():
+        threads = threads_for(compute, min(engine.data.batch_size, len(train)))
+    engine.train()
+    return threads
 
 
 def _begin(run: Prepared, config: Mapping[str, Any], label: Label) -> None:

@@ -33,6 +33,7 @@ from flowdiff.runs.processes import place
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training.assembly import RunParts
 from flowdiff.training.checkpoint import ResumableCheckpoint
+from flowdiff.training.threads import Threads
 
 LIGHTNING = f"{Path(str(lightning.__file__)).parent}{os.sep}"
 TRAINER_VARIABLES = "PL_TRAINER_"  # by them Lightning takes arguments of its Trainer from the environment
@@ -143,12 +144,14 @@ def resume_command(folder: RunFolder) -> str:
     return f"python train.py {shlex.quote(f'resume={folder.path}')}"
 
 
-def device_name(trainer: Trainer) -> str:
-    """What the run computes on."""
+def device_name(trainer: Trainer, threads: Threads | None) -> str:
+    """What the run computes on; threads: what chooses their number, or None."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    number = torch.get_num_threads()
+    plain = f"{number} thread" if number == 1 else f"{number} threads"
+    return f"{device.type}, {plain if threads is None else threads.description}"
 
 
 @contextmanager

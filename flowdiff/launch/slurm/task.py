@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowdiff.launch.local import EXIT_BUSY, EXIT_FAILED, LocalPool, Worker, train_here
-from flowdiff.launch.slots import Slot, available_cores, visible_gpus
+from flowdiff.launch.slots import Slot, visible_gpus
 from flowdiff.launch.slurm.submission import FOLDER, submissions
+from flowdiff.runs.cores import available_cores
 from flowdiff.runs.job import RESUME_HINT, Job
 from flowdiff.runs.ownership import HEARTBEAT, MAX_SILENCE, owner
 from flowdiff.runs.processes import is_first_rank

@@ -64,7 +64,7 @@ def test_it_adds_the_weighted_term_to_the_other_loss_with_the_same_noise(name):
     output, other = loss(denoiser, x0, sigma, noise), plain(denoiser, x0, sigma, own)
     torch.testing.assert_close(output.loss, other.loss + 0.3 * output.parts["fokker_planck"])
     assert output.parts.keys() == {*other.parts, "fokker_planck"}
-    assert output.parts["fokker_planck"].abs().min() > 0
+    assert output.parts["fokker_planck"].abs().max() > 1e-3
 
 
 def mean_over_signs(denoiser, x0, sigma):
@@ -85,7 +85,7 @@ def test_on_average_over_the_signs_it_is_the_square_per_dimension():
     found, x = mean_over_signs(denoiser, x0, sigma)
     right = (sigma * residual(denoiser.log_prob, x, sigma)) ** 2 / 2
     torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
-    assert right.min() > 1e-3
+    assert right.max() > 1e-2
 
 
 def test_it_vanishes_for_one_diffusion():

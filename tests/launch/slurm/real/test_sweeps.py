@@ -180,7 +180,7 @@ def test_every_run_ends_complete_and_was_never_lost(ended):
     (one,) = submissions(packed)
     assert [len(task) for task in one.tasks] == [2, 1]
     for path in packed.glob("seed-*"):
-        assert RunFolder(path).result()["device"] == "cpu, 1 threads"
+        assert RunFolder(path).result()["device"] == "cpu, 1 thread"
 
 
 INTERRUPTED = [("array", 1, "preemption"), ("array", 2, "kill"), ("array", 3, "preemption"), ("long", 0, "time limit")]
