@@ -82,8 +82,10 @@ def residuals(
     with torch.enable_grad(), third_order() if differentiable else nullcontext():
         x = x.detach().requires_grad_(True)
         sigma = sigma.detach().requires_grad_(True)
-        score, slope = torch.autograd.grad(log_prob(x, sigma, cond).sum(), (x, sigma), create_graph=True)
-        laplacian = _laplacian(score, x, probes, differentiable)
+        total = log_prob(x, sigma, cond).sum()
+        with torch.autocast(x.device.type, enabled=False):  # in full precision, as the score of a flow
+            score, slope = torch.autograd.grad(total, (x, sigma), create_graph=True)
+            laplacian = _laplacian(score, x, probes, differentiable)
     found = slope - sigma * (laplacian + sum_except_batch(score.square()))
     return found if differentiable else found.detach()
 

@@ -93,7 +93,14 @@ def interrupt_at(step, monkeypatch, number=signal.SIGINT):
     at_step(step, monkeypatch, lambda: os.kill(os.getpid(), number))
 
 
-@pytest.fixture(scope="module", params=[[], ["trainer.accumulate_grad_batches=2"]], ids=["plain", "accumulated"])
+RESUMED = {
+    "plain": [],
+    "accumulated": ["trainer.accumulate_grad_batches=2"],
+    "with the residual in every second step": ["loss.fokker_planck=0.1", "loss.fokker_planck_every=2"],
+}
+
+
+@pytest.fixture(scope="module", params=RESUMED.values(), ids=RESUMED)
 def undisturbed(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed")
     train(path, *TINY, *request.param)

@@ -162,10 +162,10 @@ def test_the_gate_is_computed_in_full_precision_and_can_be_differentiated():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flow", ["realnvp", "spline"])
+@pytest.mark.parametrize("flow", ["realnvp", "linear_activation"])
 def test_a_trained_flow_knows_the_class_means_at_the_largest_noise_level(flow, tmp_path):
     """At σ = 80, of which training by nll sees next to none, D of test images errs at most 1.1 × the class means."""
-    run = ["dataset=digits", f"flow={flow}", "loss=nll", "trainer.max_steps=500", "logger=csv", "accelerator=cpu"]
+    run = ["dataset=digits", f"flow={flow}", "loss=nll", "trainer.max_steps=1000", "logger=csv", "accelerator=cpu"]
     train(tmp_path, *run, "metrics.frechet=false", "metrics.likelihood=false", "metrics.every_n_steps=1000")
     denoiser = flowdiff.load(tmp_path)
     data = flowdiff.build(*run).data
