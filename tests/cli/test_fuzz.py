@@ -110,7 +110,7 @@ def draw(random: random.Random) -> list[str]:
 
 def _legal(fits: Callable[[Any], bool]) -> list[str]:
     """The words that pass the test of a setting."""
-    return [word for word in (*NUMBERS, *TEXTS) if word != "ä" and fits(_value(word))]
+    return [word for word in (*NUMBERS, *TEXTS, "noise", "flow") if word != "ä" and fits(_value(word))]
 
 
 def _value(word: str) -> Any:

@@ -202,8 +202,10 @@ class Moments:
             yield x
 
     def mean_variance(self) -> float:
-        """The variance about the mean of each number, averaged over the numbers."""
-        return float((self.squares / self.count - (self.total / self.count) ** 2).mean())
+        """The variance about the mean of each number, averaged; at least a millionth of the mean square."""
+        square = self.squares / self.count
+        variance = square - (self.total / self.count) ** 2
+        return float(torch.maximum(variance.mean(), 1e-6 * square.mean()))  # the gate divides by it
 
 
 def full_precision(x: Tensor) -> torch.autocast:

@@ -119,6 +119,15 @@ def test_the_variance_is_measured_with_the_whitening_in_one_pass_and_kept():
     assert torch.equal(other.variance, model.variance)
 
 
+def test_constant_data_have_a_finite_density():
+    model = score_flow_of(flow_of("realnvp", (3,), EMBED), (3,), "zca", EMBED)
+    x0 = torch.full((8, 3), 0.7)
+    model.fit([x0])
+    log_p, score = model.log_prob_and_score(x0 + 1, torch.logspace(-2, 2, 8))
+    assert log_p.isfinite().all()
+    assert score.isfinite().all()
+
+
 class NotGated(Flow):
     """A flow of a time before there was a gate."""
 
