@@ -152,7 +152,8 @@ class RunFolder:
         write_whole(self.config_file, yaml.safe_dump(as_unicode(config), sort_keys=False, allow_unicode=True))
 
     def write_label(self, label: Label) -> None:
-        """Write run.json."""
+        """Make the folder and write run.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.label_file, json.dumps(asdict(label), indent=2, ensure_ascii=False) + "\n")
 
     def label(self) -> Label | None:

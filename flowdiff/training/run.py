@@ -109,7 +109,7 @@ def train(
     if not is_first_rank():
         logging.getLogger("flowdiff").setLevel(logging.WARNING)
     label = Label(run_id, name, sweep, tuple(overrides))
-    run = prepare(config, folder, run_id)
+    run = prepare(config, folder, label)
     with _tracked(run, config, label) as loggers:
         _begin(run, config, label)
         clock = Stopwatch()
@@ -136,7 +136,7 @@ def check_trainer(config: Mapping[str, Any], folder: RunFolder) -> tuple[RunPart
     return parts, trainer.strategy.root_device
 
 
-def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepared:
+def prepare(config: Mapping[str, Any], folder: RunFolder, label: Label) -> Prepared:
     """Build the parts, measure the data, and read the checkpoint of a run that continues.
 
     The files of an earlier attempt stay as they are: what refuses this one must not cost its results.
@@ -144,9 +144,10 @@ def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepar
     seed_everything(config["seed"], workers=True, verbose=False)
     parts, device = check_trainer(config, folder)
     engine = Engine(parts, parts.seed)
-    earlier = folder.files_of_run(run_id)
+    earlier = folder.files_of_run(label.run_id)
     checkpoint = None if folder.starts_from_scratch else _resumable(folder, engine)
     if is_first_rank() and not folder.config_file.is_file():
+        folder.write_label(label)  # before the config: a run that is refused from here on can be continued by its name
         folder.write_config(dict(config))
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Lightning does so when it trains; features are computed there too

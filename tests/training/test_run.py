@@ -11,9 +11,10 @@ from runs import TINY, TINY_DIGITS, settings, train
 from wandb_files import offline_runs
 
 from flowdiff import registry
-from flowdiff.errors import RunError
+from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.csv import CSVOnly
+from flowdiff.runs.identity import label_of_folder, run_name
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
@@ -197,6 +198,17 @@ def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypa
     with pytest.raises(Divergence, match=r"at step 1: the loss is nan; it was finite when .* no checkpoint yet"):
         train(tmp_path / "run", *TINY)
     assert not RunFolder(tmp_path / "run").is_complete
+
+
+def test_a_run_that_is_refused_after_its_config_was_written_is_continued_under_its_name(tmp_path, monkeypatch):
+    def refuse(self):
+        raise ConfigurationError("the cache cannot be written.")
+
+    monkeypatch.setattr(Metrics, "check_cache", refuse)
+    with pytest.raises(ConfigurationError, match="the cache cannot be written"):
+        train(tmp_path / "run", *TINY)
+    label = label_of_folder(RunFolder(tmp_path / "run"))
+    assert (label.overrides, label.name) == (tuple(TINY), run_name(TINY))
 
 
 def test_a_broken_checkpoint_is_a_sentence(tmp_path):
