@@ -37,9 +37,9 @@ from flowdiff.runs.signals import EXIT_STOPPED, handlers_restored
 from flowdiff.runs.undefined import explained, written
 from flowdiff.shapes import times
 from flowdiff.training.assembly import RunParts, assemble_run
-from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, TrainingBar
+from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, ThreadAdaptation, TrainingBar
 from flowdiff.training.engine import Engine
-from flowdiff.training.threads import AdaptThreads, Threads, threads_for
+from flowdiff.training.threads import Threads, threads_for
 from flowdiff.training.trainer import device_name, lightning_errors, make_trainer, resume_command, without_advice
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) ->
     """Train to the last step; the averaged weights are then in the engine."""
     engine, folder, checkpoint = run.engine, run.folder, run.checkpoint
     with without_advice():
-        adapt = [] if run.threads is None else [AdaptThreads(run.threads)]
+        adapt = [] if run.threads is None else [ThreadAdaptation(run.threads)]
         trainer = make_trainer(run.parts, folder, loggers, [*callbacks, *adapt])
     network = name_of("network", run.parts.denoiser.network)
     log.info("model %s: %s parameters, on %s", network, f"{engine.num_parameters:,}", device_name(trainer, run.threads))
