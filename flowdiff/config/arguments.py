@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -95,7 +96,7 @@ def _quoted(argument: str) -> str:
         return f"{key}={_list_of_names(argument, raw)}"
     override = parsed(argument)
     if equals and name not in NAMES_OF_FILES and override is None and re.fullmatch(r"\$\{.*\$\{.*\}", raw):
-        return f"{key}={_in_quotes(raw)}"  # ${oc.decode:${oc.env:NAME}}
+        return f"{key}={_resolved(raw)}"
     if not equals or name not in NAMES_OF_FILES or not raw:
         return argument
     value = None if override is None else override.value()
@@ -112,6 +113,18 @@ def _quoted(argument: str) -> str:
     if name in _EXPANDED:
         text = _at_home(text)
     return argument if value == text else f"{key}={_in_quotes(text)}"
+
+
+def _resolved(nested: str) -> str:
+    """An interpolation within another, which Hydra reads only in quotes; its value, where it needs no other setting.
+
+    The value, not the quoted text, then stands in the record of the run, and can be typed again.
+    """
+    with suppress(OmegaConfBaseException):
+        value = OmegaConf.create({"value": nested})["value"]
+        if isinstance(value, bool | int | float):
+            return str(value).lower()
+    return _in_quotes(nested)
 
 
 def _list_of_names(argument: str, raw: str) -> str:
