@@ -4,8 +4,6 @@ The overrides are drawn from the options' own names, types and ranges, and from 
 run that is not refused is built, with all its parts, and not trained.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import types

@@ -1,7 +1,5 @@
 """The laws of flowdiff.testing.flows for every registered flow, at the start and far from it, on several shapes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 
