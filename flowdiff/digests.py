@@ -1,7 +1,5 @@
 """Hashes of the inputs of a result, for the names of cache files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Progress bars for counted work; training has its own (flowdiff/training/callbacks.py)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

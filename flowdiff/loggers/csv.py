@@ -1,7 +1,5 @@
 """No logger beside metrics.csv."""
 
-from __future__ import annotations
-
 from flowdiff.loggers.base import Tracker
 from flowdiff.registry import register
 

@@ -1,7 +1,5 @@
 """Which series of a plot each row of a table belongs to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from flowdiff.report.style import COLOURS

@@ -3,8 +3,6 @@
 The numbers are invented, and drawn from a generator that is seeded by the settings.
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The laws of a schedule."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

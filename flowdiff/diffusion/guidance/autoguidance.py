@@ -1,7 +1,5 @@
 """Autoguidance: away from a weaker model of the same data, which makes the same errors, only larger."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

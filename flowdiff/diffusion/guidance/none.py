@@ -1,7 +1,5 @@
 """No guidance."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from flowdiff.diffusion.guidance.base import Guidable, Guidance

@@ -1,7 +1,5 @@
 """Maximum likelihood of noised data."""
 
-from __future__ import annotations
-
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 

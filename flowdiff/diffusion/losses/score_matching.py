@@ -1,7 +1,5 @@
 """Denoising score matching: the squared error of the score."""
 
-from __future__ import annotations
-
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 

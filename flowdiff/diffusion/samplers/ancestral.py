@@ -6,8 +6,6 @@
 is DDIM.
 """
 
-from __future__ import annotations
-
 import math
 
 from pydantic import NonNegativeFloat, PositiveInt

@@ -1,7 +1,5 @@
 """Pruning: a search ends a run early whose metric is worse than that of its other trials."""
 
-from __future__ import annotations
-
 import math
 
 from lightning.pytorch import LightningModule, Trainer
