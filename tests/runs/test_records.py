@@ -123,6 +123,12 @@ def test_json_with_values_of_other_types(folder):
 @pytest.mark.parametrize(
     ("content", "progress"),
     [
+        (None, (0, None)),
+        (b"", (0, None)),
+        (b"step,train_loss\n", (0, None)),
+        (b"step,train_loss,val_loss\n49,0.5,\n99,0.25,\n100,,0.3\n", (101, 0.25)),
+        (b"step,train_loss,val_loss\n49,0.5,\n99,0.2", (50, 0.5)),  # a row half written
+        (b"step,train_loss\n" + b"".join(b"%d,%f\n" % (i, i / 10) for i in range(100_000)), (100_000, 9999.9)),
         (b"a,b\n1,2\n", (0, None)),
         (b"\0\xff\xfe\n,,,\n", (0, None)),
         (b"step,train_loss\n0,1\nabc,def\n1,0.5,7,8\n2", (2, 0.5)),
@@ -130,9 +136,11 @@ def test_json_with_values_of_other_types(folder):
         (b"\xef\xbb\xbfstep,train_loss\n3,nan\n" + 400 * b"9" + b",1\n", (4, None)),
         (b"step,train_loss\n1," + 200_000 * b"9" + b"\n", (0, None)),  # longer than a cell may be
     ],
+    ids=range(12),
 )
-def test_the_progress_of_a_damaged_table_is_what_can_be_read(folder, content, progress):
-    folder.metrics.write_bytes(content)
+def test_the_progress_is_what_can_be_read_from_the_end_of_the_table(folder, content, progress):
+    if content is not None:
+        folder.metrics.write_bytes(content)
     assert folder.progress() == progress
 
 
