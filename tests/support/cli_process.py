@@ -33,6 +33,13 @@ def script(name: str, *arguments: object, cwd: Path, **environment: str) -> subp
     return python(ROOT / f"{name}.py", *arguments, cwd=cwd, **environment)
 
 
+def succeed(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python <name>.py <arguments>` in cwd, and check that it ends well."""
+    done = script(name, *arguments, cwd=cwd, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def python(path: Path, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python <path> <arguments>` in cwd."""
     with tempfile.TemporaryDirectory() as folder:
@@ -123,8 +130,7 @@ def check_interrupted_sweep(command: list[str], times: int, cwd: Path) -> tuple[
             break  # on a fast machine
     assert -signal.SIGKILL in ended
     for folder in (undisturbed, killed):
-        done = script("train", *command, f"hydra.sweep.dir={folder}", cwd=cwd)
-        assert done.returncode == 0, done.stdout + done.stderr
+        succeed("train", *command, f"hydra.sweep.dir={folder}", cwd=cwd)
     return undisturbed, killed
 
 
