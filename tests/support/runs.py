@@ -25,6 +25,8 @@ TINY = [
     "logger=csv",
     "accelerator=cpu",
 ]
+# TINY without the number of its steps.
+ANY_STEPS = [override for override in TINY if not override.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
 TINY_DIGITS = [
     "trainer.max_steps=3",
     "metrics.frechet=false",

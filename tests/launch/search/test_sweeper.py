@@ -8,7 +8,7 @@ import pytest
 from cli_process import check_interrupted_sweep, outcomes, succeed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from runs import TINY
+from runs import ANY_STEPS
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.launch.search.sweeper import search_space
@@ -58,7 +58,6 @@ def test_what_is_not_a_space_is_a_sentence(words):
 
 
 OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.seed=1"]
-ANY_STEPS = [o for o in TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
 FIXED = [*ANY_STEPS, "trainer.max_steps=6", "metrics.every_n_steps=2"]
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
 
