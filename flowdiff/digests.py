@@ -1,5 +1,7 @@
 """Hashes of the inputs of a result, for the names of cache files."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping

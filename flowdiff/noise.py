@@ -3,6 +3,8 @@
 A `BrownianPath` is also independent of the steps: W(t) is the same however the time axis is divided.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property

@@ -1,5 +1,7 @@
 """Progress bars for counted work; training has its own (flowdiff/training/callbacks.py)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -7,6 +7,8 @@ annotations (`PositiveInt`, `Literal["l1", "l2"]`, …) are their types and rang
 Nothing here imports torch. The package of a group is imported when one of its names is first looked up.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib
 import importlib.util

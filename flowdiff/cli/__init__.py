@@ -4,6 +4,8 @@
 stderr and exit status 2; HYDRA_FULL_ERROR=1 shows the traceback.
 """
 
+from __future__ import annotations
+
 import sys
 from importlib import import_module
 

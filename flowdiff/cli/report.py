@@ -1,5 +1,7 @@
 """`flowdiff report FOLDER…`: a table, plots and one HTML page of any set of runs."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

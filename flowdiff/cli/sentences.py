@@ -1,5 +1,7 @@
 """Commands whose errors end as one sentence on stderr; HYDRA_FULL_ERROR=1 shows the traceback instead."""
 
+from __future__ import annotations
+
 import gc
 import io
 import logging

@@ -4,6 +4,8 @@ Hydra's grammar gives a meaning to = , ( [ { # and to digits, which names of fol
 names, and a ${…} within a ${…}, into quotes before Hydra sees them, so that they need none on the command line.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterable, Sequence

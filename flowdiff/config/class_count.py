@@ -4,6 +4,8 @@ config.yaml then holds the number, so the run loads where its data are not, and 
 given by hand. With a conditioner that asks for no classes, null stays: the run is unconditional.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from flowdiff import registry

@@ -3,6 +3,8 @@
 Components declare their needs where they are registered, `@register(group, name, requires=[Requirement(…)])`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 

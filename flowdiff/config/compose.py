@@ -1,5 +1,7 @@
 """Composing a configuration from conf/, from overrides, or from a run folder."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress

@@ -1,5 +1,7 @@
 """Errors of Hydra and OmegaConf in one sentence: what was given, what is allowed, what to do."""
 
+from __future__ import annotations
+
 import os
 import re
 import traceback

@@ -1,5 +1,7 @@
 """Plugins: the user's Python files are imported, and their components become config options."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 

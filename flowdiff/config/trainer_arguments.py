@@ -4,6 +4,8 @@ Lightning checks many of its arguments late, or not at all. They are checked her
 that flowdiff sets itself are refused, and the message names the setting to use.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Mapping

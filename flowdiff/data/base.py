@@ -9,6 +9,8 @@ borders, so every batch has B samples, every sample occurs once per epoch, and b
 alone: a run that resumes at step k gets the same batch as an uninterrupted run.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 from abc import ABC, abstractmethod

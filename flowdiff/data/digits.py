@@ -1,5 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 images of 8 × 8 pixels, levels 0…16, ten classes, no download."""
 
+from __future__ import annotations
+
 from typing import final
 
 import torch

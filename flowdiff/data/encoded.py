@@ -1,5 +1,7 @@
 """A data set in the space of a model that works in the latents of an autoencoder."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

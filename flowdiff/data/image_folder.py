@@ -1,5 +1,7 @@
 """A folder of pictures of any size, with one subfolder per class or without classes."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import IO, final
 

@@ -1,5 +1,7 @@
 """A zip archive of equally large pictures with their labels, as EDM's dataset_tool writes it."""
 
+from __future__ import annotations
+
 import json
 import os
 import zipfile

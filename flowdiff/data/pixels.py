@@ -9,6 +9,8 @@ log P(k) ≥ E_u[log p(x)] + D log(2/L) (Theis, van den Oord, Bethge, "A note on
 models", 2016).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 

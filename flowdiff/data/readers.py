@@ -1,5 +1,7 @@
 """Reading a split in order, or evenly spaced samples of it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import torch

@@ -1,5 +1,7 @@
 """MNIST, Fashion-MNIST and CIFAR-10 in torchvision's folder layout, downloaded only if files are missing."""
 
+from __future__ import annotations
+
 import os
 import socket
 import tempfile

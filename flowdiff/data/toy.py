@@ -3,6 +3,8 @@
 Centre and scale are closed-form moments, so the density does not depend on a sample or its size.
 """
 
+from __future__ import annotations
+
 import math
 from abc import abstractmethod
 from typing import final

@@ -6,6 +6,8 @@ which waits for them. torch starts threads in the process before our code runs t
 before the process starts.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import threading

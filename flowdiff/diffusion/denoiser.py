@@ -5,6 +5,8 @@
 For a score flow F is the score itself and the scaling is (1, σ², 1, σ): D = x + σ²·∇ₓ log p_σ(x|c).
 """
 
+from __future__ import annotations
+
 from typing import Protocol
 
 import torch

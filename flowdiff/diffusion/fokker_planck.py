@@ -23,6 +23,8 @@ enforcing the underlying score Fokker–Planck equation, 2023. Hutchinson, A sto
 influence matrix, 1989.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import nullcontext
 

@@ -4,6 +4,8 @@
 follows the distribution, but a batch covers it evenly, so that the loss averaged over a batch varies less.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 

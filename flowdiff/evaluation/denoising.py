@@ -6,6 +6,8 @@ which is EDM's training loss: a model whose D is always the best multiple of x s
 does not denoise: its test loss is the negative evidence lower bound, in nats per dimension.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -1,5 +1,7 @@
 """`python sample.py run=<run folder> evaluate=true …`: measure ways to sample, into evaluations.csv and the logger."""
 
+from __future__ import annotations
+
 import json
 import logging
 import statistics

@@ -5,6 +5,8 @@ or in Inception's. Each number has a floor: the same number for the test split, 
 seen. All of them are biased by the number of samples n, which is reported with them.
 """
 
+from __future__ import annotations
+
 import contextlib
 import statistics
 import time

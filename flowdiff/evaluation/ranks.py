@@ -5,6 +5,8 @@ W takes the samples r·n//W … (r + 1)·n//W − 1 of n: nothing is padded, and
 process outside `joined` is a group of one, like rank 0 of a training, which measures after the other ranks have ended.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -3,6 +3,8 @@
 Guidance trades it against the Fréchet distance: guided samples are clearer members of their class, and vary less.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

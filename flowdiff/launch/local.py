@@ -9,6 +9,8 @@ the loss of its terminal (SIGHUP). If the process of the sweep is killed, its ru
 continues from their last checkpoints.
 """
 
+from __future__ import annotations
+
 import gc
 import logging
 import multiprocessing

@@ -1,5 +1,7 @@
 """Which jobs of a sweep must be run."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Before a sweep starts, all jobs are composed and checked, and all errors are reported together."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

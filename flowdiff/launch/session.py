@@ -4,6 +4,8 @@ The process of the sweep owns the folder `<sweep>/.local/<host>-<pid>/`, like a 
 there. The folder is removed when the sweep ends, or, if some runs have not begun by then, when the next sweep starts.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

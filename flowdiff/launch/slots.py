@@ -1,5 +1,7 @@
 """How a sweep shares this machine: the GPUs and CPU threads of each run."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

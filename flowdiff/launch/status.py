@@ -6,6 +6,8 @@ their job has ended without a result, and `submitted` when SLURM does not answer
 `stopped`.
 """
 
+from __future__ import annotations
+
 import re
 import socket
 from collections import Counter

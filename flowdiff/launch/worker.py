@@ -1,5 +1,7 @@
 """The process of a run in a sweep. Importing this module imports all that a run needs, before the process is forked."""
 
+from __future__ import annotations
+
 import sys
 from functools import partial
 from pathlib import Path

@@ -1,5 +1,7 @@
 """No logger beside metrics.csv."""
 
+from __future__ import annotations
+
 from flowdiff.loggers.base import Tracker
 from flowdiff.registry import register
 

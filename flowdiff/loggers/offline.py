@@ -7,6 +7,8 @@ its last complete record, does not mark it as uploaded and stops; we mark it and
 fragment without the record that names its run is skipped, because `wandb sync` would refuse the whole call.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re

@@ -12,6 +12,8 @@ is as smooth as act, increasing and onto ℝ; w = 0 is the identity. It equals y
 b = 2w/(k(M − m)).
 """
 
+from __future__ import annotations
+
 import warnings
 from abc import ABC, abstractmethod
 from typing import Annotated

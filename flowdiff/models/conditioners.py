@@ -1,5 +1,7 @@
 """Conditioners turn the labels of a batch into a Conditioning: vectors, tokens, or the null condition."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 

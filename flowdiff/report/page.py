@@ -4,6 +4,8 @@ page.html, page.css and page.js lie beside this file and are written into the pa
 base64. The page loads nothing: its content security policy forbids it.
 """
 
+from __future__ import annotations
+
 import base64
 import html
 import io

@@ -1,5 +1,7 @@
 """Which series of a plot each row of a table belongs to."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from flowdiff.report.style import COLOURS

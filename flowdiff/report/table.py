@@ -4,6 +4,8 @@ mean = Σ mᵢ/n, sd² = Σ (mᵢ − mean)²/(n − 1) over the n seeds of a se
 of a metric is the lowest one, or the highest where higher is better. Numbers that only describe a run have no best.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence

@@ -7,6 +7,8 @@ Nothing here loads a checkpoint or imports torch. Runs in a folder named `debug`
 that folder is given itself.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import math

@@ -1,5 +1,7 @@
 """The CPU cores that a process may use, and how many threads the user allows it."""
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Atomic writes, file locks, and the error message for a disk that is full or closed to us."""
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os

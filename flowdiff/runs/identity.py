@@ -1,5 +1,7 @@
 """Run ids, run names and folder names: a hash of everything that affects a run's numbers, and readable names."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re

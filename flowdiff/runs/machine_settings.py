@@ -4,6 +4,8 @@ They do not affect a run's numbers. So the run id ignores them, or hashes what a
 and sample.py accept other values for a run whose data, caches or other runs have moved.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping
 from typing import Any

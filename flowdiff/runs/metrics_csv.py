@@ -1,5 +1,7 @@
 """The training curves of a run: `metrics.csv`, which every run has."""
 
+from __future__ import annotations
+
 import csv
 from argparse import Namespace
 from collections.abc import Iterable, Mapping

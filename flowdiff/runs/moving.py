@@ -3,6 +3,8 @@
 The run id stays what it was: where a path counts for it, `hashed_as` keeps what the id hashes in its place.
 """
 
+from __future__ import annotations
+
 import copy
 import os
 from collections.abc import Iterator, Mapping

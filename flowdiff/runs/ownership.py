@@ -6,6 +6,8 @@ owner on another host has sent no heartbeat for `MAX_SILENCE` seconds. Checking 
 lock.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import signal

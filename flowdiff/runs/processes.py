@@ -6,6 +6,8 @@ notebook or a shell that torchrun started. So they count only if all variables o
 each other, and only for a run that uses several devices.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """The code that made a run: versions of the packages and the git commit."""
 
+from __future__ import annotations
+
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,6 +4,8 @@ A reader returns values of the types that a run writes, or raises `Unreadable`, 
 Nobody else parses these files, so a damaged or foreign file cannot surprise the code behind the readers.
 """
 
+from __future__ import annotations
+
 import csv
 import io
 import json

@@ -4,6 +4,8 @@ A run id is the hash of the *first* names and values, so that neither a renaming
 changes the id of any run.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, NamedTuple

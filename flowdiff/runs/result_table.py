@@ -1,5 +1,7 @@
 """The metrics of a run as a table in the terminal: each number and what it means."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping

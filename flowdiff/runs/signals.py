@@ -4,6 +4,8 @@ A queue sends them to every process of a job, including helper processes. A help
 inside `stop_signals_blocked`. SIGHUP, the loss of the terminal, stops a single run; a sweep survives it.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys

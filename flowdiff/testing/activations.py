@@ -1,5 +1,7 @@
 """The laws of an activation: an exact derivative, and a bijection with slopes in the stated range."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

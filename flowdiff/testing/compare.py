@@ -1,5 +1,7 @@
 """How a law is checked: comparisons that raise AssertionError with the law, the size of the error and its place."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The laws of a conditioner."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable
 

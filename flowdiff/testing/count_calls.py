@@ -1,5 +1,7 @@
 """A denoiser around a denoiser that counts its calls: the cost of a sampler or a guidance in function evaluations."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from flowdiff.diffusion.samplers.base import DenoiserLike

@@ -1,5 +1,7 @@
 """Laws of a density and its score, given as functions of x: for flows, networks, and anything else with a density."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 

@@ -3,6 +3,8 @@
 The numbers are invented, and drawn from a generator that is seeded by the settings.
 """
 
+from __future__ import annotations
+
 import csv
 import itertools
 import json

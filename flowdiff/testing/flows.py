@@ -4,6 +4,8 @@
 x (B, …) in float64 (`inputs.samples`) and their condition (`inputs.condition`).
 """
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Callable

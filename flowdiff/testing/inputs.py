@@ -1,5 +1,7 @@
 """What the laws of models are tried on: samples, conditions, and parameters far from their start."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import TypeVar

@@ -1,5 +1,7 @@
 """A model around a known network: what samplers, guidance and metrics take, without a training run."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from flowdiff.data.pixels import Pixels

@@ -4,6 +4,8 @@
 x (B, …), noise levels (B,) > 0 and the condition of B samples or None, for example those of `noised`.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable
 

@@ -4,6 +4,8 @@ Each entry of `CASES` names a public sampler and the sampler here that must give
 optional: pip install torchsde && pip install --no-deps k-diffusion
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import sys

@@ -1,5 +1,7 @@
 """The laws of a sampler, on distributions whose denoiser is exact."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 

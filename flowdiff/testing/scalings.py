@@ -1,5 +1,7 @@
 """The laws of scalings and weightings: functions of the noise level with the shape and the type of sigma."""
 
+from __future__ import annotations
+
 import torch
 
 from flowdiff.diffusion.scalings import Scaling

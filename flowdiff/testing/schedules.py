@@ -1,5 +1,7 @@
 """The laws of a schedule."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import torch

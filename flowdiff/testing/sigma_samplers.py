@@ -1,5 +1,7 @@
 """The laws of a sigma sampler, with independent and with stratified draws."""
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Callable

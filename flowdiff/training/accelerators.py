@@ -1,5 +1,7 @@
 """The hardware arguments of Lightning's Trainer, and whether the network is compiled."""
 
+from __future__ import annotations
+
 from typing import Any, Literal
 
 from pydantic import PositiveInt

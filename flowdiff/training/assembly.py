@@ -4,6 +4,8 @@ The config ends here: nobody after this module reads a config node, except to wr
 is not imported, so that sampling, and checking the jobs of a sweep, need not wait for it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial

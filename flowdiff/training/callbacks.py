@@ -1,5 +1,7 @@
 """Callbacks of a training: its stopwatch, its progress bar, and its evaluation at every validation."""
 
+from __future__ import annotations
+
 import time
 from typing import Any
 

@@ -5,6 +5,8 @@ after the step's validation has been logged: a run that is killed earlier resume
 repeats the validation.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import signal

@@ -6,6 +6,8 @@ leaves the weights unchanged. A step draws its random numbers from its own index
 layer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple

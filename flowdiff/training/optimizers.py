@@ -1,5 +1,7 @@
 """Optimisers, their learning-rate schedules, and the decay of the weight average."""
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

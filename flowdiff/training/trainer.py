@@ -1,5 +1,7 @@
 """Lightning's Trainer of a run: its own arguments from the config, and what every run needs."""
 
+from __future__ import annotations
+
 import os
 import shlex
 import traceback

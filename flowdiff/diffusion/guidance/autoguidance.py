@@ -1,5 +1,7 @@
 """Autoguidance: away from a weaker model of the same data, which makes the same errors, only larger."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The contract of a guidance, and the formula that all guides share: D_w = D_r + w·(D_c − D_r), within limits."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol

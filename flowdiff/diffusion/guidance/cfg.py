@@ -1,5 +1,7 @@
 """Classifier-free guidance: away from the model without its condition, D_r = D(x, σ, ∅)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

@@ -1,5 +1,7 @@
 """Guidance by a classifier of noised samples: D_r = D_c − σ²·∇ₓ log p(c|x, σ), which by Bayes' rule is D(x, σ, ∅)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -7,6 +7,8 @@ Its gradient is ∇ₓ log p(c|x, σ) = s_c − Σ_k p(k|x, σ)·s_k, so that D_
 the denoiser of the flow's own unconditional density Σ_k p_σ(x|k)/C, exactly.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import torch

@@ -1,5 +1,7 @@
 """Limits of a guided D: the noise levels at which it is guided, its standard deviation and its largest values."""
 
+from __future__ import annotations
+
 import math
 from typing import Annotated
 

@@ -1,5 +1,7 @@
 """No guidance."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from flowdiff.diffusion.guidance.base import Guidable, Guidance

@@ -1,5 +1,7 @@
 """The model of another run that guides: it must fit the samples, the latent space and the classes of the guided one."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from flowdiff.diffusion.guidance.base import Model

@@ -1,5 +1,7 @@
 """Cross-entropy of a classifier of noised data."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser

@@ -1,5 +1,7 @@
 """Denoising: the weighted squared (or absolute) error of D."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveInt

@@ -1,5 +1,7 @@
 """Denoising and maximum likelihood of the same density."""
 
+from __future__ import annotations
+
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """Maximum likelihood of noised data."""
 
+from __future__ import annotations
+
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """Denoising score matching: the squared error of the score."""
 
+from __future__ import annotations
+
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 

@@ -8,6 +8,8 @@ is h·min(5, max(⅕, 0.9/√e)). Every level of the grid is reached exactly and
 grid of few levels is best. The last step, to σ' = 0, is x' = D.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -6,6 +6,8 @@
 is DDIM.
 """
 
+from __future__ import annotations
+
 import math
 
 from pydantic import NonNegativeFloat, PositiveInt

@@ -12,6 +12,8 @@ every sampler here is made of such steps. The exact solution,
 is such a step towards a weighted mean D̂ of D along the way; methods of higher order differ in how they estimate D̂.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections import deque

@@ -10,6 +10,8 @@ finite whatever the network is; and x0, which is the D of the last step, lies in
 clipped D is (D − x)/σ², from which samplers of the score compute.
 """
 
+from __future__ import annotations
+
 import logging
 from functools import cache
 from typing import Any, Literal

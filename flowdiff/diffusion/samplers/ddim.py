@@ -4,6 +4,8 @@ Divided by √ᾱ' and with x = x_VP/√ᾱ, σ = √((1−ᾱ)/ᾱ) this reads 
 variance-exploding coordinates. The name also implies the grid of a discrete model, so use it with schedule=ddpm.
 """
 
+from __future__ import annotations
+
 from pydantic import PositiveInt
 from torch import Tensor
 

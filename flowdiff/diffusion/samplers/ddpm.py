@@ -4,6 +4,8 @@ Its variance is β̃ = (1−ᾱ')/(1−ᾱ)·(1 − ᾱ/ᾱ') in variance-preser
 σ² = (1−ᾱ)/ᾱ, it is β̃/ᾱ' = σ'²(σ² − σ'²)/σ², which is σ_up² of `ancestral` at η = 1.
 """
 
+from __future__ import annotations
+
 from pydantic import PositiveInt
 from torch import Tensor
 

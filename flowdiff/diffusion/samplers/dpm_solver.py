@@ -6,6 +6,8 @@
 where σ_m is the midpoint in λ. In variance-exploding coordinates order 1 is Euler's method, which is DDIM.
 """
 
+from __future__ import annotations
+
 import math
 
 from pydantic import PositiveInt

@@ -16,6 +16,8 @@ In 3M the integral of the parabola through the three D would have 2φ₃ where t
 implemented everywhere with φ₃, which makes it a method of second order with a small constant; the same is done here.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Annotated
 

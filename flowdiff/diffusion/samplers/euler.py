@@ -1,5 +1,7 @@
 """Euler's method on the probability-flow ODE dx/dσ = (x − D)/σ."""
 
+from __future__ import annotations
+
 from pydantic import PositiveInt
 from torch import Tensor
 

@@ -5,6 +5,8 @@ starts either from noise, x = σ_max·N(0, I), or from a sample of a density, x 
 σ_start = σ_min is one-shot sampling with a flow, followed by a single denoising step.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import torch

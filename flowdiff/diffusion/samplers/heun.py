@@ -8,6 +8,8 @@
 Without churn (γ = 0) σ̂ = σ, x̂ = x.
 """
 
+from __future__ import annotations
+
 import math
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt

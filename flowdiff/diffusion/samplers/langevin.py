@@ -7,6 +7,8 @@ which is x ← x + 2·snr²·(D − x) + 2·snr·σ'·z. The paper's step size i
 its own norms, a sample near a maximum of p, where s = 0, would take an arbitrarily large step.
 """
 
+from __future__ import annotations
+
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt

@@ -6,6 +6,8 @@ where j and k run over this step and the order − 1 steps before it. The polyno
 two-point Gauss–Legendre rule integrates exactly.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Annotated
 

@@ -14,6 +14,8 @@ predictor's x' anyway; it begins by moving x' to the corrector's point:
     x' ← x' + (1 − σ'/σ)·(D̂_corrector − D̂_predictor).
 """
 
+from __future__ import annotations
+
 import math
 from typing import Annotated, Literal
 

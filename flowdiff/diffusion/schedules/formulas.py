@@ -1,5 +1,7 @@
 """Levels that follow a formula: evenly spaced in a function of σ."""
 
+from __future__ import annotations
+
 import torch
 from pydantic import PositiveFloat
 from torch import Tensor

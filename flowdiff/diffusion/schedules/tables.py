@@ -6,6 +6,8 @@ The start x_VP ~ N(0, I) of a variance-preserving model is x ~ N(0, (σ_max²+1)
 σ_max·N(0, I), smaller by a factor of 1.002 for the smallest σ_max of the tables below (`sqrt_linear`).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Literal

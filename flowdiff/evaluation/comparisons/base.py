@@ -4,6 +4,8 @@ A comparison is a class registered under `comparison`, and a line `<name>: <sett
 conf/metrics/*.yaml. Its floor is its result for the test split instead of generated samples.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 
 from flowdiff.data.base import Dataset

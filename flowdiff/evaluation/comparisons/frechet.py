@@ -1,5 +1,7 @@
 """The Fréchet distance between samples and the training split, in features."""
 
+from __future__ import annotations
+
 import logging
 
 from flowdiff.evaluation.comparisons.base import Comparison

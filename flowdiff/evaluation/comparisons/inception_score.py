@@ -1,5 +1,7 @@
 """The Inception score, which grows with the certainty of a classifier and with the number of classes it predicts."""
 
+from __future__ import annotations
+
 import math
 import statistics
 

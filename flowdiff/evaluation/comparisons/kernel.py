@@ -6,6 +6,8 @@ This estimate is unbiased, so it can be slightly negative for two sets from one 
 Source: Gretton, Borgwardt, Rasch, Schölkopf & Smola, A kernel two-sample test, 2012.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Callable
 from typing import Annotated

@@ -8,6 +8,8 @@ concluding that they are copies.
 Source: Meehan, Chaudhuri & Dasgupta, A non-parametric test to detect data-copying in generative models, 2020.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Iterable

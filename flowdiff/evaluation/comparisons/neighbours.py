@@ -10,6 +10,8 @@ Sources: Kynkäänniemi et al., Improved precision and recall metric for assessi
 Reliable fidelity and diversity metrics for generative models, 2020.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Annotated
 

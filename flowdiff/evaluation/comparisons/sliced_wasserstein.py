@@ -1,5 +1,7 @@
 """The sliced Wasserstein distance: the 2-Wasserstein distance of projections on a line, over random lines."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import torch

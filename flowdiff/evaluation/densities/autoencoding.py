@@ -12,6 +12,8 @@ density, log p(ℓ) = log p_σ(z) + ln|det ∂z/∂ℓ|.
 Source of the active units: Burda, Grosse & Salakhutdinov, Importance weighted autoencoders, 2016.
 """
 
+from __future__ import annotations
+
 import math
 from itertools import chain
 

@@ -7,6 +7,8 @@ The calibration error is the mean distance between confidence and accuracy over 
     ECE = Σ_bins |Σ_{i in bin} (correctᵢ − confidenceᵢ)| / N
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

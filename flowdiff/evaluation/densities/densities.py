@@ -4,6 +4,8 @@ The likelihood by the probability-flow ODE needs only a denoiser, and classifica
 The other numbers need a normalised density p_σ(x|c).
 """
 
+from __future__ import annotations
+
 import logging
 from dataclasses import dataclass
 from typing import Literal

@@ -6,6 +6,8 @@ Points of N(0, I) lie near the sphere of radius √D, and so does the whole path
 straight line in x leaves that shell for a region of higher density that holds no samples: the blur of both ends.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -6,6 +6,8 @@ bounds the probability of k:  −log₂ P(k) ≤ E_u[−log₂ p(x)] + log₂(le
     bits/dim = −log p_σ(x) / (D ln 2) + log₂(levels / 2)        nats/dim = −log p_σ(x) / D   (continuous data)
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

@@ -15,6 +15,8 @@ Sources: Song et al., Score-based generative modeling through stochastic differe
 FFJORD, 2019.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Iterator, Sequence

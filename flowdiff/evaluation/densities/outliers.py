@@ -6,6 +6,8 @@ Any density can rank smooth foreign images above the model's own (Nalisnick et a
 generative models know what they don't know?, 2019): the number is a property of both data sets.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 

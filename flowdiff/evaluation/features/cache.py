@@ -1,5 +1,7 @@
 """Results computed once and kept on disk, in files whose names hold a hash of their inputs."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,7 @@
 """The choice of the features that samples are compared in."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from flowdiff.data.base import DataModule, Dataset

@@ -3,6 +3,8 @@
 A distance is named after its features, `fd_<name>`; in the Inception network's features it is called `fid`.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 

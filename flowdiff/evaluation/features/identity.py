@@ -1,5 +1,7 @@
 """Features of vectors: the vectors themselves."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from flowdiff.evaluation.features.extractor import Extractor

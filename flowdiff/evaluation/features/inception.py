@@ -7,6 +7,8 @@ The network and the resizing are torch-fidelity's. The user provides the file of
 Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, 2017.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

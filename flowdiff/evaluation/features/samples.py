@@ -4,6 +4,8 @@ The features of real data and their statistics are computed in one pass and kept
 hash of the data, the extractor's weights and its preprocessing.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from abc import ABC, abstractmethod

@@ -4,6 +4,8 @@ Real and generated images are both snapped to the data's grey levels first, so t
 out-of-range pixels tell them apart.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 from pathlib import Path

@@ -10,6 +10,8 @@ The best D is at most as wrong as the Wiener filter and as the means that it can
 error of the score at a large σ is a large one of D. The test loss, whose σ are seldom large, does not show it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from itertools import pairwise

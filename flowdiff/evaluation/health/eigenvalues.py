@@ -18,6 +18,8 @@ eigenvalue, equals it when the space has all dimensions, and is close to it long
 Source: Golub, Van Loan, Matrix computations, 2013, section 10.1 (Lanczos, with all vectors orthogonalised again).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 

@@ -12,6 +12,8 @@ At σ far above the data a small r is no small error of D, which is x + σ²·sc
 squares would count the variance of the estimate as a residual.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -1,5 +1,7 @@
 """The health of a score: is D right at every noise level, can it belong to a distribution, and to one diffusion?"""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Trajectories of a run's own sampler: where it asks D, and at which noise levels."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from torch import Tensor

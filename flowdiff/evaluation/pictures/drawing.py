@@ -4,6 +4,8 @@ Latents are decoded before they are drawn. Where a function takes a batch_size, 
 at a time.
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Pruning: a search ends a run early whose metric is worse than that of its other trials."""
 
+from __future__ import annotations
+
 import math
 
 from lightning.pytorch import LightningModule, Trainer

@@ -1,5 +1,7 @@
 """A trial of a search as tables and pictures show it."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,6 +3,8 @@
 Neither program need be installed.
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
 from collections.abc import Iterable, Sequence

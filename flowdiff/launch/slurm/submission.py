@@ -3,6 +3,8 @@
 `<sweep>/slurm/submissions.json` is a list in order of submission; a sweep that was run again has several.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress

@@ -1,5 +1,7 @@
 """The contract of an autoencoder: x → q(ℓ|x) → ℓ → p(x|ℓ), and the two terms of its evidence lower bound."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 

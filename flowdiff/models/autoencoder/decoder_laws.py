@@ -12,6 +12,8 @@ Source: Rybkin, Daniilidis, Levine, Simple and effective VAE training with calib
 Cunningham, The continuous Bernoulli, 2019.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args

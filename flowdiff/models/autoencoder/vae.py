@@ -6,6 +6,8 @@ decoder   ℓ → levels ↑ → patches → a,         p(x|ℓ) by flowdiff/mod
 A latent is a vector, a linear map of the whole last level, or a map as large as the last level.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple, final
 

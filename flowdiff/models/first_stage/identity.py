@@ -1,5 +1,7 @@
 """The first stage that does nothing: the model works in data space."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from flowdiff.models.first_stage.base import FirstStage

@@ -1,5 +1,7 @@
 """The autoencoder that another run has trained (network=vae loss=elbo) as the first stage."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import final
 

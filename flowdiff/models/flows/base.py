@@ -4,6 +4,8 @@ The condition is one vector per sample, the embedding e of (¼ ln σ, c). It set
 extra dimension of x.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 

@@ -25,6 +25,8 @@ not depend on the condition keep them equal.
 Source: Gu et al., STARFlow: Scaling Latent Normalizing Flows for High-resolution Image Synthesis, 2025.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import Literal
 

@@ -6,6 +6,8 @@ dimension each, are a linear map, zero at the start, of the embedding of (¼ ln 
 identity, and (σ, c) alone sets how far each activation is from it.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Annotated, Literal
 

@@ -6,6 +6,8 @@ The usual way runs the whole net once per dimension. But a hidden unit that depe
 as these are known: each step computes the units that the last step made final, and all steps together run the net once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -13,6 +13,8 @@ the gradient of w depends on how they differ. The logarithms
 are exact in both tails, where logit F = log F − log(1 − F) becomes affine, with the slope of the widest component.
 """
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple, final
 

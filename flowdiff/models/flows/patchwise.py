@@ -11,6 +11,8 @@ h_i = 0 and the patches are independent, given σ and c. Data → base runs over
 context=causal, runs patch by patch.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from typing import Literal

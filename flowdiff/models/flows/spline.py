@@ -10,6 +10,8 @@ The slopes agree at the knots and are 1 at ±B: the map is C¹. Its second deriv
 score, by an amount that the density does not bound.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Annotated, NamedTuple, final
 

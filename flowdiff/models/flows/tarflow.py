@@ -9,6 +9,8 @@ e is the embedding of (¼ ln σ, c). Data → base runs over all tokens at once;
 the tokens before i first. Every second block takes the tokens in reversed order.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import Literal

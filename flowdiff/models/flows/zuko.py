@@ -14,6 +14,8 @@ x/(1 + |x|/11), which bounds z, so that a part of N(0, I) is the image of no x a
 left out.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC
 from collections.abc import Callable, Sequence

@@ -9,6 +9,8 @@ mlp) do nothing more. Some kinds do more; losses, guidance and metrics ask for t
     AutoencoderNetwork an encoder, a decoder and a prior                network=vae
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 

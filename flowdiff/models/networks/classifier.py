@@ -8,6 +8,8 @@ The Gaussian replaces the density of all classes, so D = x + σ²·s is the Wien
 samples show only what the classifier has learned about a class.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 

@@ -1,5 +1,7 @@
 """A residual MLP on flattened samples, F(x, c_noise, c): the raw network to compare vector flows with."""
 
+from __future__ import annotations
+
 import math
 
 from pydantic import PositiveInt

@@ -6,6 +6,8 @@ log p_σ(x|c) = log N(z; 0, I) + log|det ∂z/∂x|   nats
 s = ∇ₓ log p_σ(x|c)                              by autograd, so exactly the gradient of log p
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext

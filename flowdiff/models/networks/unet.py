@@ -16,6 +16,8 @@ and cosines). Then a tenth of a decade of σ changes the phase of the fastest si
 only if c_noise = σ < 0.1.
 """
 
+from __future__ import annotations
+
 from typing import Annotated, Any
 
 import torch

@@ -3,6 +3,8 @@
 It is trained to be the first stage of other runs (first_stage=vae), samples from its prior, and does not depend on σ.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Annotated
 

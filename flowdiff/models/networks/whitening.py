@@ -4,6 +4,8 @@ If the data were Gaussian, x = x0 + σ·noise would be N(μ, Σ + σ²I), and A_
 Followed by an identity flow, it makes the score flow exactly that Gaussian, whose denoiser is the Wiener filter.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

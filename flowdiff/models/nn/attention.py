@@ -1,5 +1,7 @@
 """Multi-head attention for the nets of flows: over given keys and values, and between the pixels of an image."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 

@@ -1,5 +1,7 @@
 """The residual net of images: its linear maps are 3×3 convolutions, or 1×1 convolutions that only mix channels."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import final
 

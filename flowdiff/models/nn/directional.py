@@ -12,6 +12,8 @@ or exactly in forward mode. Neither needs the autograd graph of the score, so at
 and activation checkpointing work as they do for a likelihood.
 """
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal

@@ -8,6 +8,8 @@ With
 both kinds are within about ±6, where one set of frequencies ω resolves them: γ(u) = (u, sin ωu, cos ωu).
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -8,6 +8,8 @@ e = cond.vector is the embedding of (¼ ln σ, c), which contains the mean of th
 of the condition (words, patches), if it has any.
 """
 
+from __future__ import annotations
+
 from typing import Literal, TypeVar
 
 import torch

@@ -1,5 +1,7 @@
 """The residual net of vectors: its linear maps are matrices."""
 
+from __future__ import annotations
+
 from typing import final
 
 from torch import nn

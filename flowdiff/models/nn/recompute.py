@@ -12,6 +12,8 @@ the second derivative what the graph of log p no longer stores for the first.
 Source: Chen, Xu, Zhang, Guestrin, Training deep nets with sublinear memory cost, 2016.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import TypeVar
 

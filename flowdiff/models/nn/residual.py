@@ -7,6 +7,8 @@ over the condition before every block, or by h₀ = W_in [x, e]. The net has no 
 in x as its activation.
 """
 
+from __future__ import annotations
+
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass

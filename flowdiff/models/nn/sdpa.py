@@ -9,6 +9,8 @@ form can be differentiated any number of times. The choice depends on the input 
 Layer normalisation is here too, because torch's kernel can be differentiated twice, and only the explicit form thrice.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
