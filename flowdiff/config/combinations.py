@@ -33,10 +33,6 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_file_list(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
 # Keys outside all groups: their allowed values in words, and the test.
 TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": (f"an integer 0 … {MAX_SEED}", lambda v: is_integer(v, 0, MAX_SEED)),
@@ -46,7 +42,7 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
         f'a list of texts of 1 to {MAX_TAG} characters, e.g. [one,two]; a number is a text in quotes, ["2026"]',
         lambda v: isinstance(v, list) and all(map(_is_tag, v)),
     ),
-    "plugins": ("a list of Python files, e.g. [mine.py]", _is_file_list),
+    "plugins": ("a list of Python files, e.g. [mine.py]", lambda v: isinstance(v, list) and all(map(_is_text, v))),
     "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),

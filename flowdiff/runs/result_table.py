@@ -30,6 +30,13 @@ SAMPLE_METRICS = {
     "sample_accuracy": "share of samples that the extractor's classifier assigns to the requested class",
     "is": "Inception score: higher for confident and diverse class predictions",
 }
+# Name and description of each likelihood on the test split.
+LIKELIHOODS = {
+    "bpd": ("bits/dim", "exact density, uniform dequantisation"),
+    "nats_per_dim": ("nats/dim", "−log p per dimension, exact density"),
+    "latent_nats_per_dim": ("nats/dim of the latent", "−log p per latent dimension, exact density of the latents"),
+    "bpd_bound": ("bits/dim, bound", "upper bound from the ELBO, uniform dequantisation; not exact"),
+}
 NO_NUMBER = "–"
 AGAINST_TRAINING = "samples compared with the training split"
 UNITS = {"bpd": "bits/dim", "nats_per_dim": "nats/dim", "latent_nats_per_dim": "nats/dim of the latent"}
@@ -70,16 +77,7 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
     for key in numbers:
         if f"{key}_floor" in numbers or _is_frechet(key):
             rows += _sample_metric(numbers, key)
-    if "bpd" in numbers:
-        rows.append(("bits/dim", _value(numbers, "bpd"), "exact density, uniform dequantisation"))
-    if "nats_per_dim" in numbers:
-        rows.append(("nats/dim", _value(numbers, "nats_per_dim"), "−log p per dimension, exact density"))
-    if "latent_nats_per_dim" in numbers:
-        about = "−log p per latent dimension, exact density of the latents"
-        rows.append(("nats/dim of the latent", _value(numbers, "latent_nats_per_dim"), about))
-    if "bpd_bound" in numbers:
-        about = "upper bound from the ELBO, uniform dequantisation; not exact"
-        rows.append(("bits/dim, bound", _value(numbers, "bpd_bound"), about))
+    rows += [(name, _value(numbers, key), about) for key, (name, about) in LIKELIHOODS.items() if key in numbers]
     rows += [*_autoencoder_rows(numbers), *_likelihood_rows(numbers), *_density_rows(numbers)]
     rows += _health_rows(numbers)
     if "samples_per_second" in numbers:

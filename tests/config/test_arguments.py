@@ -1,7 +1,5 @@
 """Names of folders on the command line, which Hydra's grammar would read as something else."""
 
-from __future__ import annotations
-
 import pytest
 
 from flowdiff import config

@@ -1,7 +1,5 @@
 """A user's conditioner of tokens: every model trains with it, is guided with it, saved and loaded."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

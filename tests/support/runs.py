@@ -1,5 +1,7 @@
 """Tiny runs for the tests of training and of the command line."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from flowdiff import config
@@ -23,6 +25,8 @@ TINY = [
     "logger=csv",
     "accelerator=cpu",
 ]
+# TINY without the number of its steps.
+ANY_STEPS = [override for override in TINY if not override.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
 TINY_DIGITS = [
     "trainer.max_steps=3",
     "metrics.frechet=false",
@@ -34,6 +38,16 @@ TINY_DIGITS = [
     "logger=csv",
     "accelerator=cpu",
 ]
+
+
+def send(*numbers: int) -> Callable[..., None]:
+    """A function that sends this process these signals, one after the other."""
+
+    def happen(*args, **kwargs) -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return happen
 
 
 def settings(*overrides: str) -> dict:
