@@ -152,6 +152,24 @@ def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
     return _sample(settings, folder, out, moved)
 
 
+def prompts_of(settings: Mapping[str, Any]) -> list[str] | None:
+    """The prompts of `prompt`, one text or a list, or those of the file `prompts`, one in each line; None without."""
+    prompt, path = settings["prompt"], settings["prompts"]
+    if prompt is not None and path is not None:
+        raise ConfigurationError("prompt and prompts both say what to draw: give one of them.")
+    if path is None:
+        return prompt if prompt is None or isinstance(prompt, list) else [prompt]
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise ConfigurationError(f"prompts={path} cannot be read ({reason}): give a text file with a prompt in each line.") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ConfigurationError(f"prompts={path} holds no prompt: write one in each line.")
+    return found
+
+
 def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mapping[str, Any]) -> float | None:
     from flowdiff.evaluation import ranks
     from flowdiff.evaluation.evaluate import Request, evaluate
@@ -159,12 +177,17 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
 
     parts = load_parts(folder.path, _device(settings["device"]), moved)
     ways = _ways(settings, parts.denoiser)
+    prompt = prompts_of(settings)
+    for text in prompt or ():
+        if cut := parts.denoiser.conditioner.cut(text):
+            log.warning("a prompt is longer than the model reads; these words are left out: %s", cut)
     _choose_threads(parts, min(settings["num_samples"], settings["batch_size"]))
     request = Request(
         registry.create("sampler", settings["sampler"]),
         registry.create("schedule", settings["schedule"]),
-        guide_by(settings["guidance"])(parts.denoiser),
+        guide_by(settings["guidance"], settings["negative_prompt"])(parts.denoiser),
         settings["class_label"],
+        prompt,
         settings["seed"],
         settings["batch_size"],
         settings,

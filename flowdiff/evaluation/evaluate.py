@@ -57,6 +57,7 @@ class Request:
     schedule: Schedule
     guidance: Guidance
     label: int | list[int] | None
+    prompt: str | list[str] | None
     seed: int
     batch_size: int
     settings: Mapping[str, Any]
@@ -66,6 +67,7 @@ class Request:
         """Arguments of `ConditionedDenoiser.sample`, without seed and progress."""
         return {
             "label": self.label,
+            "prompt": self.prompt,
             "sampler": self.sampler,
             "schedule": self.schedule,
             "guidance": self.guidance,
@@ -182,7 +184,8 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
         drawn += len(mine)
         x = denoiser.sample(n, seed=seed, indices=mine, progress=progress, **request.options(way))
         x = ranks.gather(x.cpu(), n)
-        if judge.accuracy is not None and (labels := denoiser.labels(n, request.label)) is not None:
+        labels = denoiser.given(n, request.label, request.prompt)
+        if judge.accuracy is not None and isinstance(labels, Tensor):
             judged.append((x, labels))
         return x
 

@@ -5,7 +5,7 @@ import torch
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing import check_conditioner
 from flowdiff.testing import conditioners as laws

@@ -12,7 +12,7 @@ from flowdiff.diffusion.schedules.base import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.activations import Activation
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing import activations, conditioners, schedules, sigma_samplers
 
