@@ -256,6 +256,7 @@ class DataModule(ABC):
         name: the registered name.
         shape: shape of one sample, (C, H, W) or (D,).
         num_classes: number of classes; None without labels.
+        has_captions: whether its splits have captions.
         train, test: the splits; available after `prepare_data()` and `setup()`, which raise DataError.
         seed: seed of the training stream; set before training.
         start_step: number of batches that training has already taken; set before training.
@@ -264,6 +265,7 @@ class DataModule(ABC):
     name: str
     shape: tuple[int, ...]
     num_classes: int | None
+    has_captions: bool = False
     train: Split
     test: Split
 

@@ -194,6 +194,7 @@ class CaptionedDigits(DataModule):
 
     name = "captioned_digits"
     num_classes = 10
+    has_captions = True
 
     def __init__(
         self,

@@ -86,6 +86,8 @@ class Request:
             row |= {f"{group}_{key}": _cell(value) for key, value in node.items() if key != "name"}
         row["num_steps"] = row.pop("sampler_num_steps")
         asked = {"sigma_start": way.sigma_start, "class_label": self.label}
+        if self.prompt is not None:
+            row["prompt"] = _cell(self.prompt)
         row |= {"start": way.start, **{key: "" if value is None else value for key, value in asked.items()}}
         row["clip"] = _cell(denoiser.clips(self.clip, self.schedule, way.start, way.sigma_start))
         return {**row, "seed": self.seed}

@@ -106,8 +106,14 @@ class Engine(LightningModule):
         """
         self.latents.prepare_data()
         self.latents.setup()
-        if self.latents.train.captions is not None:
-            self.conditioner.fit(self.latents.train.captions.texts)
+        captions = self.latents.train.captions
+        if captions is not None:
+            self.conditioner.fit(captions.texts)
+        elif self.conditioner.reads_text:
+            raise DataError(
+                f"the conditioner reads captions, and {self.latents.name} has none: write them into metadata.csv "
+                "beside the pictures, or set conditioner=class or none."
+            )
         first_stage = self.denoiser.first_stage
         if isinstance(self.latents, Latents) and isinstance(first_stage, AutoencoderStage):
             images = self.data.centre(self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)

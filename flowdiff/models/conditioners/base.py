@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
 
 Given = Tensor | Sequence[str]
@@ -65,17 +64,10 @@ class Conditioner(nn.Module, ABC):
         """What `condition` takes of a batch: its labels, or one caption of each sample, drawn by the generator.
 
         Without a generator it is the first caption of each sample.
-
-        Raises:
-            ConfigurationError: this conditioner reads captions, and the data set has none.
         """
         if not self.reads_text:
             return batch.label
-        if batch.captions is None:
-            raise ConfigurationError(
-                "this conditioner reads captions, and the data set has none: set conditioner=class or conditioner=none, "
-                "or give a data set with captions, e.g. dataset=captioned_digits."
-            )
+        assert batch.captions is not None  # the engine has refused data without captions
         if generator is None:
             return [texts[0] for texts in batch.captions]
         share = torch.rand(len(batch.captions), generator=generator, device=generator.device).tolist()

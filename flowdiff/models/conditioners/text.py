@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioners.base import Conditioner, Given
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.registry import register
+from flowdiff.registry import Requirement, register
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +21,15 @@ UNKNOWN, END = 0, 1  # ids of the word that training has not seen, and of the en
 EXAMPLES = 64  # training captions that a run keeps as prompts
 
 
-@register("conditioner", "text")
+NEEDS_CAPTIONS = Requirement(
+    "dataset",
+    fits=lambda dataset, node: bool(dataset.has_captions),  # type: ignore[attr-defined]  # a DataModule declares it
+    reason="this conditioner reads captions, and the data set has none",
+    remedy="set conditioner=class or none, or a data set with captions, e.g. dataset=captioned_digits",
+)
+
+
+@register("conditioner", "text", requires=[NEEDS_CAPTIONS])
 class TextConditioner(Conditioner):
     """A transformer over the words of a caption, trained with the model; the null condition is the empty caption.
 
@@ -121,7 +129,9 @@ class TextConditioner(Conditioner):
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
-            raise ConfigurationError("conditioner=text has no vocabulary yet: call fit(captions), or load a trained run.")
+            raise ConfigurationError(
+                "conditioner=text has no vocabulary yet: call fit(captions), or load a trained run."
+            )
         return self.tokenizer
 
 
