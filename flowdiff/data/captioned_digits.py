@@ -13,7 +13,9 @@ that draws them from their captions has composed what it knows.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, final
 
 import torch
@@ -21,12 +23,11 @@ import torch.nn.functional as F
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Generator, Tensor
 
-from flowdiff.data.base import Captions, DataModule, Split, held_out
+from flowdiff.data.attributes import Asked, AttributedData, Part
+from flowdiff.data.base import Captions, Split, held_out
 from flowdiff.data.pixels import Pixels
 from flowdiff.noise import step_generator
 from flowdiff.registry import register
-
-Part = Literal["seen", "held_out"]
 
 COLOURS = {
     ("red", "crimson"): (1.0, 0.1, 0.1),
@@ -80,6 +81,16 @@ class Scenes:
     def two(self) -> Tensor:
         """Which scenes have two digits, (n,) bool."""
         return self.digits[:, 1] >= 0
+
+    def attributes(self) -> dict[str, Tensor]:
+        """The attributes of `CaptionedDigits.attribute_sizes`, (n,) int64 each."""
+        return {
+            "digit": self.digits[:, 0],
+            "colour": self.colours[:, 0],
+            "second_digit": self.digits[:, 1] + 1,
+            "second_colour": self.colours[:, 1] + 1,
+            "place": torch.where(self.two, len(ONE) + self.layout, self.layout),
+        }
 
     def held_out(self) -> Tensor:
         """Which scenes show a combination that training never shows, (n,) bool."""
@@ -174,7 +185,7 @@ class SceneSplit(Split):
 
 @final
 @register("dataset", "captioned_digits")
-class CaptionedDigits(DataModule):
+class CaptionedDigits(AttributedData):
     """Scenes (3, S, S) of one or two coloured digits with captions, the same in every run.
 
     The label of a scene is its first digit. The digits of the test split are of another hand than those of the training
@@ -194,7 +205,15 @@ class CaptionedDigits(DataModule):
 
     name = "captioned_digits"
     num_classes = 10
-    has_captions = True
+    attribute_sizes: Mapping[str, int] = MappingProxyType(
+        {
+            "digit": 10,
+            "colour": len(COLOURS),
+            "second_digit": 11,  # 0 where there is none, as in the next
+            "second_colour": len(COLOURS) + 1,
+            "place": len(ONE) + len(TWO),
+        }
+    )
 
     def __init__(
         self,
@@ -212,6 +231,19 @@ class CaptionedDigits(DataModule):
         self.sizes = (num_train, num_test)
         self.captions_per_image = captions_per_image
 
+    def attributes(self, indices: Tensor) -> Mapping[str, Tensor]:
+        assert isinstance(self.train, SceneSplit)
+        return self.train.scenes[indices].attributes()
+
+    def ask(self, part: Part, n: int, seed: int) -> Asked:
+        """n captions of scenes of a part; the pictures are in the hands of the test split."""
+        assert isinstance(self.test, SceneSplit)
+        generator = step_generator(seed, len(self.sizes))  # the splits have the counters 0 and 1
+        scenes = drawn(n, part, generator)
+        texts = captions(scenes, generator)
+        sources = _hands(scenes, self.digit_of_test, generator)
+        return Asked(texts, scenes.attributes(), pictures(scenes, self.test.glyphs[sources], self.shape[1]))
+
     def load(self) -> tuple[Split, Split]:
         from sklearn.datasets import load_digits
 
@@ -226,6 +258,7 @@ class CaptionedDigits(DataModule):
             sources = _hands(scenes, digit[writers], generator)
             known = Captions(zip(*texts, strict=True))
             splits.append(SceneSplit(scenes, sources, glyphs[writers], known, self.shape[1]))
+            self.digit_of_test = digit[writers]
         return splits[0], splits[1]
 
 
@@ -238,10 +271,3 @@ def _hands(scenes: Scenes, digit: Tensor, generator: Generator) -> Tensor:
         chosen = images[(pick * len(images)).long()]
         sources = torch.where(scenes.digits == k, chosen, sources)
     return sources
-
-
-def prompts(part: Part, n: int, seed: int) -> tuple[list[str], Scenes]:
-    """n captions of seen or of held-out scenes, and the scenes: to measure whether samples show what they say."""
-    generator = step_generator(seed, 2)
-    scenes = drawn(n, part, generator)
-    return captions(scenes, generator), scenes

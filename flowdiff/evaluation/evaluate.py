@@ -198,6 +198,7 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
     accuracies = [sample_accuracy(judge, metrics.data, x, labels, metrics.batch_size) for x, labels in judged]
     evaluations = ranks.total(request.guidance.evaluations - before)
     cost = {"nfe": evaluations / ranks.total(drawn), "seconds": round(seconds, 3)}
+    numbers |= metrics.prompted(denoiser, request.seed, **request.options(way))
     return {**cost, **numbers, **_mean("sample_accuracy", accuracies, judge.accuracy)}
 
 

@@ -13,7 +13,6 @@ from flowdiff.data.captioned_digits import (
     captions,
     drawn,
     pictures,
-    prompts,
 )
 
 
@@ -67,10 +66,24 @@ def test_every_wording_occurs_and_the_article_is_right(data):
 def test_held_out_combinations_occur_in_neither_split(data):
     for split in (data.train, data.test):
         assert not split.scenes.held_out().any()
-    texts, scenes = prompts("held_out", 200, seed=0)
-    assert scenes.held_out().all()
-    assert not set(texts) & set(data.train.captions.texts)
-    assert not prompts("seen", 200, seed=0)[1].held_out().any()
+    assert not set(data.ask("held_out", 200, seed=0).prompts) & set(data.train.captions.texts)
+    assert drawn(200, "held_out", torch.Generator().manual_seed(0)).held_out().all()
+    assert not drawn(200, "seen", torch.Generator().manual_seed(0)).held_out().any()
+
+
+def test_prompts_ask_for_the_attributes_of_their_pictures(data):
+    asked = data.ask("held_out", 100, seed=0)
+    sizes = data.attribute_sizes
+    assert asked.attributes.keys() == sizes.keys() == data.attributes(torch.arange(3)).keys()
+    for name, values in asked.attributes.items():
+        assert 0 <= values.min() <= values.max() < sizes[name]
+    for i, prompt in enumerate(asked.prompts):
+        found, layout = parsed(prompt)
+        (digit, colour), (second_digit, second_colour) = [*found, (-1, -1)][:2]
+        values = [digit, colour, second_digit + 1, second_colour + 1, layout + (len(ONE) if len(found) == 2 else 0)]
+        assert values == [int(asked.attributes[name][i]) for name in sizes]
+    assert asked.x.shape == (100, 3, 16, 16)
+    assert data.ask("held_out", 100, seed=0).prompts == asked.prompts != data.ask("held_out", 100, seed=1).prompts
 
 
 def test_scenes_show_their_digits_in_their_colours():
