@@ -290,6 +290,11 @@ class DropsToNoise(Numbers):
         return Conditioning(torch.where(found.vector == 0, -1.0, found.vector))
 
 
+class LooksAround(Numbers):
+    def condition(self, label):
+        return Conditioning(torch.stack([label.float() - label.float().mean(), torch.ones(len(label))], 1))
+
+
 BROKEN_CONDITIONERS = [
     (conditioners.conditions_have_the_declared_widths, WrongWidth, "declared widths"),
     (conditioners.null_differs_from_every_class, NullIsClassZero, "the condition of class 0"),
@@ -297,6 +302,7 @@ BROKEN_CONDITIONERS = [
     (conditioners.dropout_replaces_labels_by_the_null_condition, DropsInEval, "in eval mode"),
     (conditioners.dropout_replaces_labels_by_the_null_condition, DropsToNoise, "neither of the two"),
     (conditioners.a_label_dropped_for_sure_is_the_null_condition, DropsToNoise, "has the null condition"),
+    (conditioners.padding_changes_nothing, LooksAround, "does not depend on the samples beside it"),
 ]
 
 
