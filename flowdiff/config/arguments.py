@@ -1,7 +1,8 @@
 """The arguments `key=value` of a command line, as Hydra reads them.
 
 Hydra's grammar gives a meaning to = , ( [ { # and to digits, which names of folders may contain. `quoted` puts such
-names, and a ${…} within a ${…}, into quotes before Hydra sees them, so that they need none on the command line.
+names, prompts, and a ${…} within a ${…}, into quotes before Hydra sees them, so that they need none on the command
+line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ from flowdiff.runs.machine_settings import CACHES, INPUTS
 from flowdiff.yaml_defaults import plain_node
 
 # Settings whose values are always text: names of files and folders.
-NAMES_OF_FILES = ("run", "resume", "out", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", *INPUTS, *CACHES)
+NAMES_OF_FILES = (
+    "run",
+    "resume",
+    "out",
+    "prompts",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.sweep.subdir",
+    *INPUTS,
+    *CACHES,
+)
+
+PROMPTS = ("prompt", "negative_prompt")  # text, in which a comma does not separate the values of a sweep
 
 _EXPANDED = ("run", "resume", "out")  # ~ of the others is expanded where they are read
 
@@ -94,6 +107,8 @@ def _quoted(argument: str) -> str:
     name = key.lstrip("+")
     if name == "plugins":
         return f"{key}={_list_of_names(argument, raw)}"
+    if equals and name in PROMPTS and not raw.startswith(("[", "'", '"', "choice(", "${")) and raw not in ("null", ""):
+        return f"{key}={_in_quotes(raw)}"
     override = parsed(argument)
     if equals and name not in NAMES_OF_FILES and override is None and re.fullmatch(r"\$\{.*\$\{.*\}", raw):
         return f"{key}={_resolved(raw)}"

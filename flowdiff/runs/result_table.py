@@ -75,8 +75,9 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
         else:
             rows.append(("denoising test loss", _value(numbers, "test_loss"), "EDM weighting, per dimension"))
     for key in numbers:
-        if f"{key}_floor" in numbers or _is_frechet(key):
+        if (f"{key}_floor" in numbers and not key.startswith("prompts_")) or _is_frechet(key):
             rows += _sample_metric(numbers, key)
+    rows += _prompt_rows(numbers)
     rows += [(name, _value(numbers, key), about) for key, (name, about) in LIKELIHOODS.items() if key in numbers]
     rows += [*_autoencoder_rows(numbers), *_likelihood_rows(numbers), *_density_rows(numbers)]
     rows += _health_rows(numbers)
@@ -130,6 +131,19 @@ def _sample_metric(numbers: Mapping[str, float], key: str) -> Iterator[Row]:
     most = numbers.get(f"{key}_n", math.inf)
     n, n_floor = (f" (n = {min(numbers[of], most):,})" if of in numbers else "" for of in ("num_samples", "num_test"))
     yield key.replace("_", " "), shown, f"{about}{n}; floor {_shown(floor, '.4g')}{n_floor}"
+
+
+def _prompt_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
+    """Whether samples show what their prompts ask for: everything, and each attribute."""
+    for part, about in (("seen", "combinations of the training split"), ("held_out", "combinations it never shows")):
+        whole = f"prompts_{part}"
+        if whole not in numbers:
+            continue
+        keys = [key for key in numbers if key.startswith(f"{whole}_") and not key.endswith("_floor")]
+        each = ", ".join(f"{key[len(whole) + 1 :].replace('_', ' ')} {_shown(numbers[key], '.2f')}" for key in keys)
+        floor = _shown(numbers.get(f"{whole}_floor"), ".3g")
+        name = f"prompts, {part.replace('_', ' ')}"
+        yield name, _shown(numbers[whole], ".3f"), f"samples that show all that is asked, {about}; {each}; real {floor}"
 
 
 def _autoencoder_rows(numbers: Mapping[str, float]) -> Iterator[Row]:

@@ -19,7 +19,7 @@ from flowdiff.training.engine import Engine
 GUIDE_PLUGIN = """
 # words.py
 import torch
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 

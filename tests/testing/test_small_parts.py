@@ -14,7 +14,7 @@ from flowdiff.diffusion.schedules.base import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.activations import Activation
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing import activations, conditioners, schedules, sigma_samplers
 
@@ -201,6 +201,8 @@ class DropsInEval(Numbers):
 NEVER_DROPS = but(Numbers, forward=lambda self, label, generator=None: self.condition(label))
 NULL_IS_CLASS_ZERO = but(Numbers, null=lambda self, n: self.condition(torch.zeros(n)))
 DROPS_TO_NOISE = returning(Numbers, forward=lambda found: Conditioning(found.vector.where(found.vector != 0, -1.0)))
+LOOKS_AROUND = returning(Numbers, condition=lambda found: Conditioning(found.vector - found.vector.mean(0)))
+
 BROKEN_CONDITIONERS = [
     (conditioners.conditions_have_the_declared_widths, but(Numbers, dim=3), "declared widths"),
     (conditioners.null_differs_from_every_class, NULL_IS_CLASS_ZERO, "the condition of class 0"),
@@ -208,6 +210,7 @@ BROKEN_CONDITIONERS = [
     (conditioners.dropout_replaces_labels_by_the_null_condition, DropsInEval, "in eval mode"),
     (conditioners.dropout_replaces_labels_by_the_null_condition, DROPS_TO_NOISE, "neither of the two"),
     (conditioners.a_label_dropped_for_sure_is_the_null_condition, DROPS_TO_NOISE, "has the null condition"),
+    (conditioners.padding_changes_nothing, LOOKS_AROUND, "does not depend on the samples beside it"),
 ]
 
 
