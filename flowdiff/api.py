@@ -47,6 +47,8 @@ def sample(
     schedule: str | None = None,
     guidance: str | None = None,
     label: int | Sequence[int] | None = None,
+    prompt: str | Sequence[str] | None = None,
+    negative_prompt: str | None = None,
     seed: int = 0,
     start: str | None = None,
     sigma_start: float | None = None,
@@ -63,6 +65,8 @@ def sample(
         schedule: name of an option in conf/schedule; the run's own schedule by default.
         guidance: name of an option in conf/guidance; the run's own guidance by default.
         label: one class, one class per sample, or None: every class in turn.
+        prompt: one text, or several, which are taken in turn; None: examples of the training captions.
+        negative_prompt: what guidance="cfg" leads away from, in place of the empty caption.
         seed: seed of all random numbers.
         start: noise, or flow: an exact sample of the density at sigma_start; as the run does by default.
         sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
@@ -85,10 +89,11 @@ def sample(
     return denoiser.sample(
         n,
         label=label,
+        prompt=prompt,
         seed=seed,
         sampler=create("sampler", nodes["sampler"]),
         schedule=create("schedule", nodes["schedule"]),
-        guidance=guide_by(nodes["guidance"])(denoiser),
+        guidance=guide_by(nodes["guidance"], negative_prompt)(denoiser),
         start=start,
         sigma_start=sigma_start,
         clip=clip,

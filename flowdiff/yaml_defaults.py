@@ -58,16 +58,23 @@ def base_keys(config_name: str) -> tuple[str, ...]:
     return tuple(key for key in node if key not in ("defaults", "hydra"))
 
 
-@cache
-def bringers(group: str) -> tuple[tuple[str, str, str], ...]:
+def bringers(group: str) -> list[tuple[str, str, str]]:
     """Which options add `group` to a config: (their group, their name, the option of `group` that they add)."""
-    key, found = f"/{group}@_global_.{group}", []
+    key = f"/{group}@_global_.{group}"
+    return [(other, name, added[key]) for other, name, added in _additions() if key in added]
+
+
+@cache
+def _additions() -> list[tuple[str, str, dict[str, str]]]:
+    """The options that add groups to a config: (their group, their name, {/group@_global_.group: option})."""
+    found = []
     for path in sorted(CONF.glob("*/*.yaml")):
-        entries = plain_node(OmegaConf.load(path), resolve=False).get("defaults", [])
-        found += [
-            (path.parent.name, path.stem, entry[key]) for entry in entries if isinstance(entry, dict) and key in entry
-        ]
-    return tuple(found)
+        text = path.read_text(encoding="utf-8")
+        if "@_global_." in text:  # parsing all files takes seconds
+            entries = plain_node(OmegaConf.create(text), resolve=False)["defaults"]
+            added = {key: option for entry in entries if isinstance(entry, dict) for key, option in entry.items()}
+            found.append((path.parent.name, path.stem, added))
+    return found
 
 
 def usual_option(group: str) -> str:

@@ -60,6 +60,12 @@ class GridSweeper(BasicSweeper):
         super().__init__(max_batch_size, params)
         self.cases = list(cases or [""])
 
+    def sweep(self, arguments: list[str]) -> Any:
+        from flowdiff.runs.files import removed_if_refused
+
+        with removed_if_refused(self.config.hydra.sweep.dir, "multirun.yaml"):
+            return super().sweep(arguments)
+
     def split_arguments(self, overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
         parser = OverridesParser.create()
         jobs: list[list[str]] = []

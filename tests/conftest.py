@@ -23,6 +23,24 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def at_step(monkeypatch):
+    """A function that lets something happen before a training step, as long as the patch holds."""
+    from flowdiff.training.engine import Engine
+
+    original = Engine.training_step
+
+    def at(step, happen, patch=monkeypatch):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == step:
+                happen()
+            return original(self, batch, batch_idx)
+
+        patch.setattr(Engine, "training_step", training_step)
+
+    return at
+
+
 @pytest.fixture(autouse=True)
 def _forget_plugins():
     """What a test's plugins have registered is gone with it: the next file of the same process knows only ours."""

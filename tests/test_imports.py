@@ -23,6 +23,7 @@ ROOMS = [
     "data",
     *("evaluation.ranks", "evaluation.features", "evaluation.comparisons", "evaluation.densities"),
     *("evaluation.denoising", "evaluation.health", "evaluation.pictures", "evaluation.sample_accuracy"),
+    "evaluation.prompts",
     *("evaluation.metrics", "evaluation.evaluate"),
     *("training.optimizers", "training.accelerators", "training.assembly", "training.divergence", "training.engine"),
     *("training.checkpoint", "training.threads", "training.trainer", "training.callbacks", "training.run"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -152,6 +152,26 @@ def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
     return _sample(settings, folder, out, moved)
 
 
+def prompts_of(settings: Mapping[str, Any]) -> list[str] | None:
+    """The prompts of `prompt`, one text or a list, or those of the file `prompts`, one in each line; None without."""
+    prompt, path = settings["prompt"], settings["prompts"]
+    if prompt is not None and path is not None:
+        raise ConfigurationError("prompt and prompts both say what to draw: give one of them.")
+    if path is None:
+        return prompt if prompt is None or isinstance(prompt, list) else [prompt]
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise ConfigurationError(
+            f"prompts={path} cannot be read ({reason}): give a text file with a prompt in each line."
+        ) from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise ConfigurationError(f"prompts={path} holds no prompt: write one in each line.")
+    return found
+
+
 def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mapping[str, Any]) -> float | None:
     from flowdiff.evaluation import ranks
     from flowdiff.evaluation.evaluate import Request, evaluate
@@ -159,12 +179,17 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
 
     parts = load_parts(folder.path, _device(settings["device"]), moved)
     ways = _ways(settings, parts.denoiser)
+    prompt = prompts_of(settings)
+    for text in prompt or ():
+        if cut := parts.denoiser.conditioner.cut(text):
+            log.warning("a prompt is longer than the model reads; these words are left out: %s", cut)
     _choose_threads(parts, min(settings["num_samples"], settings["batch_size"]))
     request = Request(
         registry.create("sampler", settings["sampler"]),
         registry.create("schedule", settings["schedule"]),
-        guide_by(settings["guidance"])(parts.denoiser),
+        guide_by(settings["guidance"], settings["negative_prompt"])(parts.denoiser),
         settings["class_label"],
+        prompt,
         settings["seed"],
         settings["batch_size"],
         settings,
@@ -223,6 +248,8 @@ def _show(request: Request, n: int, ways: list[Way], parts: ModelParts, out: Pat
     for way, (_, seconds) in zip(ways, drawn, strict=True):
         log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, request.describe(way), out)
     arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), out)
+    if isinstance(given := parts.denoiser.given(n, request.label, request.prompt), list):
+        arrays["prompts"] = np.array(given)
     with whole(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -247,7 +274,7 @@ def _timed(denoiser: ConditionedDenoiser, way: Way, request: Request, n: int, wa
     from flowdiff.progress import counting
 
     if warm:
-        denoiser.sample(1, seed=request.seed, **{**request.options(way), "label": None})
+        denoiser.sample(1, seed=request.seed, **{**request.options(way), "label": None, "prompt": None})
     with counting("sampling") as progress:
         began = time.perf_counter()
         samples = denoiser.sample(n, seed=request.seed, progress=progress, **request.options(way)).cpu()
@@ -279,8 +306,26 @@ def _draw(
             if points is not None:
                 plots.scatter(samples, points[: len(samples)], path)
             else:
-                plots.sample_grid(samples[:100], path, columns=10)
+                _draw_grid(samples, request.prompt, path)
     return {name: (x if vectors else x.permute(0, 2, 3, 1)).numpy() for name, x in shown.items()}
+
+
+def _draw_grid(samples: Tensor, prompts: Sequence[str] | None, path: Path) -> None:
+    """Up to 100 samples, ten in a row; with several prompts a row for each of up to 20, which it is named after."""
+    import torch
+
+    from flowdiff.evaluation.pictures import plots
+
+    if not prompts:
+        plots.sample_grid(samples[:100], path, columns=10)
+    elif len(prompts) == 1:
+        plots.sample_grid(samples[:100], path, columns=10, title=prompts[0])
+    else:
+        rows, columns = min(len(prompts), len(samples), 20), min(10, -(-len(samples) // len(prompts)))
+        kept = [samples[row :: len(prompts)][:columns] for row in range(rows)]
+        empty = samples.new_zeros(1, *samples.shape[1:])
+        full = [torch.cat([part, *[empty] * (columns - len(part))]) for part in kept]
+        plots.sample_grid(torch.cat(full), path, columns=columns, row_labels=list(prompts[:rows]))
 
 
 def _log(made_with: dict[str, Any], folder: RunFolder, rows: list[dict[str, Any]]) -> None:

@@ -11,19 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flowdiff.launch.status import State, Status
+    from flowdiff.launch.status import Status
 
-# The order of the table, from top to bottom.
-STYLES: dict[State, str] = {
-    "running": "bold",
-    "failed": "red",
-    "lost": "red",
-    "stopped": "yellow",
-    "submitted": "yellow",
-    "queued": "dim",
-    "pruned": "dim green",
-    "done": "green",
-}
 WIDTH_OF_FILES = 1000  # characters of a line in a file or a pipe
 
 
@@ -54,7 +43,9 @@ def show(found: Sequence[Status]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    counts = Counter(status.state for status in found)
+    from flowdiff.launch.board import STYLES
+
+    counts: Counter[str] = Counter(status.state for status in found)
     title = ", ".join(f"{counts[state]} {state}" for state in STYLES if counts[state])
     table = Table(title=title, title_justify="left")
     table.add_column("run", overflow="fold")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 from collections.abc import Mapping
@@ -11,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from flowdiff import config
 from flowdiff.cli.sentences import hydra_command, run_in_sentences
-from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
+from flowdiff.errors import ConfigurationError, RunError
+from flowdiff.runs.files import MissingFolders
 from flowdiff.runs.identity import label_of_folder
 from flowdiff.runs.job import Job, checked_retry
 from flowdiff.runs.machine_settings import HASHED_AS, MOVABLE, NOT_IDENTITY, NOT_IDENTITY_KEYS
@@ -48,6 +49,16 @@ def main() -> None:
     run_in_sentences(command, "config")
 
 
+class EmptyFolderRemoval(Callback):
+    """Removes the folders that Hydra makes for a run, if the run is refused and leaves nothing in them."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.missing = MissingFolders(config.hydra.run.dir)
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        self.missing.remove_empty()
+
+
 def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
     """One training run, in the folder that Hydra made for it; returns the test loss, for sweepers that optimise.
 
@@ -56,30 +67,23 @@ def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
     runtime = HydraConfig.get()
     overrides = list(runtime.overrides.task)
     path = Path(runtime.runtime.output_dir)
-    try:
-        config.check(cfg)
-        settings = _resumed(cfg, overrides, moved) if cfg.resume else config.resolved(cfg)
-        folder = RunFolder(cfg.resume or _relative(path))
-        sweep = Path(runtime.sweep.dir).name if runtime.mode == RunMode.MULTIRUN else None
-        original = label_of_folder(folder) if cfg.resume else None
-        take_place(settings)
-        job = Job(settings, folder.path, tuple(overrides), sweep, original)
-        verdict = job.verdict(checked_retry(cfg.retry), cfg.force)
-        if verdict == "complete":
-            if moved and is_first_rank():
-                with owned(folder.path):
-                    config.record_moved(folder, moved)
-            return _already_complete(folder)
-        if verdict == "failed":
-            raise RunError(f"{folder.path} has failed before: {folder.failure()} (retry=failed runs it again)")
-        job.prepare(cfg.force)
-        return _train(job)
-    except FlowdiffError:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()  # a refused run leaves no folder
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()  # and no parent folder, unless other runs are in it
-        raise
+    config.check(cfg)
+    settings = _resumed(cfg, overrides, moved) if cfg.resume else config.resolved(cfg)
+    folder = RunFolder(cfg.resume or _relative(path))
+    sweep = Path(runtime.sweep.dir).name if runtime.mode == RunMode.MULTIRUN else None
+    original = label_of_folder(folder) if cfg.resume else None
+    take_place(settings)
+    job = Job(settings, folder.path, tuple(overrides), sweep, original)
+    verdict = job.verdict(checked_retry(cfg.retry), cfg.force)
+    if verdict == "complete":
+        if moved and is_first_rank():
+            with owned(folder.path):
+                config.record_moved(folder, moved)
+        return _already_complete(folder)
+    if verdict == "failed":
+        raise RunError(f"{folder.path} has failed before: {folder.failure()} (retry=failed runs it again)")
+    job.prepare(cfg.force)
+    return _train(job)
 
 
 def _train(job: Job) -> float | None:

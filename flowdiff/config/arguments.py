@@ -1,7 +1,8 @@
 """The arguments `key=value` of a command line, as Hydra reads them.
 
 Hydra's grammar gives a meaning to = , ( [ { # and to digits, which names of folders may contain. `quoted` puts such
-names, and a ${…} within a ${…}, into quotes before Hydra sees them, so that they need none on the command line.
+names, prompts, and a ${…} within a ${…}, into quotes before Hydra sees them, so that they need none on the command
+line.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,7 +25,19 @@ from flowdiff.runs.machine_settings import CACHES, INPUTS
 from flowdiff.yaml_defaults import plain_node
 
 # Settings whose values are always text: names of files and folders.
-NAMES_OF_FILES = ("run", "resume", "out", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", *INPUTS, *CACHES)
+NAMES_OF_FILES = (
+    "run",
+    "resume",
+    "out",
+    "prompts",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.sweep.subdir",
+    *INPUTS,
+    *CACHES,
+)
+
+PROMPTS = ("prompt", "negative_prompt")  # text, in which a comma does not separate the values of a sweep
 
 _EXPANDED = ("run", "resume", "out")  # ~ of the others is expanded where they are read
 
@@ -93,9 +107,11 @@ def _quoted(argument: str) -> str:
     name = key.lstrip("+")
     if name == "plugins":
         return f"{key}={_list_of_names(argument, raw)}"
+    if equals and name in PROMPTS and not raw.startswith(("[", "'", '"', "choice(", "${")) and raw not in ("null", ""):
+        return f"{key}={_in_quotes(raw)}"
     override = parsed(argument)
     if equals and name not in NAMES_OF_FILES and override is None and re.fullmatch(r"\$\{.*\$\{.*\}", raw):
-        return f"{key}={_in_quotes(raw)}"  # ${oc.decode:${oc.env:NAME}}
+        return f"{key}={_resolved(raw)}"
     if not equals or name not in NAMES_OF_FILES or not raw:
         return argument
     value = None if override is None else override.value()
@@ -112,6 +128,18 @@ def _quoted(argument: str) -> str:
     if name in _EXPANDED:
         text = _at_home(text)
     return argument if value == text else f"{key}={_in_quotes(text)}"
+
+
+def _resolved(nested: str) -> str:
+    """An interpolation within another, which Hydra reads only in quotes; its value, where it needs no other setting.
+
+    The value, not the quoted text, then stands in the record of the run, and can be typed again.
+    """
+    with suppress(OmegaConfBaseException):
+        value = OmegaConf.create({"value": nested})["value"]
+        if isinstance(value, bool | int | float):
+            return str(value).lower()
+    return _in_quotes(nested)
 
 
 def _list_of_names(argument: str, raw: str) -> str:

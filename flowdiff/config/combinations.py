@@ -33,7 +33,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_file_list(value: object) -> bool:
+def _is_text_list(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
@@ -46,10 +46,16 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
         f'a list of texts of 1 to {MAX_TAG} characters, e.g. [one,two]; a number is a text in quotes, ["2026"]',
         lambda v: isinstance(v, list) and all(map(_is_tag, v)),
     ),
-    "plugins": ("a list of Python files, e.g. [mine.py]", _is_file_list),
+    "plugins": ("a list of Python files, e.g. [mine.py]", _is_text_list),
     "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),
+    "prompt": (
+        "a text, a list of texts, or null",
+        lambda v: v is None or _is_text(v) or (_is_text_list(v) and v != []),
+    ),
+    "prompts": ("a text file or null", lambda v: v is None or _is_text(v)),
+    "negative_prompt": ("a text or null", lambda v: v is None or isinstance(v, str)),
     "start": ("noise or flow", lambda v: v in ("noise", "flow")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
     "clip": ("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),

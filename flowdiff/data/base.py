@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final
 
@@ -35,10 +35,35 @@ CHECKED = 4096  # samples that are searched for NaN at a time
 
 
 class Batch(NamedTuple):
-    """Raw samples x (B, …), uint8 levels or float32 vectors, and classes int64 (B,), all 0 without labels."""
+    """Samples with what is known about them.
+
+    Args:
+        x: raw samples (B, …), uint8 levels or float32 vectors.
+        label: classes, int64 (B,); all 0 without labels.
+        captions: the captions of each sample, one or more; None without captions.
+    """
 
     x: Tensor
     label: Tensor
+    captions: Sequence[Sequence[str]] | None = None
+
+
+@final
+class Captions:
+    """The captions of n samples; each text is kept once.
+
+    Args:
+        captions: one or more captions of each sample.
+    """
+
+    def __init__(self, captions: Iterable[Sequence[str]]) -> None:
+        table: dict[str, int] = {}
+        self.rows = [tuple(table.setdefault(text, len(table)) for text in texts) for texts in captions]
+        self.texts = tuple(table)
+
+    def of(self, indices: Iterable[int]) -> list[tuple[str, ...]]:
+        """The captions of some samples."""
+        return [tuple(self.texts[i] for i in self.rows[index]) for index in indices]
 
 
 class Split(TorchDataset[Batch], ABC):
@@ -48,12 +73,14 @@ class Split(TorchDataset[Batch], ABC):
 
     Args:
         label: classes, int64 (n,); all 0 without labels.
+        captions: the captions of the samples; None without captions.
     """
 
     is_checked = False  # whether its values were found to be finite when they were written
 
-    def __init__(self, label: Tensor) -> None:
+    def __init__(self, label: Tensor, captions: Captions | None = None) -> None:
         self.label = label
+        self.captions = captions
 
     @abstractmethod
     def read(self, indices: Tensor) -> Tensor:
@@ -72,12 +99,13 @@ class Split(TorchDataset[Batch], ABC):
         indices = indices.reshape(-1)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"an index is outside 0…{len(self) - 1}.")
-        return Batch(self.read(indices), self.label[indices])
+        captions = None if self.captions is None else self.captions.of(indices.tolist())
+        return Batch(self.read(indices), self.label[indices], captions)
 
     @final
     def fingerprint(self) -> str:
         """Hash of the number of samples and of at most 1,024 samples and labels, evenly spaced."""
-        x, label = self[torch.linspace(0, len(self) - 1, min(len(self), 1024)).round().long()]
+        x, label, _ = self[torch.linspace(0, len(self) - 1, min(len(self), 1024)).round().long()]
         return digest(len(self), list(x.shape), x.cpu().numpy().tobytes(), label.cpu().numpy().tobytes())
 
 
@@ -228,6 +256,7 @@ class DataModule(ABC):
         name: the registered name.
         shape: shape of one sample, (C, H, W) or (D,).
         num_classes: number of classes; None without labels.
+        has_captions: whether its splits have captions.
         train, test: the splits; available after `prepare_data()` and `setup()`, which raise DataError.
         seed: seed of the training stream; set before training.
         start_step: number of batches that training has already taken; set before training.
@@ -236,6 +265,7 @@ class DataModule(ABC):
     name: str
     shape: tuple[int, ...]
     num_classes: int | None
+    has_captions: bool = False
     train: Split
     test: Split
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from flowdiff.data.base import DataModule, Split, held_out
+from flowdiff.data.base import Captions, DataModule, Split, held_out
 from flowdiff.data.pixels import Pixels
 from flowdiff.errors import ConfigurationError, DataError, FlowdiffError
 
@@ -208,6 +208,7 @@ class Listing(NamedTuple):
     labels: list[int] | None  # class of each picture; None without labels
     decode: Callable[[str], np.ndarray]  # name to uint8 (H, W, C)
     class_names: Sequence[str] = ()  # of the source, if it has any
+    captions: Sequence[tuple[str, ...]] | None = None  # of each picture; None without captions
 
 
 @final
@@ -223,7 +224,8 @@ class LazySplit(Split):
         n = len(listing.names)
         label = torch.zeros(n, dtype=torch.int64) if listing.labels is None else torch.tensor(listing.labels)
         part = torch.arange(n) if part is None else part
-        super().__init__(label[part])
+        of = listing.captions
+        super().__init__(label[part], None if of is None else Captions(of[i] for i in part.tolist()))
         # An array of strings is one object, which loader processes share; they would copy a list page by page.
         self.names = np.array(listing.names)[part.numpy()]
         self.decode = listing.decode

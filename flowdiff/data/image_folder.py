@@ -7,6 +7,7 @@ from typing import IO, final
 
 import numpy as np
 
+from flowdiff.data.caption_files import captions_in
 from flowdiff.data.image_files import EXTENSIONS, ImageFiles, Listing, PictureReader, is_unseen, pictures_below, pillow
 from flowdiff.errors import DataError
 from flowdiff.registry import register
@@ -36,7 +37,8 @@ class FileReader(PictureReader):
 class ImageFolder(ImageFiles):
     """Pictures below a folder, cropped to a square and resized to image_size.
 
-    Links to folders are followed. Hidden files and folders, and those that a system leaves behind, are ignored.
+    Captions are read from metadata.csv, metadata.jsonl or metadata.parquet with the columns file_name and text, or from
+    a.txt beside a.jpg with a caption in each line. Links to folders are followed. Hidden files and folders, and those that a system leaves behind, are ignored.
 
     Args:
         path: folder of the training pictures.
@@ -55,10 +57,12 @@ class ImageFolder(ImageFiles):
 
     Raises:
         ConfigurationError: background is not a colour.
-        DataError: `setup`: a folder is missing, has no pictures, or has other subfolders than declared.
+        DataError: `setup`: a folder is missing, has no pictures, has other subfolders than declared, or captions of
+            only some of its pictures.
     """
 
     name = "image_folder"
+    has_captions = True  # if the folder has some
 
     def listing(self, path: Path, key: str) -> Listing:
         _require_folder(path, key)
@@ -66,10 +70,11 @@ class ImageFolder(ImageFiles):
         if not names:
             raise DataError(f"dataset.{key}={path} holds no pictures ({', '.join(sorted(EXTENSIONS))}).")
         decode = FileReader(path, self.shape, self.background)
+        captions = captions_in(path, names)
         if self.num_classes is None:
-            return Listing(names, None, decode)
+            return Listing(names, None, decode, captions=captions)
         labels, class_names = self._classes(path, key, names)
-        return Listing(names, labels, decode, class_names)
+        return Listing(names, labels, decode, class_names, captions)
 
     def count_classes(self) -> int:
         """num_classes, or the number of subfolders of `path` that hold pictures; reads no picture.

@@ -58,17 +58,14 @@ class ZipReader(PictureReader):
         channels, height, width = self.shape
         image, mode = self.read(name)
         pixels = np.array(image).reshape(image.height, image.width, channels)
-        if image.size != (width, height) or not self._has_channels(mode, pixels):
+        as_grey = mode == "P" or (mode in GREY_MODES) == (channels == 1)  # a palette may be grey or coloured
+        if image.size != (width, height) or not as_grey:
             raise DataError(
                 f"{self.where(name)} is {image.width}×{image.height} pixels of mode {mode} where"
                 f" dataset.image_size={width} and dataset.channels={channels} (mode {MODES[channels]}) are"
                 f" declared: set both to what every picture of the archive has."
             )
         return pixels
-
-    def _has_channels(self, mode: str, pixels: np.ndarray) -> bool:
-        """Whether a picture that had `mode` is as grey or as coloured as `shape` says; a palette may be either."""
-        return mode == "P" or (mode in GREY_MODES) == (pixels.shape[2] == 1)
 
 
 class Content(NamedTuple):

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowdiff.data.base import DataModule, Split
+from flowdiff.data.base import Captions, DataModule, Split
 from flowdiff.data.pixels import Values, centred
 from flowdiff.digests import digest
 from flowdiff.errors import ConfigurationError, DataError, RunError
@@ -116,7 +116,7 @@ class CachedLatents(Latents):
             with file_lock(path.with_suffix(".lock")):  # only one of several runs encodes
                 if not path.is_file():
                     self._encode(split, path, f"encoding {self.name} ({which})")
-        return LatentSplit(path, (len(split), *self.shape), split.label)
+        return LatentSplit(path, (len(split), *self.shape), split.label, split.captions)
 
     def _encode(self, split: Split, path: Path, what: str) -> None:
         """Append to the file of an earlier attempt until it is complete, then give it its name."""
@@ -221,8 +221,8 @@ class LatentSplit(Split):
 
     is_checked = True
 
-    def __init__(self, path: Path, shape: tuple[int, ...], label: Tensor) -> None:
-        super().__init__(label)
+    def __init__(self, path: Path, shape: tuple[int, ...], label: Tensor, captions: Captions | None = None) -> None:
+        super().__init__(label, captions)
         self.path = path
         self.shape = shape
         found, expected = path.stat().st_size, 4 * math.prod(shape)

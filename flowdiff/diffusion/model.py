@@ -20,7 +20,7 @@ from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.autoencoder.base import Autoencoder
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner, Described, Given
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage, FirstStage
 from flowdiff.models.networks.base import AutoencoderNetwork, Network, NoisyClassifier
@@ -156,9 +156,13 @@ class ConditionedDenoiser(nn.Module):
         self.evaluations += len(x)
         return self.network.class_log_prob(x, sigma)
 
-    def cond_of(self, label: Tensor) -> Conditioning | None:
-        """The condition of labels (B,)."""
-        return self.conditioner(label.to(self.sigma_data.device))
+    def cond_of(self, given: Given) -> Conditioning | None:
+        """The condition of labels (B,), or of B captions."""
+        return self.conditioner(given.to(self.sigma_data.device) if isinstance(given, Tensor) else given)
+
+    def cond_of_batch(self, batch: Described) -> Conditioning | None:
+        """The condition of each sample of a batch: its label, or its first caption."""
+        return self.cond_of(self.conditioner.given(batch))
 
     @torch.no_grad()
     def sample(
@@ -166,6 +170,7 @@ class ConditionedDenoiser(nn.Module):
         n: int,
         *,
         label: int | Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         sampler: Sampler | None = None,
         schedule: Schedule | None = None,
@@ -185,6 +190,7 @@ class ConditionedDenoiser(nn.Module):
         Args:
             n: number of samples.
             label: one class for all samples, one class per sample, or None: every class in turn.
+            prompt: one text for all samples, or several, which are taken in turn; None: the run's examples in turn.
             seed: sample i draws its numbers from (seed, i).
             sampler: the steps; by default the model's own.
             schedule: the noise levels; by default the model's own.
@@ -208,7 +214,7 @@ class ConditionedDenoiser(nn.Module):
         guide = guidance or self.sampling.guide(self)
         start, sigma_start = self.begins(start, sigma_start)
         clipped = self.clips(clip, schedule, start, sigma_start)
-        labels = self.labels(n, label)
+        given = self.given(n, label, prompt)
         if sigma_start is not None:
             check_trained_at(sigma_start, self.sampling.trained_levels)
         was_training = self.training
@@ -223,7 +229,7 @@ class ConditionedDenoiser(nn.Module):
                 self.first_stage.latent_shape,
                 n=n,
                 seed=seed,
-                cond_of=self._conditions(labels),
+                cond_of=self._conditions(given),
                 start=start,
                 sigma_start=sigma_start,
                 start_density=guide.start,
@@ -293,15 +299,43 @@ class ConditionedDenoiser(nn.Module):
             self.first_stage.latent_shape,
             n=n,
             seed=MEASURING_SEED,
-            cond_of=self._conditions(self.labels(n, None)),
+            cond_of=self._conditions(self.given(n)),
             sigmas=self._trained_grid(sigmas),
             batch_size=n,
             device=self.sigma_data.device,
             callback=callback,
         )
 
-    def _conditions(self, labels: Tensor | None) -> Callable[[Sequence[int]], Conditioning | None] | None:
-        return None if labels is None else lambda indices: self.cond_of(labels[list(indices)])
+    def _conditions(self, given: Given | None) -> Callable[[Sequence[int]], Conditioning | None] | None:
+        if given is None:
+            return None
+        if isinstance(given, Tensor):
+            return lambda indices: self.cond_of(given[list(indices)])
+        return lambda indices: self.cond_of([given[i] for i in indices])
+
+    def given(
+        self, n: int, label: int | Sequence[int] | None = None, prompt: str | Sequence[str] | None = None
+    ) -> Given | None:
+        """The class of each of n samples, (n,), or its prompt; None for an unconditional model.
+
+        Raises:
+            ConfigurationError: a label or a prompt was given to a model that does not read it, or is out of range.
+        """
+        if not self.conditioner.reads_text:
+            if prompt is not None:
+                raise ConfigurationError(
+                    f"prompt={prompt!r} was given to a model that does not read text: remove prompt, or train with "
+                    "conditioner=text and a data set with captions."
+                )
+            return self.labels(n, label)
+        if label is not None:
+            raise ConfigurationError(
+                f"class_label={label} was given to a model that reads text: give a prompt instead."
+            )
+        prompts = self.conditioner.examples() if prompt is None else [prompt] if isinstance(prompt, str) else prompt
+        if not prompts:
+            raise ConfigurationError("prompt is an empty list: give at least one text, or leave prompt out.")
+        return [prompts[i % len(prompts)] for i in range(n)]
 
     def labels(self, n: int, label: int | Sequence[int] | None) -> Tensor | None:
         """The class of each of n samples, (n,); None for an unconditional model; ConfigurationError if out of range."""

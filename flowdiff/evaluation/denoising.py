@@ -46,7 +46,7 @@ def denoising_loss(
         batch = seen.test[indices]
         sources = generators(seed, indices.tolist())
         x0 = seen.dequantize(batch.x, sources)
-        cond = denoiser.cond_of(batch.label)
+        cond = denoiser.cond_of_batch(batch)
         total = torch.zeros(len(indices), dtype=torch.float64)
         for level in range(num_levels):
             # Drawn on the CPU, so that it is the same on every device.

@@ -57,6 +57,7 @@ class Request:
     schedule: Schedule
     guidance: Guidance
     label: int | list[int] | None
+    prompt: str | list[str] | None
     seed: int
     batch_size: int
     settings: Mapping[str, Any]
@@ -66,6 +67,7 @@ class Request:
         """Arguments of `ConditionedDenoiser.sample`, without seed and progress."""
         return {
             "label": self.label,
+            "prompt": self.prompt,
             "sampler": self.sampler,
             "schedule": self.schedule,
             "guidance": self.guidance,
@@ -84,6 +86,8 @@ class Request:
             row |= {f"{group}_{key}": _cell(value) for key, value in node.items() if key != "name"}
         row["num_steps"] = row.pop("sampler_num_steps")
         asked = {"sigma_start": way.sigma_start, "class_label": self.label}
+        if self.prompt is not None:
+            row["prompt"] = _cell(self.prompt)
         row |= {"start": way.start, **{key: "" if value is None else value for key, value in asked.items()}}
         row["clip"] = _cell(denoiser.clips(self.clip, self.schedule, way.start, way.sigma_start))
         return {**row, "seed": self.seed}
@@ -182,7 +186,8 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
         drawn += len(mine)
         x = denoiser.sample(n, seed=seed, indices=mine, progress=progress, **request.options(way))
         x = ranks.gather(x.cpu(), n)
-        if judge.accuracy is not None and (labels := denoiser.labels(n, request.label)) is not None:
+        labels = denoiser.given(n, request.label, request.prompt)
+        if judge.accuracy is not None and isinstance(labels, Tensor):
             judged.append((x, labels))
         return x
 
@@ -193,6 +198,7 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
     accuracies = [sample_accuracy(judge, metrics.data, x, labels, metrics.batch_size) for x, labels in judged]
     evaluations = ranks.total(request.guidance.evaluations - before)
     cost = {"nfe": evaluations / ranks.total(drawn), "seconds": round(seconds, 3)}
+    numbers |= metrics.prompted(denoiser, request.seed, **request.options(way))
     return {**cost, **numbers, **_mean("sample_accuracy", accuracies, judge.accuracy)}
 
 

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from flowdiff.data.attributes import AttributedData
 from flowdiff.data.base import DataModule
 from flowdiff.data.encoded import in_model_space
 from flowdiff.diffusion.model import ConditionedDenoiser
@@ -30,6 +31,7 @@ from flowdiff.evaluation.features.choose import build_extractor, check_extractab
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
 from flowdiff.evaluation.health.measure import HealthSettings, measure
+from flowdiff.evaluation.prompts import prompt_accuracy
 from flowdiff.registry import check, hyperparameters, register, resolve
 from flowdiff.runs.files import can_write
 from flowdiff.runs.health import Health
@@ -183,7 +185,7 @@ class Metrics:
             seed: every random number follows from it.
 
         Returns:
-            test_loss and test_loss_se; if frechet, what `quality` returns; what `densities` returns.
+            test_loss and test_loss_se; if frechet, what `quality` and `prompted` return; what `densities` returns.
         """
         results: dict[str, float] = {}
         with _evaluating(denoiser):
@@ -192,6 +194,7 @@ class Metrics:
             )
             if self.with_frechet:
                 results |= self.quality(sample_fn, seed)
+                results |= self.prompted(denoiser, seed)
             results |= self.densities(denoiser, seed)
         return results
 
@@ -245,6 +248,23 @@ class Metrics:
             results["extractor_accuracy"] = self.extractor.accuracy
         results["samples_per_second"] = self.repeats * self.num_samples / seconds
         return results
+
+    def prompted(self, denoiser: ConditionedDenoiser, seed: int, **options: Any) -> dict[str, float]:
+        """prompts_<part>, the share of samples that show what their prompts ask for; {} without text and attributes.
+
+        Args:
+            denoiser: the model.
+            seed: seed of prompts and samples.
+            **options: arguments of `ConditionedDenoiser.sample`.
+        """
+        if not denoiser.conditioner.reads_text or not isinstance(self.data, AttributedData):
+            return {}
+
+        def draw(prompts: list[str]) -> Tensor:
+            asked = {"batch_size": self.batch_size, **options, "prompt": prompts, "label": None}
+            return denoiser.sample(len(prompts), seed=seed, **asked)
+
+        return prompt_accuracy(draw, self.data, self.cache_dir, seed, self.batch_size)
 
     def densities(self, denoiser: ConditionedDenoiser, seed: int) -> dict[str, float]:
         """The part of the table that needs no samples. For a raw network only `ode.measure` adds something to it.

@@ -16,12 +16,14 @@ from rich.text import Text
 from flowdiff.runs.run_folder import RunFolder
 
 State = Literal["queued", "running", "done", "pruned", "skipped", "failed", "stopped", "busy"]
-# In the order of the table, from top to bottom.
-STYLES: dict[State, str] = {
+# In the order of the table, from top to bottom; with the further states of `flowdiff status`.
+STYLES = {
     "running": "bold",
     "failed": "red",
+    "lost": "red",
     "busy": "red",
     "stopped": "yellow",
+    "submitted": "yellow",
     "queued": "dim",
     "pruned": "dim green",
     "done": "green",
@@ -127,9 +129,9 @@ class Board:
             table.caption = f"… and {len(rows) - fit} more"
         return table
 
-    def counts(self) -> dict[State, int]:
+    def counts(self) -> dict[str, int]:
         """Number of rows in each state, without the empty states."""
-        found = Counter(row.state for row in self.rows)
+        found: Counter[str] = Counter(row.state for row in self.rows)
         return {state: found[state] for state in STYLES if found[state]}
 
 

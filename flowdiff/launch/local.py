@@ -133,7 +133,9 @@ class LocalPool:
             chosen = pending_jobs(list(zip(jobs, rows, strict=True)), board, retry, force)
             if chosen:
                 configs = [job.config for job, _ in chosen]
-                free = slots(configs, self.jobs_per_device, _gpus(jobs), available_cores())  # or ConfigurationError
+                on_cpu = all(job.config["accelerator"]["kind"] == "cpu" for job in jobs)
+                gpus = [] if on_cpu else visible_gpus()
+                free = slots(configs, self.jobs_per_device, gpus, available_cores())  # or ConfigurationError
                 ready = prepare_folders(chosen, board, force)
                 sweep = _Sweep(self._context, self.worker, board, ready, free, self.state_if_killed)
                 names = [job.path.name for job, _ in ready]
@@ -352,10 +354,6 @@ def _death(code: int) -> str:
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"the process was ended by {name}{hint}; running it again continues from its last checkpoint."
     return f"the process ended with exit status {code} and no result."
-
-
-def _gpus(jobs: Sequence[Job]) -> list[str]:
-    return [] if all(job.config["accelerator"]["kind"] == "cpu" for job in jobs) else visible_gpus()
 
 
 @contextmanager

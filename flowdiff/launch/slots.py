@@ -48,7 +48,8 @@ def slots(
         )
     if all(node["kind"] == "cpu" for node in wanted):
         gpus = ()
-    width = max(_num_devices(node["devices"], len(gpus)) for node in wanted)  # devices per run
+    asked = [max(1, len(gpus)) if node["devices"] == "auto" else int(node["devices"]) for node in wanted]
+    width = max(asked)  # devices per run
     if gpus and width > len(gpus):
         raise ConfigurationError(f"accelerator.devices={width} is more than the {len(gpus)} GPUs of this machine.")
     if gpus:
@@ -69,7 +70,3 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _num_devices(devices: int | str, gpus: int) -> int:
-    return max(1, gpus) if devices == "auto" else int(devices)

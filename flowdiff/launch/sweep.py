@@ -72,18 +72,14 @@ def launch(
     setup_globals()
     configure_log(sweep.hydra.hydra_logging, sweep.hydra.verbose)
     folder = Path(sweep.hydra.sweep.dir)
-    try:
-        pool = make_pool()
-        with pool.environment():
-            pool.prepare()
-            rehearsed: set[str] = set()
-            configs = compose_all(overrides, lambda given: _compose(context, sweep, given, pool, rehearsed))
-            jobs = _jobs(configs, folder)
-            _check_folders(jobs, sweep.force)
-            rows = pool.run(jobs, retry, sweep.force)
-    except Exception:
-        _remove_if_new(folder)
-        raise
+    pool = make_pool()
+    with pool.environment():
+        pool.prepare()
+        rehearsed: set[str] = set()
+        configs = compose_all(overrides, lambda given: _compose(context, sweep, given, pool, rehearsed))
+        jobs = _jobs(configs, folder)
+        _check_folders(jobs, sweep.force)
+        rows = pool.run(jobs, retry, sweep.force)
     _sum_up(rows, folder)
     return [_returned(cfg, job, row) for cfg, job, row in zip(configs, jobs, rows, strict=True)]
 
@@ -216,10 +212,3 @@ def _returned(cfg: DictConfig, job: Job, row: Row) -> JobReturn:
     else:
         result._return_value = None if fine else RunError(f"{row.name} {row.state}: {row.note}")
     return result
-
-
-def _remove_if_new(folder: Path) -> None:
-    """Remove the folder of a refused sweep, into which Hydra has written multirun.yaml."""
-    if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
-        (folder / "multirun.yaml").unlink()
-        folder.rmdir()

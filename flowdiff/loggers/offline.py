@@ -64,7 +64,7 @@ class OfflineRun:
         if begun.exists():
             for file in self.fragments:
                 _mark(file).unlink(missing_ok=True)
-        left = [file for file in self.pending if _names_its_run(file)]
+        left = [file for file in self.pending if any(record.get("type") == "run" for record in records(file))]
         if not left:
             return
         begun.touch()
@@ -113,10 +113,6 @@ def records(fragment: Path) -> list[dict[str, Any]]:
         with suppress(ValueError):  # a warning between the records
             found.append(json.loads(line))
     return [record for record in found if isinstance(record, dict)]
-
-
-def _names_its_run(fragment: Path) -> bool:
-    return any(record.get("type") == "run" for record in records(fragment))
 
 
 def _mark(fragment: Path) -> Path:

@@ -63,6 +63,11 @@ class Conditioning:
         """The conditions of the selected samples: rows holds their positions (b,), repeats allowed, or is (B,) bool."""
         return replace(self, **{name: part[rows] for name, part in vars(self).items() if part is not None})
 
+    @property
+    def device(self) -> torch.device:
+        """The device of its parts."""
+        return next(part.device for part in vars(self).values() if part is not None)
+
     def token_mask(self) -> Tensor:
         """Which tokens count, (B, L) bool; only for a condition with tokens."""
         if self.mask is not None:

@@ -12,19 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
+from flowdiff.report import style
 from flowdiff.report.health import CAPTION, health_curves
 from flowdiff.report.series import series
-from flowdiff.report.style import (
-    COLOURS,
-    GUIDE_COLOUR,
-    LARGEST,
-    MARKERS,
-    drawable,
-    fitting,
-    log_axis,
-    set_title,
-    styled,
-)
 from flowdiff.report.table import Row, Table, direction, is_decided_by
 from flowdiff.report.text import row_title, setting_text, short_key
 from flowdiff.report.tradeoff import tradeoff, tradeoff_metric
@@ -90,7 +80,7 @@ def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
         yield Plot("curves", "Training curves of all runs, dashed if a run is not complete.", figure)
 
 
-@styled
+@style.styled
 def by_parameter(table: Table, parameter: str, metrics: Sequence[str]) -> Figure:
     """Each metric against one parameter: lines if it is a number, dots if it is a name.
 
@@ -102,7 +92,7 @@ def by_parameter(table: Table, parameter: str, metrics: Sequence[str]) -> Figure
     names, gathered = series(rows, others)
     legend = list(dict.fromkeys(names))
     values = list(dict.fromkeys(row.settings[parameter] for row in rows))
-    numeric = all(isinstance(value, int | float) and drawable(value) for value in values)
+    numeric = all(isinstance(value, int | float) and style.drawable(value) for value in values)
     places = {v: v if numeric and isinstance(v, int | float) else i for i, v in enumerate(values)}
     figure, panels = _panels(len(metrics))
     handles: dict[str, Artist | ErrorbarContainer] = {}
@@ -119,7 +109,7 @@ def by_parameter(table: Table, parameter: str, metrics: Sequence[str]) -> Figure
     return figure
 
 
-@styled
+@style.styled
 def pareto(table: Table, cost: str, metrics: Sequence[str]) -> Figure:
     """Each metric against a cost, coloured by setting, with the Pareto front (lower cost, better metric)."""
     rows = [row for row in table.rows if cost in row.metrics]
@@ -134,9 +124,9 @@ def pareto(table: Table, cost: str, metrics: Sequence[str]) -> Figure:
             handles[name] = _draw_means(axes, [point for point in points if point.series == name], 0, i, "")
         if front := pareto_front([(point.x, point.mean) for point in points], direction(metric)):
             x, y = zip(*front, strict=True)
-            axes.step(x, y, where="post", color=GUIDE_COLOUR, linewidth=1.1, linestyle="--", zorder=1)
+            axes.step(x, y, where="post", color=style.GUIDE_COLOUR, linewidth=1.1, linestyle="--", zorder=1)
         if _spans([point.x for point in points], 8):
-            log_axis(axes, "x")
+            style.log_axis(axes, "x")
         _label_axes(axes, cost, metric, [point.mean for point in points])
     _legend(figure, handles)
     return figure
@@ -154,7 +144,7 @@ def pareto_front(points: Sequence[tuple[float, float]], sign: int) -> list[tuple
     return front
 
 
-@styled
+@style.styled
 def training_curves(runs: Sequence[Run], table: Table) -> Figure | None:
     """Losses and intermediate quality against the step, the seeds of a setting in one colour; None without a curve."""
     from matplotlib.collections import LineCollection
@@ -182,16 +172,18 @@ def training_curves(runs: Sequence[Run], table: Table) -> Figure | None:
         )
         axes.autoscale_view()
         if _spans([value for line in lines for _, value in line], 20):
-            log_axis(axes, "y")
+            style.log_axis(axes, "y")
         axes.set_xlabel("step")
-        set_title(axes, name)
-    if 1 < len(table.rows) <= len(COLOURS):
+        style.set_title(axes, name)
+    if 1 < len(table.rows) <= len(style.COLOURS):
         _legend(figure, {row_title(row): Line2D([], [], color=colours[i]) for i, row in enumerate(table.rows)})
     return figure
 
 
 def _drawable_curves(run: Run) -> dict[str, list[tuple[float, float]]]:
-    found = {name: [point for point in points if drawable(point[1])] for name, points in curves(run, _is_curve).items()}
+    found = {
+        name: [point for point in points if style.drawable(point[1])] for name, points in curves(run, _is_curve).items()
+    }
     return {name: points for name, points in found.items() if points}
 
 
@@ -215,42 +207,44 @@ def _points(rows: Iterable[tuple[str, Row]], metric: str, x: Callable[[Row], flo
     points = []
     for name, row in rows:
         mean, sd, _ = row.metrics.get(metric, (math.nan, math.nan, 0))
-        if drawable(mean) and drawable(place := x(row)):
-            points.append(Point(place, mean, sd if drawable(sd) else 0.0, name))
+        if style.drawable(mean) and style.drawable(place := x(row)):
+            points.append(Point(place, mean, sd if style.drawable(sd) else 0.0, name))
     return points
 
 
 def _draw_means(axes: Axes, points: Sequence[Point], shift: float, i: int, line: str) -> ErrorbarContainer:
     x, mean, sd = ([p.x + shift for p in points], [p.mean for p in points], [p.sd for p in points])
-    return axes.errorbar(x, mean, sd, fmt=MARKERS[i] + line, color=COLOURS[i], capsize=2.5, elinewidth=1)
+    return axes.errorbar(x, mean, sd, fmt=style.MARKERS[i] + line, color=style.COLOURS[i], capsize=2.5, elinewidth=1)
 
 
 def _draw_medians(axes: Axes, points: Sequence[Point], shift: float, i: int, line: str) -> Line2D:
-    axes.plot([p.x + shift for p in points], [p.mean for p in points], ".", color=COLOURS[i], alpha=0.35, markersize=4)
+    axes.plot(
+        [p.x + shift for p in points], [p.mean for p in points], ".", color=style.COLOURS[i], alpha=0.35, markersize=4
+    )
     x = sorted({p.x for p in points})
     middle = [median(p.mean for p in points if p.x == value) for value in x]
-    (drawn,) = axes.plot([v + shift for v in x], middle, MARKERS[i] + line, color=COLOURS[i])
+    (drawn,) = axes.plot([v + shift for v in x], middle, style.MARKERS[i] + line, color=style.COLOURS[i])
     return drawn
 
 
 def _label_axes(axes: Axes, x: str, metric: str, means: Sequence[float]) -> None:
     arrow = {-1: " ↓", 0: "", 1: " ↑"}[direction(metric)]
-    set_title(axes, f"{metric}{arrow}")
-    axes.set_xlabel(fitting(x))
+    style.set_title(axes, f"{metric}{arrow}")
+    axes.set_xlabel(style.fitting(x))
     if _spans(means, 30):
-        log_axis(axes, "y")
+        style.log_axis(axes, "y")
 
 
 def _tick_parameter(axes: Axes, places: Mapping[Value, float], numeric: bool) -> None:
     if not numeric:
-        names = [fitting(setting_text(name)) for name in places]
+        names = [style.fitting(setting_text(name)) for name in places]
         long = sum(map(len, names)) > 34
         axes.set_xticks(list(places.values()), names, rotation=35 if long else 0, ha="right" if long else "center")
         axes.set_xlim(-0.5, len(places) - 0.5)
         return
     values = sorted(places.values())
     if _spans(values, 8) and len(values) > 2:
-        log_axis(axes, "x")
+        style.log_axis(axes, "x")
         axes.minorticks_off()
     if len(values) <= 8:
         axes.set_xticks(values, [f"{v:g}" for v in values])
@@ -258,7 +252,7 @@ def _tick_parameter(axes: Axes, places: Mapping[Value, float], numeric: bool) ->
 
 def _spans(values: Sequence[float], ratio: float) -> bool:
     """Whether the values are positive and drawable, and their largest is at least `ratio` times their smallest."""
-    return bool(values) and min(values) > 1 / LARGEST and max(values) >= ratio * min(values)
+    return bool(values) and min(values) > 1 / style.LARGEST and max(values) >= ratio * min(values)
 
 
 def _legend(figure: Figure, handles: Mapping[str, Artist | ErrorbarContainer], title: str | None = None) -> None:
@@ -266,18 +260,18 @@ def _legend(figure: Figure, handles: Mapping[str, Artist | ErrorbarContainer], t
     handles = {name: handle for name, handle in handles.items() if name}
     if len(handles) < 2 and title is None:
         return
-    longest = max((len(fitting(name)) for name in handles), default=0)  # 0: the title alone
+    longest = max((len(style.fitting(name)) for name in handles), default=0)  # 0: the title alone
     columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (longest + 6))))
     legend = figure.legend(  # type: ignore[call-overload]  # the stubs leave out containers as handles
-        list(handles.values()), list(map(fitting, handles)), loc="outside lower left", ncols=columns, title=title
+        list(handles.values()), list(map(style.fitting, handles)), loc="outside lower left", ncols=columns, title=title
     )
     legend.set_alignment("left")
 
 
 def _colours(count: int) -> Sequence[ColorType]:
     """A colour per setting: distinct ones, or shades from first to last if there are too many."""
-    if count <= len(COLOURS):
-        return COLOURS
+    if count <= len(style.COLOURS):
+        return style.COLOURS
     import matplotlib
 
     return [tuple(colour) for colour in matplotlib.colormaps["viridis"]([0.9 * i / count for i in range(count)])]

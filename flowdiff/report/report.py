@@ -12,20 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowdiff.errors import RunError
+from flowdiff.report import text
 from flowdiff.report.page import page
 from flowdiff.report.plots import plots
 from flowdiff.report.style import png
 from flowdiff.report.table import Table, run_table, sampling_table
-from flowdiff.report.text import (
-    column_notes,
-    escaped,
-    incomplete_runs,
-    incomplete_runs_markdown,
-    report_notes,
-    to_csv,
-    to_markdown,
-    to_rich,
-)
 from flowdiff.runs.collect import Run, collect
 from flowdiff.runs.files import whole
 from flowdiff.runs.records import printable
@@ -60,12 +51,12 @@ class Report:
         if console is None:
             console = Console() if Console().is_terminal else Console(width=PIPE_WIDTH)
         if self.table.rows:
-            console.print(to_rich(self.table, "Settings, mean ± sd over seeds", console.width))
+            console.print(text.to_rich(self.table, "Settings, mean ± sd over seeds", console.width))
         if self.sampling.rows:
-            console.print(to_rich(self.sampling, "Sampling, mean ± sd over seeds", console.width, most=40))
-        for note in report_notes(self.runs, self.table):
+            console.print(text.to_rich(self.sampling, "Sampling, mean ± sd over seeds", console.width, most=40))
+        for note in text.report_notes(self.runs, self.table):
             console.print(note, markup=False, highlight=False)
-        incomplete = incomplete_runs(self.runs)
+        incomplete = text.incomplete_runs(self.runs)
         for run in incomplete[:MAX_LISTED]:
             console.print(f"  {run.state}: {run.label}: {run.reason}", markup=False, highlight=False, soft_wrap=True)
         if (more := len(incomplete) - MAX_LISTED) > 0:
@@ -74,14 +65,16 @@ class Report:
     def write_tables(self, out: str | Path) -> list[Path]:
         """Write report.csv, report.md and, if runs were sampled again, sampling.csv; returns the paths."""
         out = _make_folder(out)
-        parts = [f"# {escaped(', '.join(self.folders))}\n", _lines(report_notes(self.runs, self.table))]
-        written = [_write(out / "report.csv", to_csv(self.table))]
+        parts = [f"# {text.escaped(', '.join(self.folders))}\n", _lines(text.report_notes(self.runs, self.table))]
+        written = [_write(out / "report.csv", text.to_csv(self.table))]
         if self.table.rows:
-            parts.append(f"Mean ± sd over seeds, best in bold.\n\n{to_markdown(self.table)}")
+            parts.append(f"Mean ± sd over seeds, best in bold.\n\n{text.to_markdown(self.table)}")
         if self.sampling.rows:
-            parts.append(f"## Sampling\n\n{_lines(column_notes(self.sampling))}\n{to_markdown(self.sampling)}")
-            written.append(_write(out / "sampling.csv", to_csv(self.sampling)))
-        if listed := incomplete_runs_markdown(self.runs):
+            parts.append(
+                f"## Sampling\n\n{_lines(text.column_notes(self.sampling))}\n{text.to_markdown(self.sampling)}"
+            )
+            written.append(_write(out / "sampling.csv", text.to_csv(self.sampling)))
+        if listed := text.incomplete_runs_markdown(self.runs):
             parts.append(f"## Incomplete runs\n\n{listed}")
         return [*written, _write(out / "report.md", "\n".join(parts))]
 
@@ -135,4 +128,4 @@ def _write(path: Path, content: str | bytes) -> Path:
 
 
 def _lines(notes: Iterable[str]) -> str:
-    return "".join(f"{escaped(note)}  \n" for note in notes)
+    return "".join(f"{text.escaped(note)}  \n" for note in notes)

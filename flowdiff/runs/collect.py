@@ -19,25 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowdiff.errors import RunError
+from flowdiff.runs import records
 from flowdiff.runs.health import Health
-from flowdiff.runs.records import (
-    Foreign,
-    Unreadable,
-    column,
-    is_foreign,
-    is_integer,
-    is_number,
-    number_in,
-    one_line,
-    printable,
-    read_config,
-    read_csv,
-    read_failure,
-    read_health,
-    read_pruning,
-    read_result,
-    step_in,
-)
 
 State = Literal["complete", "failed", "pruned", "unfinished", "unreadable"]
 
@@ -128,7 +111,7 @@ def collect(folders: Iterable[str | Path]) -> list[Run]:
             found.setdefault(os.path.realpath(run), run)
         if not inside:
             raise RunError(f"{folder} contains no run: a run folder is a folder that holds config.yaml.")
-        if all(map(is_foreign, inside)):
+        if all(map(records.is_foreign, inside)):
             raise RunError(f"{folder} contains no run of flowdiff: its config.yaml is of another program.")
     if not found:
         raise RunError("no folder was given: name at least one run folder, or a folder that contains run folders.")
@@ -139,33 +122,33 @@ def collect(folders: Iterable[str | Path]) -> list[Run]:
 
 def read_run(folder: Path, label: str) -> Run:
     """Read one run folder. A file that cannot be read becomes the run's state and reason, never an exception."""
-    name, label = printable(folder.name), printable(label)
+    name, label = records.printable(folder.name), records.printable(label)
     try:
-        config = flatten(read_config(folder / "config.yaml"))
-    except Foreign as error:
+        config = flatten(records.read_config(folder / "config.yaml"))
+    except records.Foreign as error:
         return Run(folder, label, "unreadable", f"config.yaml is of another program: {error}", name=name)
-    except Unreadable as error:
+    except records.Unreadable as error:
         return Run(folder, label, "unreadable", f"config.yaml cannot be read: {error}", name=name)
 
     damage = _damaged_tables(folder)
     run = Run(folder, label, "complete", config=config, name=name, seed=config.get("seed", ""), damage=damage)
     try:
-        result, wrong = read_result(folder / "result.json")
+        result, wrong = records.read_result(folder / "result.json")
         finished = (folder / "result.json").stat().st_mtime
     except FileNotFoundError:
         state, reason = _why_incomplete(folder, config)
         return replace(run, state=state, reason=reason)
-    except Unreadable as error:
+    except records.Unreadable as error:
         return replace(run, state="unfinished", reason=f"result.json cannot be read: {error}")
 
     measured = {**result, **{f"seconds.{key}": value for key, value in result.get("seconds", {}).items()}}
-    metrics = {printable(k): float(v) for k, v in result.get("metrics", {}).items() if v is not None}
-    metrics |= {name: float(value) for key, name in MEASURED.items() if is_number(value := measured.get(key))}
+    metrics = {records.printable(k): float(v) for k, v in result.get("metrics", {}).items() if v is not None}
+    metrics |= {name: float(value) for key, name in MEASURED.items() if records.is_number(value := measured.get(key))}
     return replace(
         run,
-        name=printable(result.get("name") or folder.name),
+        name=records.printable(result.get("name") or folder.name),
         seed=result.get("seed", run.seed),
-        overrides=tuple(map(printable, result.get("overrides", ()))),
+        overrides=tuple(map(records.printable, result.get("overrides", ()))),
         metrics=metrics,
         missing=tuple(key for key in RESULT_KEYS if key not in measured and key not in wrong),
         damage=(*(f"{key} in result.json" for key in wrong), *damage),
@@ -182,7 +165,7 @@ def flatten(node: Mapping[str, Any]) -> dict[str, Value]:
             if isinstance(value, dict) and value:
                 walk(value, f"{prefix}{key}.")
             else:
-                flat[printable(f"{prefix}{key}")] = number_or_text(value)
+                flat[records.printable(f"{prefix}{key}")] = number_or_text(value)
 
     walk(node, "")
     return flat
@@ -191,8 +174,8 @@ def flatten(node: Mapping[str, Any]) -> dict[str, Value]:
 def number_or_text(value: object) -> Value:
     """A config value as a number or as text: true, null, [64, 64]."""
     if isinstance(value, str):
-        return printable(value)
-    if is_number(value):
+        return records.printable(value)
+    if records.is_number(value):
         return value if math.isfinite(value) else str(value)
     return json.dumps(value, default=str)
 
@@ -268,8 +251,8 @@ def curves(run: Run, wanted: Callable[[str], bool]) -> dict[str, list[tuple[floa
         if place == at or not wanted(name):
             continue
         # Cells may be empty, and a killed run may leave half a line.
-        cells = ((step_in(row[at]), row[place]) for row in rows if len(row) > max(at, place) and row[place])
-        logged = {float(step): number_in(cell) for step, cell in cells if step is not None}
+        cells = ((records.step_in(row[at]), row[place]) for row in rows if len(row) > max(at, place) and row[place])
+        logged = {float(step): records.number_in(cell) for step, cell in cells if step is not None}
         if points := sorted((step, value) for step, value in logged.items() if value is not None):
             found[name] = points
     return found
@@ -278,20 +261,20 @@ def curves(run: Run, wanted: Callable[[str], bool]) -> dict[str, list[tuple[floa
 def evaluations(run: Run) -> list[dict[str, Value]]:
     """The rows of a run's evaluations.csv: column to number or text, without empty cells."""
     head, *rows = _rows(run.folder / "evaluations.csv")
-    return [{printable(k): _parse(v) for k, v in zip(head, row, strict=False) if v != ""} for row in rows]
+    return [{records.printable(k): _parse(v) for k, v in zip(head, row, strict=False) if v != ""} for row in rows]
 
 
 def health(run: Run) -> Health:
     """The curves of a run's health.json; empty if there is none or it cannot be read."""
-    with contextlib.suppress(FileNotFoundError, Unreadable):
-        return read_health(run.folder / "health.json")
+    with contextlib.suppress(FileNotFoundError, records.Unreadable):
+        return records.read_health(run.folder / "health.json")
     return Health()
 
 
 def _rows(path: Path) -> list[list[str]]:
     """The rows of a CSV file, the header first; an empty header if there are none or they cannot be read."""
-    with contextlib.suppress(Unreadable):
-        return read_csv(path) or [[]]
+    with contextlib.suppress(records.Unreadable):
+        return records.read_csv(path) or [[]]
     return [[]]
 
 
@@ -300,16 +283,16 @@ def _damaged_tables(folder: Path) -> tuple[str, ...]:
     found = []
     for name in ("metrics.csv", "evaluations.csv"):
         try:
-            rows = read_csv(folder / name, tail=0, exact=True)
+            rows = records.read_csv(folder / name, tail=0, exact=True)
             if rows and name == "metrics.csv":
-                column(rows[0], "step")
-        except Unreadable as error:
+                records.column(rows[0], "step")
+        except records.Unreadable as error:
             found.append(f"{name} ({error})")
     try:
-        read_health(folder / "health.json")
+        records.read_health(folder / "health.json")
     except FileNotFoundError:
         pass
-    except Unreadable as error:
+    except records.Unreadable as error:
         found.append(f"health.json ({error})")
     return tuple(found)
 
@@ -317,9 +300,9 @@ def _damaged_tables(folder: Path) -> tuple[str, ...]:
 def _parse(cell: str) -> Value:
     for kind in (int, float):
         with contextlib.suppress(ValueError):
-            if is_number(value := kind(cell)):
+            if records.is_number(value := kind(cell)):
                 return value
-    return printable(cell)
+    return records.printable(cell)
 
 
 def _run_folders(folder: Path, seen: set[str]) -> Iterator[Path]:
@@ -349,28 +332,28 @@ def _why_incomplete(folder: Path, config: Mapping[str, Value]) -> tuple[State, s
     step = _last_step(folder / "metrics.csv")
     target = config.get("trainer.max_steps", "")
     reached = "no step was logged" if step is None else f"last step {step}"
-    if step is not None and is_integer(target) and target > 0:
+    if step is not None and records.is_integer(target) and target > 0:
         reached += f" of {target}"
     try:
-        ended = read_pruning(folder / "pruned.json")
+        ended = records.read_pruning(folder / "pruned.json")
         value = "is not finite" if ended["value"] is None else f"{ended['value']:.4g}"
-        return "pruned", f"pruned at step {ended['step']} of {target}, {printable(ended['metric'])} {value}"
+        return "pruned", f"pruned at step {ended['step']} of {target}, {records.printable(ended['metric'])} {value}"
     except FileNotFoundError:
         pass
-    except Unreadable as error:
+    except records.Unreadable as error:
         return "unfinished", f"pruned.json cannot be read, {error}; {reached}"
     try:
-        return "failed", f"{one_line(read_failure(folder / 'failed.json'))} ({reached})"
+        return "failed", f"{records.one_line(records.read_failure(folder / 'failed.json'))} ({reached})"
     except FileNotFoundError:
         return "unfinished", reached
-    except Unreadable:
+    except records.Unreadable:
         return "failed", f"failed.json cannot be read; {reached}"
 
 
 def _last_step(path: Path) -> int | None:
     head, *rows = _rows(path)
     at = head.index("step") if "step" in head else len(head)
-    steps = (step_in(row[at]) for row in reversed(rows) if len(row) > at)
+    steps = (records.step_in(row[at]) for row in reversed(rows) if len(row) > at)
     return next((step for step in steps if step is not None), None)
 
 

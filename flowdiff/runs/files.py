@@ -110,3 +110,46 @@ def _is_same_file(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
         return False
+
+
+class MissingFolders:
+    """The folders that are missing on the way to a path, to remove those that were made and have stayed empty.
+
+    Args:
+        path: a folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(os.path.abspath(path))
+        self._missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+
+    def remove_empty(self) -> None:
+        """Remove the folders that were missing and are empty now; never one that was there before."""
+        with suppress(OSError):  # the first one that is not empty keeps those around it
+            for folder in self._missing:
+                folder.rmdir()
+
+
+@contextmanager
+def removed_if_refused(path: str | Path, *patterns: str) -> Iterator[None]:
+    """Undo what was written into a folder inside the `with`, if an error ends it before anything else was.
+
+    Args:
+        path: the folder; it need not exist.
+        patterns: names of the files that are removed again, unless they were there before.
+    """
+    folder, missing = Path(path), MissingFolders(path)
+    before = _entries(folder)
+    try:
+        yield
+    except Exception:
+        made = _entries(folder) - before
+        if all(any(file.match(pattern) for pattern in patterns) for file in made):
+            for file in made:
+                file.unlink()
+            missing.remove_empty()
+        raise
+
+
+def _entries(folder: Path) -> set[Path]:
+    return set(folder.iterdir()) if folder.is_dir() else set()

@@ -208,6 +208,7 @@ class Job:
         if self.sweep is None and self.folder.is_complete:
             return
         if self.sweep is not None and not self.folder.config_file.is_file():
+            self.folder.write_label(self.label)
             self.folder.write_config(self.config)
         if self.folder.config_file.is_file():
             self.folder.write_failure(error)

@@ -119,7 +119,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(node, dict):
         raise Unreadable("it does not contain a mapping")
     unknown = [key for key in node if key not in TOP_LEVEL]
-    if unknown and "plugins" not in node and not any(_is_component(node.get(group)) for group in ALWAYS_CONFIGURED):
+    groups = (group for key in ALWAYS_CONFIGURED if isinstance(group := node.get(key), dict))
+    if unknown and "plugins" not in node and not any(_is_text(group.get("name")) for group in groups):
         raise Foreign(f"it has {_listing(unknown)} and no {' or '.join(ALWAYS_CONFIGURED)}")
     if not all(isinstance(key, str) for key in node):
         raise Unreadable(f"it has {_listing(key for key in node if not isinstance(key, str))} as a key")
@@ -151,10 +152,6 @@ def _check_plain(node: object, where: str) -> None:
             _check_plain(value, where)
     elif node is not None and not isinstance(node, str | int | float):
         raise Unreadable(f"{one_line(where, limit=80)} is a {type(node).__name__}, which is the type of no setting")
-
-
-def _is_component(node: object) -> bool:
-    return isinstance(node, dict) and isinstance(node.get("name"), str)
 
 
 # ----------------------------------------------------------------------- result.json, failed.json, pruned.json
@@ -225,27 +222,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_text_or_null(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _is_number_or_null(value: object) -> bool:
-    return value is None or is_number(value)
-
-
-def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
 # The test of each value of result.json; of mappings, the test of each of their values.
 _VALUES: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("run_id", "name", "device"), _is_text),
-    **dict.fromkeys(("sweep", "git_commit"), _is_text_or_null),
+    **dict.fromkeys(("sweep", "git_commit"), lambda value: value is None or _is_text(value)),
     **dict.fromkeys(("seed", "parameters", "steps"), is_integer),
-    "overrides": _is_list_of_texts,
+    "overrides": lambda value: isinstance(value, list) and all(map(_is_text, value)),
 }
 _ENTRIES: Mapping[str, Callable[[object], bool]] = {
-    "metrics": _is_number_or_null,
+    "metrics": lambda value: value is None or is_number(value),
     "seconds": is_number,
     "reasons": _is_text,
     "versions": _is_text,

@@ -30,6 +30,13 @@ SAMPLE_METRICS = {
     "sample_accuracy": "share of samples that the extractor's classifier assigns to the requested class",
     "is": "Inception score: higher for confident and diverse class predictions",
 }
+# Name and description of each likelihood on the test split.
+LIKELIHOODS = {
+    "bpd": ("bits/dim", "exact density, uniform dequantisation"),
+    "nats_per_dim": ("nats/dim", "−log p per dimension, exact density"),
+    "latent_nats_per_dim": ("nats/dim of the latent", "−log p per latent dimension, exact density of the latents"),
+    "bpd_bound": ("bits/dim, bound", "upper bound from the ELBO, uniform dequantisation; not exact"),
+}
 NO_NUMBER = "–"
 AGAINST_TRAINING = "samples compared with the training split"
 UNITS = {"bpd": "bits/dim", "nats_per_dim": "nats/dim", "latent_nats_per_dim": "nats/dim of the latent"}
@@ -68,18 +75,10 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
         else:
             rows.append(("denoising test loss", _value(numbers, "test_loss"), "EDM weighting, per dimension"))
     for key in numbers:
-        if f"{key}_floor" in numbers or _is_frechet(key):
+        if (f"{key}_floor" in numbers and not key.startswith("prompts_")) or _is_frechet(key):
             rows += _sample_metric(numbers, key)
-    if "bpd" in numbers:
-        rows.append(("bits/dim", _value(numbers, "bpd"), "exact density, uniform dequantisation"))
-    if "nats_per_dim" in numbers:
-        rows.append(("nats/dim", _value(numbers, "nats_per_dim"), "−log p per dimension, exact density"))
-    if "latent_nats_per_dim" in numbers:
-        about = "−log p per latent dimension, exact density of the latents"
-        rows.append(("nats/dim of the latent", _value(numbers, "latent_nats_per_dim"), about))
-    if "bpd_bound" in numbers:
-        about = "upper bound from the ELBO, uniform dequantisation; not exact"
-        rows.append(("bits/dim, bound", _value(numbers, "bpd_bound"), about))
+    rows += _prompt_rows(numbers)
+    rows += [(name, _value(numbers, key), about) for key, (name, about) in LIKELIHOODS.items() if key in numbers]
     rows += [*_autoencoder_rows(numbers), *_likelihood_rows(numbers), *_density_rows(numbers)]
     rows += _health_rows(numbers)
     if "samples_per_second" in numbers:
@@ -132,6 +131,19 @@ def _sample_metric(numbers: Mapping[str, float], key: str) -> Iterator[Row]:
     most = numbers.get(f"{key}_n", math.inf)
     n, n_floor = (f" (n = {min(numbers[of], most):,})" if of in numbers else "" for of in ("num_samples", "num_test"))
     yield key.replace("_", " "), shown, f"{about}{n}; floor {_shown(floor, '.4g')}{n_floor}"
+
+
+def _prompt_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
+    """Whether samples show what their prompts ask for: everything, and each attribute."""
+    for part, about in (("seen", "combinations of the training split"), ("held_out", "combinations it never shows")):
+        whole = f"prompts_{part}"
+        if whole not in numbers:
+            continue
+        keys = [key for key in numbers if key.startswith(f"{whole}_") and not key.endswith("_floor")]
+        each = ", ".join(f"{key[len(whole) + 1 :].replace('_', ' ')} {_shown(numbers[key], '.2f')}" for key in keys)
+        floor = _shown(numbers.get(f"{whole}_floor"), ".3g")
+        name = f"prompts, {part.replace('_', ' ')}"
+        yield name, _shown(numbers[whole], ".3f"), f"samples that show all that is asked, {about}; {each}; real {floor}"
 
 
 def _autoencoder_rows(numbers: Mapping[str, float]) -> Iterator[Row]:

@@ -15,25 +15,10 @@ from typing import Any
 import yaml
 
 from flowdiff.errors import RunError
+from flowdiff.runs import records
 from flowdiff.runs.files import as_unicode, file_lock, write_whole
 from flowdiff.runs.health import Health
 from flowdiff.runs.ownership import LOCK_FILE
-from flowdiff.runs.records import (
-    Foreign,
-    Pruning,
-    Result,
-    Unreadable,
-    column,
-    json_object,
-    number_in,
-    one_line,
-    read_config,
-    read_csv,
-    read_failure,
-    read_pruning,
-    read_result,
-    step_in,
-)
 from flowdiff.runs.undefined import reasons, written
 
 TAIL_BYTES = 4096  # read from the end of metrics.csv for the progress of a run
@@ -118,28 +103,28 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The resolved config of the run; RunError if it cannot be read."""
         try:
-            return read_config(self.config_file)
-        except Foreign as error:
+            return records.read_config(self.config_file)
+        except records.Foreign as error:
             raise RunError(
                 f"{self.path} is not a run of flowdiff, its config.yaml is of another program ({error}): give the "
                 "folder of a training run."
             ) from error
-        except Unreadable as error:
+        except records.Unreadable as error:
             raise RunError(
                 f"{self.config_file} cannot be read ({error}): repeat the run's command with force=true."
             ) from error
 
-    def result(self) -> Result:
+    def result(self) -> records.Result:
         """The content of result.json; RunError if it cannot be read.
 
         Older versions wrote fewer keys. Values of another type than a run writes are left out.
         """
         try:
-            return read_result(self.result_file)[0]
-        except (FileNotFoundError, Unreadable) as error:
+            return records.read_result(self.result_file)[0]
+        except (FileNotFoundError, records.Unreadable) as error:
             raise RunError(
-                f"{self.result_file} cannot be read ({one_line(error)}): the run's command continues from its last "
-                "checkpoint and writes it again."
+                f"{self.result_file} cannot be read ({records.one_line(error)}): the run's command continues from its "
+                "last checkpoint and writes it again."
             ) from error
 
     def test_loss(self) -> float | None:
@@ -152,14 +137,15 @@ class RunFolder:
         write_whole(self.config_file, yaml.safe_dump(as_unicode(config), sort_keys=False, allow_unicode=True))
 
     def write_label(self, label: Label) -> None:
-        """Write run.json."""
+        """Make the folder and write run.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.label_file, json.dumps(asdict(label), indent=2, ensure_ascii=False) + "\n")
 
     def label(self) -> Label | None:
         """How the run was called when it was started; None for a run of an older version."""
         try:
-            found = json_object(self.label_file)
-        except (FileNotFoundError, Unreadable):
+            found = records.json_object(self.label_file)
+        except (FileNotFoundError, records.Unreadable):
             return None
         run_id, name, sweep, overrides = (found.get(key) for key in ("run_id", "name", "sweep", "overrides"))
         if not (isinstance(run_id, str) and isinstance(name, str) and isinstance(overrides, list)):
@@ -185,10 +171,10 @@ class RunFolder:
     def failure(self) -> str | None:
         """Why the last attempt failed; None if it did not."""
         try:
-            return one_line(read_failure(self.failed_file), limit=2000)
+            return records.one_line(records.read_failure(self.failed_file), limit=2000)
         except FileNotFoundError:
             return None
-        except Unreadable:
+        except records.Unreadable:
             return "failed.json cannot be read"
 
     def write_pruned(self, step: int, metric: str, value: float, study: str) -> None:
@@ -199,11 +185,11 @@ class RunFolder:
         pruned = {"step": step, "metric": metric, **written({"value": value}), "study": study}
         write_whole(self.pruned_file, json.dumps(pruned, allow_nan=False) + "\n")
 
-    def pruned(self) -> Pruning | None:
+    def pruned(self) -> records.Pruning | None:
         """The content of pruned.json; None if the run was not ended early, or if the file cannot be read."""
         try:
-            return read_pruning(self.pruned_file)
-        except (FileNotFoundError, Unreadable):
+            return records.read_pruning(self.pruned_file)
+        except (FileNotFoundError, records.Unreadable):
             return None
 
     def files_of_run(self, run_id: str) -> list[Path]:
@@ -265,14 +251,14 @@ class RunFolder:
         steps, loss = 0, None
         if self.starts_from_scratch:
             return steps, loss
-        with suppress(Unreadable):
-            header, *rows = read_csv(self.metrics, TAIL_BYTES) or [["step"]]
-            at = column(header, "step")
+        with suppress(records.Unreadable):
+            header, *rows = records.read_csv(self.metrics, TAIL_BYTES) or [["step"]]
+            at = records.column(header, "step")
             # A row is logged under the steps done before it; a row that was cut has too few cells.
             for row in rows:
-                if len(row) >= len(header) and (step := step_in(row[at])) is not None:
+                if len(row) >= len(header) and (step := records.step_in(row[at])) is not None:
                     steps = max(steps, step + 1)
-                    logged = number_in(row[header.index("train_loss")]) if "train_loss" in header else None
+                    logged = records.number_in(row[header.index("train_loss")]) if "train_loss" in header else None
                     loss = loss if logged is None else logged
         return steps, loss
 
@@ -298,8 +284,8 @@ class RunFolder:
 
     def _evaluation_rows(self) -> list[list[str]]:
         try:
-            return read_csv(self.evaluations, exact=True)
-        except Unreadable as error:
+            return records.read_csv(self.evaluations, exact=True)
+        except records.Unreadable as error:
             raise RunError(
                 f"{self.evaluations} cannot be read ({error}): move it elsewhere, and a new one is begun."
             ) from error

@@ -6,9 +6,8 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner, Given
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing.compare import require, require_close
 
@@ -17,11 +16,11 @@ def check_conditioner(conditioner: Conditioner) -> None:
     """Hold a conditioner to every law of a conditioner.
 
     Conditions and null conditions have the widths that it declares; the null condition differs from every class; in
-    training a fraction `drop` of the labels is replaced by it, chosen by the generator, and in eval mode none. One
-    without classes returns None.
+    training a fraction `drop` of the labels is replaced by it, chosen by the generator, and in eval mode none. The
+    condition of a sample does not depend on the samples beside it. One without classes and captions returns None.
 
     Args:
-        conditioner: the conditioner, which is not changed.
+        conditioner: the conditioner, which is not changed; one that reads captions has been fitted.
 
     Raises:
         AssertionError: the first law that is broken, by how much and where.
@@ -33,7 +32,7 @@ def check_conditioner(conditioner: Conditioner) -> None:
 def conditions_have_the_declared_widths(conditioner: Conditioner) -> None:
     """vector (B, dim) and tokens (B, L, token_dim) with a mask (B, L) of bool, for labels and null conditions."""
     law = "conditions have the declared widths"
-    for name, cond in (("null(3)", conditioner.null(3)), ("condition", conditioner.condition(_labels(conditioner, 3)))):
+    for name, cond in (("null(3)", conditioner.null(3)), ("condition", conditioner.condition(_inputs(conditioner, 3)))):
         if not conditioner.dim and not conditioner.token_dim:
             require(cond is None, law, f"{name} is not None, although dim and token_dim are 0")
             continue
@@ -61,9 +60,9 @@ def null_differs_from_every_class(conditioner: Conditioner) -> None:
 
 def dropout_replaces_labels_by_the_null_condition(conditioner: Conditioner) -> None:
     """In training a fraction `drop` of the labels, chosen by the generator, has the null condition; in eval none."""
-    if conditioner.num_classes is None:
+    if not reads(conditioner):
         return
-    conditioner, labels = copy.deepcopy(conditioner), _labels(conditioner, 4000)
+    conditioner, labels = copy.deepcopy(conditioner), _inputs(conditioner, 4000)
     rows = Conditioning.cat([_given(conditioner.condition(labels)), _given(conditioner.null(1))])  # equally long
     plain, null = rows[torch.arange(len(labels))].flat(), rows[torch.full((len(labels),), len(labels))].flat()
     conditioner.train()
@@ -83,9 +82,9 @@ def dropout_replaces_labels_by_the_null_condition(conditioner: Conditioner) -> N
 
 def a_label_dropped_for_sure_is_the_null_condition(conditioner: Conditioner) -> None:
     """With drop → 1 the condition is `null` itself."""
-    if conditioner.num_classes is None:
+    if not reads(conditioner):
         return
-    conditioner, labels = copy.deepcopy(conditioner).train(), _labels(conditioner, 4)
+    conditioner, labels = copy.deepcopy(conditioner).train(), _inputs(conditioner, 4)
     conditioner.drop = 1 - 1e-9
     cond = conditioner(labels, torch.Generator().manual_seed(0))
     require(_same(cond, conditioner.null(4)), "a dropped label has the null condition", "they differ")
@@ -93,7 +92,29 @@ def a_label_dropped_for_sure_is_the_null_condition(conditioner: Conditioner) -> 
     require(not _same(kept, cond), "no label is dropped in eval mode", "the condition is that of dropped labels")
 
 
-def _labels(conditioner: Conditioner, n: int) -> Tensor:
+def padding_changes_nothing(conditioner: Conditioner) -> None:
+    """The condition of a sample is the same alone and beside others, which may have more tokens, in any order."""
+    if not reads(conditioner):
+        return
+    conditioner, given = copy.deepcopy(conditioner).eval(), _inputs(conditioner, 5)
+    together = _given(conditioner(given))
+    for i in range(5):
+        alone = _given(conditioner(given[i : i + 1]))
+        both = Conditioning.cat([alone, together])[torch.tensor([0, i + 1])].flat()
+        require_close(both[0], both[1], "a condition does not depend on the samples beside it", atol=1e-5)  # rounding
+
+
+def reads(conditioner: Conditioner) -> bool:
+    """Whether a conditioner reads labels or captions at all."""
+    return conditioner.num_classes is not None or conditioner.reads_text
+
+
+def _inputs(conditioner: Conditioner, n: int) -> Given:
+    """n labels, or n captions of different lengths."""
+    if conditioner.reads_text:
+        prompts = conditioner.examples()
+        require(len(prompts) > 0, "a conditioner of captions is fitted before the laws", "it has no examples")
+        return [prompts[i % len(prompts)] for i in range(n)]
     return torch.arange(n) % (conditioner.num_classes or 1)
 
 
@@ -114,4 +135,5 @@ LAWS: tuple[Callable[[Conditioner], None], ...] = (
     null_differs_from_every_class,
     dropout_replaces_labels_by_the_null_condition,
     a_label_dropped_for_sure_is_the_null_condition,
+    padding_changes_nothing,
 )

@@ -9,7 +9,8 @@ from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance.none import NoGuidance
 from flowdiff.diffusion.model import ConditionedDenoiser, Sampling
 from flowdiff.diffusion.samplers.clipping import DataRange
-from flowdiff.models.conditioners import Conditioner, Unconditional
+from flowdiff.models.conditioners.base import Conditioner
+from flowdiff.models.conditioners.classes import Unconditional
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import FirstStage
 from flowdiff.models.first_stage.identity import IdentityFirstStage

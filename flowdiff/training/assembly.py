@@ -28,6 +28,7 @@ from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.networks.base import Density, Network
@@ -194,30 +195,48 @@ def load_parts(
     return parts
 
 
-def guide_by(node: Node) -> Callable[[ConditionedDenoiser], Guidance]:
-    """A function that puts a model into the guidance of a config node; it creates the guidance of a model once."""
+def guide_by(node: Node, negative_prompt: str | None = None) -> Callable[[ConditionedDenoiser], Guidance]:
+    """A function that puts a model into the guidance of a config node; it creates the guidance of a model once.
+
+    Args:
+        node: the config node.
+        negative_prompt: what takes the place of the null condition; None for the null condition itself.
+    """
     made: list[tuple[ConditionedDenoiser, Guidance]] = []
 
     def guide(model: ConditionedDenoiser) -> Guidance:
         if not made or made[0][0] is not model:
-            made[:] = [(model, _guided(model, node))]
+            made[:] = [(model, _guided(model, node, negative_prompt))]
         return made[0][1]
 
     return guide
 
 
-def _guided(model: ConditionedDenoiser, node: Node) -> Guidance:
+def _guided(model: ConditionedDenoiser, node: Node, negative_prompt: str | None = None) -> Guidance:
     """The model in the guidance of a config node; ConfigurationError where they do not fit."""
+    null = model.conditioner.null if model.conditioner.drop else None
+    if negative_prompt is not None:
+        if node["name"] != "cfg" or not model.conditioner.reads_text:
+            raise ConfigurationError(
+                f"negative_prompt={negative_prompt!r} takes the place of the null condition in guidance=cfg of a model "
+                f"that reads text, and this is guidance={node['name']}"
+                + ("" if model.conditioner.reads_text else " of a model that does not")
+                + ": remove negative_prompt."
+            )
+
+        def null(n: int) -> Conditioning | None:
+            return model.cond_of([negative_prompt] * n)
+
     every = None if model.num_classes is None else torch.arange(model.num_classes)
     return create(
         "guidance",
         node,
         denoiser=model,
-        null=model.conditioner.null if model.conditioner.drop else None,
+        null=null,
         classes=None if every is None else lambda: model.cond_of(every),
         num_classes=model.num_classes,
         load=partial(load, device=model.sigma_data.device),
-        guided=lambda inner: _guided(model, _whole(inner)),
+        guided=lambda inner: _guided(model, _whole(inner), negative_prompt),
     )
 
 

@@ -1,4 +1,4 @@
-"""Callbacks of a training: its stopwatch, its progress bar, and its evaluation at every validation."""
+"""Callbacks of a training: stopwatch, number of CPU threads, progress bar, and evaluation at every validation."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flowdiff.loggers.base import Tracker
 from flowdiff.progress import bar
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training.assembly import RunParts
+from flowdiff.training.threads import Threads
 
 REFRESH = 20  # steps between two updates of the bar: reading the loss makes a GPU wait
 
@@ -49,6 +50,22 @@ class Stopwatch(Callback):
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
+
+
+class ThreadAdaptation(Callback):
+    """Adapts the number of CPU threads to the load of the machine while a run trains.
+
+    Args:
+        threads: what chooses it.
+    """
+
+    def __init__(self, threads: Threads):
+        self.threads = threads
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.threads.adapt()
 
 
 class TrainingBar(Callback):

@@ -23,7 +23,7 @@ from flowdiff.data.latents import Latents, latent_data
 from flowdiff.data.readers import evenly
 from flowdiff.errors import DataError
 from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.noise import randn_like, step_generator
@@ -106,6 +106,14 @@ class Engine(LightningModule):
         """
         self.latents.prepare_data()
         self.latents.setup()
+        captions = self.latents.train.captions
+        if captions is not None:
+            self.conditioner.fit(captions.texts)
+        elif self.conditioner.reads_text:
+            raise DataError(
+                f"the conditioner reads captions, and {self.latents.name} has none: write them into metadata.csv "
+                "beside the pictures, or set conditioner=class or none."
+            )
         first_stage = self.denoiser.first_stage
         if isinstance(self.latents, Latents) and isinstance(first_stage, AutoencoderStage):
             images = self.data.centre(self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)
@@ -133,7 +141,7 @@ class Engine(LightningModule):
         generator = step_generator(self.seed, batch_idx, self.global_rank, device=self.device)
         source = self.data if self.denoiser.first_stage.trained else self.latents
         x0 = source.to_model(batch.x, generator, train=True)
-        cond = self.conditioner(batch.label, generator)
+        cond = self.conditioner(self.conditioner.given(batch, generator), generator)
         sigma = self.sigma_sampler(len(x0), generator, self.device)
         return LossInputs(x0, sigma, self.loss.draw_noise(x0, generator), cond)
 
@@ -149,7 +157,7 @@ class Engine(LightningModule):
         generator = step_generator(self.seed, VALIDATION, batch_idx, self.global_rank, device=self.device)
         z0 = self.latents.to_model(batch.x, generator)
         sigma = stratified_sigmas(len(z0), 1, batch_idx)[:, 0].to(z0)
-        loss = loss_of_test(self.denoiser, z0, sigma, randn_like(z0, generator), self.conditioner(batch.label))
+        loss = loss_of_test(self.denoiser, z0, sigma, randn_like(z0, generator), self.denoiser.cond_of_batch(batch))
         self.log("val_loss", loss.mean(), batch_size=len(z0), sync_dist=True)
 
     def on_before_backward(self, loss: Tensor) -> None:

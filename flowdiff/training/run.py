@@ -37,9 +37,9 @@ from flowdiff.runs.signals import EXIT_STOPPED, handlers_restored
 from flowdiff.runs.undefined import explained, written
 from flowdiff.shapes import times
 from flowdiff.training.assembly import RunParts, assemble_run
-from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, TrainingBar
+from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, ThreadAdaptation, TrainingBar
 from flowdiff.training.engine import Engine
-from flowdiff.training.threads import AdaptThreads, Threads, threads_for
+from flowdiff.training.threads import Threads, threads_for
 from flowdiff.training.trainer import device_name, lightning_errors, make_trainer, resume_command, without_advice
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def train(
     if not is_first_rank():
         logging.getLogger("flowdiff").setLevel(logging.WARNING)
     label = Label(run_id, name, sweep, tuple(overrides))
-    run = prepare(config, folder, run_id)
+    run = prepare(config, folder, label)
     with _tracked(run, config, label) as loggers:
         _begin(run, config, label)
         clock = Stopwatch()
@@ -136,7 +136,7 @@ def check_trainer(config: Mapping[str, Any], folder: RunFolder) -> tuple[RunPart
     return parts, trainer.strategy.root_device
 
 
-def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepared:
+def prepare(config: Mapping[str, Any], folder: RunFolder, label: Label) -> Prepared:
     """Build the parts, measure the data, and read the checkpoint of a run that continues.
 
     The files of an earlier attempt stay as they are: what refuses this one must not cost its results.
@@ -144,9 +144,10 @@ def prepare(config: Mapping[str, Any], folder: RunFolder, run_id: str) -> Prepar
     seed_everything(config["seed"], workers=True, verbose=False)
     parts, device = check_trainer(config, folder)
     engine = Engine(parts, parts.seed)
-    earlier = folder.files_of_run(run_id)
+    earlier = folder.files_of_run(label.run_id)
     checkpoint = None if folder.starts_from_scratch else _resumable(folder, engine)
     if is_first_rank() and not folder.config_file.is_file():
+        folder.write_label(label)  # before the config: a run that is refused from here on can be continued by its name
         folder.write_config(dict(config))
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Lightning does so when it trains; features are computed there too
@@ -171,7 +172,7 @@ def fit(run: Prepared, loggers: Sequence[Any], callbacks: Sequence[Callback]) ->
     """Train to the last step; the averaged weights are then in the engine."""
     engine, folder, checkpoint = run.engine, run.folder, run.checkpoint
     with without_advice():
-        adapt = [] if run.threads is None else [AdaptThreads(run.threads)]
+        adapt = [] if run.threads is None else [ThreadAdaptation(run.threads)]
         trainer = make_trainer(run.parts, folder, loggers, [*callbacks, *adapt])
     network = name_of("network", run.parts.denoiser.network)
     log.info("model %s: %s parameters, on %s", network, f"{engine.num_parameters:,}", device_name(trainer, run.threads))

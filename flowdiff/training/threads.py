@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -102,22 +102,6 @@ class Threads:
         torch.set_num_threads(number)
 
 
-class AdaptThreads(Callback):
-    """Adapts the number of threads while a run trains, and before it is evaluated.
-
-    Args:
-        threads: what chooses it.
-    """
-
-    def __init__(self, threads: Threads):
-        self.threads = threads
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.threads.adapt()
-
-
 def threads_for(compute: Callable[[int], object], batch_size: int) -> Threads | None:
     """Choose the number of threads for a computation; None if this process is to keep the number that it has.
 
@@ -141,7 +125,9 @@ def work_per_operation(compute: Callable[[int], object], batch_size: int) -> flo
         batch_size: number of samples; COUNTED of them are computed, and the FLOPs grow in proportion.
     """
     n = min(batch_size, COUNTED)
-    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"), _Counter() as counter:
+    # Only a process that has imported the compiler can have compiled something, and importing it takes seconds.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.random.fork_rng(devices=[]), eager, _Counter() as counter:
         compute(n)
     return counter.flops * (batch_size / n) / max(1, counter.operations)
 
@@ -153,6 +139,10 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.operations = 0
         self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports its compiler
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

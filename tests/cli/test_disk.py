@@ -5,7 +5,7 @@ import subprocess
 from functools import partial
 
 import pytest
-from cli_process import helper, outcomes, script
+from cli_process import helper, outcomes, script, succeed
 from runs import TINY
 
 LIMIT = 300_000  # bytes of one file; a checkpoint of TINY has a million
@@ -28,8 +28,7 @@ def test_a_full_disk_is_a_sentence_and_the_same_command_continues(tmp_path):
     assert "Traceback" not in done.stderr
     assert files(run) == {"config.yaml", "failed.json", "metrics.csv", "run.json", "train.log"}  # no half checkpoint
     assert json.loads((run / "failed.json").read_text()) == {"error": sentence}
-    done = script("train", *TINY, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("train", *TINY, cwd=tmp_path)
     assert {"result.json", "checkpoints/last.ckpt"} <= files(run)
     rows = (run / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:] if row.split(",")[1]] == [str(step) for step in range(8)]  # each once

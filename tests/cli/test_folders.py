@@ -39,6 +39,20 @@ def test_training_touches_no_other_folder(trained):
     assert files(trained) == before
 
 
+def test_a_refused_command_removes_the_folders_that_it_made_and_no_others(tmp_path):
+    (tmp_path / "empty").mkdir()
+    search = ["-m", "hydra/sweeper=optuna", "dataset.batch_size=0,-1", "hydra.sweeper.n_trials=1"]
+    refused = [
+        *(["optimizer.lr=abc", f"hydra.run.dir={folder}"] for folder in (".", "empty", "empty/new", "new/run")),
+        *(["-m", "optimizer.lr=abc,0.1", f"hydra.sweep.dir={folder}"] for folder in (".", "empty", "new/sweep")),
+        *([*search, f"hydra.sweep.dir={folder}"] for folder in (".", "empty", "new/search")),
+    ]
+    for status, said in outcomes("train", refused, tmp_path):
+        assert status == 2, said
+        assert "is not allowed" in said
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
 def test_two_runs_of_a_sweep_never_share_a_folder(trained):
     before = files(trained)
     same = ["hydra.sweep.dir=d", "hydra.sweep.subdir=same"]
@@ -55,7 +69,6 @@ def test_two_runs_of_a_sweep_never_share_a_folder(trained):
     assert (
         "seed=2: r holds another run (seed is 1 there and 2 here): set hydra.sweep.dir or hydra.sweep.subdir" in other
     )
-    (trained / "multirun.yaml").unlink(missing_ok=True)  # Hydra's own
     assert files(trained) == before
 
 

@@ -4,8 +4,6 @@ The overrides are drawn from the options' own names, types and ranges, and from 
 run that is not refused is built, with all its parts, and not trained.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import types
@@ -14,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_process import TESTS, python
+from cli_process import helper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from flowdiff import config, registry
@@ -22,7 +20,6 @@ from flowdiff.config.combinations import TOP_LEVEL
 from flowdiff.config.trainer_arguments import ARGUMENTS, SET_BY_FLOWDIFF
 from flowdiff.yaml_defaults import base_keys
 
-REHEARSALS = TESTS / "rehearsals.py"
 TRIES = 300
 LIMIT = 60.0  # seconds for one try, on a busy machine
 # Numbers that stay small enough to build a model of, and texts that are no numbers.
@@ -125,7 +122,7 @@ def test_random_overrides_end_as_a_sentence_or_as_a_run_that_can_be_built(tmp_pa
     file, folder = tmp_path / "tries.json", tmp_path / "here"
     file.write_text(json.dumps(tries), encoding="utf-8")
     folder.mkdir()
-    done = python(REHEARSALS, file, cwd=folder, WANDB_MODE="disabled")
+    done = helper("rehearsals", file, cwd=folder, WANDB_MODE="disabled")
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])
     for overrides, (status, stderr, seconds) in zip(tries, outcomes, strict=True):

@@ -1,7 +1,5 @@
 """Odd names of folders, and Hydra's own numbering of them, on the command lines of train.py and sample.py."""
 
-from __future__ import annotations
-
 from cli_process import check_mistakes
 
 

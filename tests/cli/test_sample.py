@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cli_process import check_mistakes, fresh, script
+from cli_process import check_mistakes, fresh, script, succeed
 from runs import TINY, TINY_DIGITS, train, without_flow
 
 from flowdiff import load, sample
@@ -42,8 +42,7 @@ def test_grid_and_arrays(run, tmp_path):
 def test_three_ways_to_samples_side_by_side(run, toy, tmp_path):
     for folder, kept in ((run, (6, 8, 8, 1)), (toy, (6, 2))):
         command = ["start=compare", "num_samples=6", "sampler.num_steps=2", "seed=3", f"out={tmp_path / folder.name}"]
-        done = script("sample", f"run={folder}", *command, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = succeed("sample", f"run={folder}", *command, cwd=tmp_path)
         for said in ("one-shot flow", "then heun with 2 steps", "diffusion, heun with 2 steps"):
             assert re.search(rf"6 samples in [\d.]+ s \(\d+ /s\) by .*{said}", done.stderr)
         assert (tmp_path / folder.name / "comparison.png").is_file()
@@ -66,8 +65,7 @@ def last_rows(folder, n):
 
 
 def test_each_way_is_measured(toy, tmp_path):
-    done = script("sample", f"run={toy}", "start=compare", "sigma_start=0.4", "evaluate=true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("sample", f"run={toy}", "start=compare", "sigma_start=0.4", "evaluate=true", cwd=tmp_path)
     rows = last_rows(toy, 3)
     assert [(row["start"], row["sigma_start"], row["nfe"], row["clip"]) for row in rows] == [
         ("flow", "", "1.0", "false"),
@@ -83,8 +81,7 @@ def test_clip_is_that_of_the_run_or_is_chosen(toy, tmp_path):
     drawn = []
     for clip in ([], ["clip=true"], ["clip=false"]):
         out = tmp_path / f"out{len(drawn)}"
-        done = script("sample", f"run={toy}", "num_samples=200", f"out={out}", *clip, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        succeed("sample", f"run={toy}", "num_samples=200", f"out={out}", *clip, cwd=tmp_path)
         drawn.append(np.load(out / "samples.npz")["arr_0"])
     measured = load(toy).data_range
     assert np.array_equal(drawn[0], drawn[1])
@@ -99,8 +96,7 @@ def test_help_says_what_the_ways_are(tmp_path):
 
 
 def test_sweep_of_steps_without_retraining(toy, tmp_path):
-    done = script("sample", "-m", f"run={toy}", "sampler.num_steps=1,2", "num_samples=8", "evaluate=true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("sample", "-m", f"run={toy}", "sampler.num_steps=1,2", "num_samples=8", "evaluate=true", cwd=tmp_path)
     rows = last_rows(toy, 2)
     assert [row["num_steps"] for row in rows] == ["1", "2"]
     assert [float(row["nfe"]) for row in rows] == [1.0, 3.0]  # heun: 2N − 1
@@ -109,8 +105,7 @@ def test_sweep_of_steps_without_retraining(toy, tmp_path):
 
 
 def test_several_runs_are_sampled_each_from_its_own_settings(run, toy, tmp_path):
-    done = script("sample", "-m", f"run={run},{toy}", "num_samples=4", f"out={tmp_path}/${{run}}", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("sample", "-m", f"run={run},{toy}", "num_samples=4", f"out={tmp_path}/${{run}}", cwd=tmp_path)
     drawn = [np.load(next((tmp_path / f.relative_to("/")).glob("*.npz")))["arr_0"].shape for f in (run, toy)]
     assert drawn == [(4, 8, 8, 1), (4, 2)]
 

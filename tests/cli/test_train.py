@@ -5,7 +5,7 @@ import re
 import time
 
 import pytest
-from cli_process import ROOT, check_mistakes, fresh, outcomes, script
+from cli_process import ROOT, check_mistakes, fresh, outcomes, script, succeed
 from runs import TINY, TINY_DIGITS
 
 from flowdiff import registry
@@ -65,12 +65,10 @@ def test_full_error_shows_the_traceback(tmp_path):
 def test_the_plugin_of_the_guide_trains(tmp_path):
     guide = (ROOT / "docs" / "guides" / "extend.md").read_text()
     (tmp_path / "mine.py").write_text(re.search(r"```python\n(# mine\.py\n.*?)```", guide, re.DOTALL)[1])
-    done = script("train", *TINY, "plugins=[mine.py]", "activation=arctan", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("train", *TINY, "plugins=[mine.py]", "activation=arctan", cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
     assert json.loads((folder / "result.json").read_text())["metrics"]["test_loss"] > 0
-    done = script("sample", f"run={folder}", "num_samples=4", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("sample", f"run={folder}", "num_samples=4", cwd=tmp_path)
 
 
 def test_digits_end_to_end(tmp_path):
@@ -79,8 +77,8 @@ def test_digits_end_to_end(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_run(tmp_path):
-    done = script("train", *TINY[:-1], "accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    ddp = ["accelerator=ddp", "accelerator.kind=cpu", "accelerator.devices=2"]
+    done = succeed("train", *TINY[:-1], *ddp, cwd=tmp_path)
     (folder,) = (tmp_path / "outputs").iterdir()
     assert json.loads((folder / "result.json").read_text())["steps"] == 8
     assert done.stdout.count("denoising test loss") == 1

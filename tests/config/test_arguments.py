@@ -1,7 +1,5 @@
 """Names of folders on the command line, which Hydra's grammar would read as something else."""
 
-from __future__ import annotations
-
 import pytest
 
 from flowdiff import config
@@ -91,3 +89,11 @@ def test_settings_are_taken_out_of_the_arguments():
         ConfigurationError, match=r"dataset\.path=a,b gives several values, and dataset\.path takes one"
     ):
         without(["dataset.path=a,b"], ["dataset.path"])
+
+
+@pytest.mark.parametrize(("text", "typed"), [("0.002", "0.002"), ("2e-5", "2e-05"), ("True", "true"), ("word", None)])
+def test_a_variable_is_decoded_into_what_can_be_typed_again(text, typed, monkeypatch):
+    monkeypatch.setenv("VALUE", text)
+    nested = "optimizer.lr=${oc.decode:${oc.env:VALUE}}"
+    expected = f"optimizer.lr={typed}" if typed else "optimizer.lr='${oc.decode:${oc.env:VALUE}}'"
+    assert quoted([nested, "seed=${a.${b}}"]) == [expected, "seed='${a.${b}}'"]

@@ -128,4 +128,4 @@ def test_an_experiment_expands_by_itself_and_the_command_line_wins(tmp_path):
     assert narrowed[1:] == ["flow.n_flows=4", "flow.n_flows=6"]
     assert len(cases) > 3
     assert not any("max_steps" in case or "seed" in case for case in cases)  # all jobs share the command line's
-    assert list(tmp_path.rglob("*")) == [tmp_path / "multirun"]
+    assert list(tmp_path.rglob("*")) == []

@@ -1,7 +1,5 @@
 """Messages on common slips of the command line."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The hooks that build the site."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

@@ -1,7 +1,5 @@
 """Every command on every page composes: its settings exist and go together. Nothing is trained."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from importlib import import_module

@@ -1,7 +1,5 @@
 """The pages that are made from the registry: a section for each component, a row for each setting."""
 
-from __future__ import annotations
-
 import re
 from importlib import import_module
 from typing import Annotated, Literal

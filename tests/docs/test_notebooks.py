@@ -1,7 +1,5 @@
 """The notebooks are kept as they ran, are small, and still run."""
 
-from __future__ import annotations
-
 import json
 import sys
 from importlib.util import module_from_spec, spec_from_file_location

@@ -1,7 +1,5 @@
 """The README is short, keeps its two commands, links to what exists, and says the same in Chinese."""
 
-from __future__ import annotations
-
 import ast
 import re
 import unicodedata

@@ -1,7 +1,5 @@
 """The benchmark that the samplers' defaults come from compares at equal numbers of network evaluations."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

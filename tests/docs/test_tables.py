@@ -1,7 +1,5 @@
 """The documents that scripts make are what the scripts would make of today's code."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

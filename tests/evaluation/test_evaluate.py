@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import yaml
-from cli_process import ROOT, outcomes, script, start
+from cli_process import ROOT, outcomes, script, start, succeed
 from runs import TINY, TINY_DIGITS, train, without_flow
 from wandb_files import offline_runs
 
@@ -51,8 +51,7 @@ def test_a_run_of_an_older_version_gets_the_health_of_its_score(folders, tmp_pat
     measured = read_health(run / "health.json")
     for name in ("health.json", "denoising.png"):
         (run / name).unlink()
-    done = script("sample", f"run={run}", "evaluate=true", "num_samples=4", "metrics.frechet=false", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = succeed("sample", f"run={run}", "evaluate=true", "num_samples=4", "metrics.frechet=false", cwd=tmp_path)
     assert "today's defaults" not in done.stderr + done.stdout
     assert read_health(run / "health.json") == measured
     assert (run / "denoising.png").stat().st_size > 0

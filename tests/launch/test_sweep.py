@@ -4,7 +4,7 @@ import json
 
 import pytest
 from cli_process import check_interrupted_sweep, code, numbers, outcomes
-from runs import TINY, settings
+from runs import ANY_STEPS, TINY, settings
 
 from flowdiff.runs.run_folder import RunFolder
 
@@ -80,8 +80,7 @@ def test_the_launcher_is_found_without_torch():
 
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_three_times_ends_like_an_undisturbed_one(tmp_path):
-    shared = [o for o in TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
-    command = ["-m", *shared, "trainer.max_steps=120", "metrics.every_n_steps=30", "seed=1,2,3"]
+    command = ["-m", *ANY_STEPS, "trainer.max_steps=120", "metrics.every_n_steps=30", "seed=1,2,3"]
     undisturbed, killed = check_interrupted_sweep(command, 3, tmp_path)
     for path in undisturbed.glob("*/"):
         assert numbers(RunFolder(killed / path.name)) == numbers(RunFolder(path))

@@ -5,7 +5,7 @@ import torch
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing import check_conditioner
 from flowdiff.testing import conditioners as laws
@@ -15,7 +15,9 @@ from flowdiff.testing import conditioners as laws
 @pytest.mark.parametrize("name", registry.names("conditioner"))
 def test_law(name, law):
     for drop in (0.0, 0.25, 0.5):
-        law(registry.create("conditioner", name, num_classes=3, drop=drop))
+        conditioner = registry.create("conditioner", name, num_classes=3, drop=drop)
+        conditioner.fit(["a red three", "blue", "a green two left of a golden nine"])
+        law(conditioner)
 
 
 def test_a_class_is_its_row_of_the_embedding():
@@ -93,3 +95,62 @@ def test_token_sequences_are_dropped_like_vectors():
     kept = cond.tokens[:, 0, 0] == labels
     assert torch.equal(cond.mask.sum(1), torch.where(kept, labels + 1, 1))
     assert (cond.tokens[~kept, 0, 0] == -1).all()
+
+
+@pytest.fixture
+def text():
+    torch.manual_seed(0)
+    conditioner = registry.create("conditioner", "text", dim=8, layers=1, heads=2, max_length=6, max_words=12)
+    conditioner.fit(["a red three", "A blue two", "a red two left of a blue three"])
+    return conditioner.eval()
+
+
+def test_text_reads_words_in_lower_case_and_unknown_ones_alike(text):
+    vector = text(["a red three", "A RED three", "a zebra three", "a violin three", "three red a"]).vector
+    assert torch.equal(vector[0], vector[1])
+    assert torch.equal(vector[2], vector[3])
+    assert not torch.equal(vector[0], vector[2])
+    assert not torch.equal(vector[0], vector[4])  # the order of the words counts
+
+
+def test_text_says_what_it_does_not_read(text):
+    assert text.cut("a red two left of a blue three") == "blue three"
+    assert text.cut("a red two left of a") == ""
+    long, short = text(["a red two left of a blue three", "a red two left of a"]).vector
+    assert torch.equal(long, short)
+
+
+def test_the_null_condition_of_text_is_the_empty_caption(text):
+    torch.testing.assert_close(text.null(2).vector, text(["", ""]).vector)
+
+
+def test_text_keeps_its_vocabulary_and_examples_in_the_checkpoint(text, tmp_path):
+    torch.save(text.state_dict(), tmp_path / "text.ckpt")
+    other = registry.create("conditioner", "text", dim=8, layers=1, heads=2, max_length=6, max_words=12).eval()
+    with pytest.raises(ConfigurationError, match="has no vocabulary yet"):
+        other(["a red three"])
+    other.load_state_dict(torch.load(tmp_path / "text.ckpt", weights_only=True))
+    assert torch.equal(other(["a blue three"]).vector, text(["a blue three"]).vector)
+    assert other.examples() == text.examples() == ("a red three", "A blue two", "a red two left of a blue three")
+
+
+class Described:
+    """What a conditioner reads of a batch."""
+
+    def __init__(self, label, captions):
+        self.label, self.captions = label, captions
+
+
+def test_a_caption_of_each_sample_is_drawn_by_the_generator(text):
+    batch = Described(torch.zeros(3000), [("one", "two", "three")] * 3000)
+    drawn = text.given(batch, torch.Generator().manual_seed(0))
+    assert drawn == text.given(batch, torch.Generator().manual_seed(0))
+    counts = [drawn.count(word) for word in ("one", "two", "three")]
+    assert max(abs(count - 1000) for count in counts) < 4 * (3000 * 2 / 9) ** 0.5  # 4 standard deviations
+    assert text.given(batch) == ["one"] * 3000
+    assert registry.create("conditioner", "class", num_classes=2).given(batch) is batch.label
+
+
+def test_the_width_of_text_is_a_multiple_of_its_heads():
+    with pytest.raises(ConfigurationError, match=r"conditioner.dim=9 is not a multiple of conditioner.heads=2"):
+        registry.create("conditioner", "text", dim=9, heads=2)

@@ -1,7 +1,5 @@
 """Conditions of batches are joined for any lengths of their sequences, and indexed by sample."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A user's conditioner of tokens: every model trains with it, is guided with it, saved and loaded."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from flowdiff.training.engine import Engine
 GUIDE_PLUGIN = """
 # words.py
 import torch
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
 

@@ -1,7 +1,5 @@
 """Paths of a run are absolute, are found again after a move, and may be given again; the run id stays the same."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

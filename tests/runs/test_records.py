@@ -6,18 +6,8 @@ import os
 
 import pytest
 
+from flowdiff.runs import records
 from flowdiff.runs.metrics_csv import MetricsCSV
-from flowdiff.runs.records import (
-    Foreign,
-    Unreadable,
-    is_foreign,
-    one_line,
-    read_config,
-    read_csv,
-    read_failure,
-    read_pruning,
-    read_result,
-)
 from flowdiff.runs.result_table import show
 from flowdiff.runs.run_folder import RunError, RunFolder
 
@@ -44,28 +34,28 @@ def folder(tmp_path):
 def test_a_damaged_config_has_a_reason(folder, content, reason):
     if content is not None:
         folder.config_file.write_bytes(content)
-    with pytest.raises(Unreadable) as caught:
-        read_config(folder.config_file)
+    with pytest.raises(records.Unreadable) as caught:
+        records.read_config(folder.config_file)
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
-    assert not isinstance(caught.value, Foreign)
-    assert not is_foreign(folder.path)
+    assert not isinstance(caught.value, records.Foreign)
+    assert not records.is_foreign(folder.path)
 
 
 def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_not_waited_for(folder):
     os.mkfifo(folder.config_file)
     folder.metrics.mkdir()
-    with pytest.raises(Unreadable, match="does not contain a mapping"):
-        read_config(folder.config_file)
-    with pytest.raises(Unreadable, match="Is a directory"):
-        read_csv(folder.metrics)
+    with pytest.raises(records.Unreadable, match="does not contain a mapping"):
+        records.read_config(folder.config_file)
+    with pytest.raises(records.Unreadable, match="Is a directory"):
+        records.read_csv(folder.metrics)
     assert folder.progress() == (0, None)
 
 
 @pytest.mark.parametrize("text", ["model: resnet\nlr: 0.1\n", "1: 2\nnull: 3\n", "seed: 2024-01-01\nname: x\n"])
 def test_a_config_of_another_program_is_told_apart(folder, text):
     folder.config_file.write_text(text)
-    assert is_foreign(folder.path)
+    assert records.is_foreign(folder.path)
     with pytest.raises(RunError, match=r"is not a run of flowdiff, its config.yaml is of another program \(it has"):
         RunFolder.open(folder.path)
 
@@ -73,7 +63,7 @@ def test_a_config_of_another_program_is_told_apart(folder, text):
 @pytest.mark.parametrize("text", ["{}", "seed: 0\n", "plugins: []\nbehaviour: x\n", "network: {name: unet}\nnew: 1\n"])
 def test_a_config_of_an_older_or_a_newer_version_is_a_config(folder, text):
     folder.config_file.write_text(text)
-    assert RunFolder.open(folder.path).config() == read_config(folder.config_file)
+    assert RunFolder.open(folder.path).config() == records.read_config(folder.config_file)
 
 
 def test_a_result_keeps_its_good_values_and_names_the_others(folder, capsys):
@@ -81,7 +71,7 @@ def test_a_result_keeps_its_good_values_and_names_the_others(folder, capsys):
     bad = {"seed": [1, 2], "overrides": None, "parameters": 10**30, "name": {"a": 1}}
     metrics = {**good["metrics"], "big": 10**400, "text": "0.5", "flag": True, "old": math.nan}
     folder.result_file.write_text(json.dumps({**good, **bad, "metrics": metrics}))
-    result, wrong = read_result(folder.result_file)
+    result, wrong = records.read_result(folder.result_file)
     assert math.isnan(result["metrics"].pop("old"))
     assert result == good
     assert set(wrong) == {"metrics.big", "metrics.text", "metrics.flag", *bad}
@@ -94,7 +84,7 @@ def test_a_result_keeps_its_good_values_and_names_the_others(folder, capsys):
 @pytest.mark.parametrize("metrics", [None, [1, 2], "x", 3])
 def test_a_result_without_readable_metrics_is_shown(folder, metrics, capsys):
     folder.result_file.write_text(json.dumps({"metrics": metrics, "name": "flow.x=[/b]", "seconds": {}}))
-    assert read_result(folder.result_file) == ({"name": "flow.x=[/b]", "seconds": {}}, ("metrics",))
+    assert records.read_result(folder.result_file) == ({"name": "flow.x=[/b]", "seconds": {}}, ("metrics",))
     assert folder.test_loss() is None
     show(folder.result(), folder.path)
     assert "flow.x=[/b]  (?)" in capsys.readouterr().out
@@ -104,9 +94,10 @@ def test_a_result_without_readable_metrics_is_shown(folder, metrics, capsys):
 def test_damaged_json_is_neither_a_result_nor_a_failure_nor_a_pruning(folder, content):
     for file in (folder.result_file, folder.failed_file, folder.pruned_file, folder.label_file):
         file.write_bytes(content)
-    for read, file in ((read_result, "result"), (read_failure, "failed"), (read_pruning, "pruned")):
-        with pytest.raises(Unreadable):
-            read(folder.path / f"{file}.json")
+    readers = {"result": records.read_result, "failed": records.read_failure, "pruned": records.read_pruning}
+    for name, read in readers.items():
+        with pytest.raises(records.Unreadable):
+            read(folder.path / f"{name}.json")
     assert (folder.is_complete, folder.failure()) == (False, "failed.json cannot be read")
     assert (folder.pruned(), folder.label()) == (None, None)
 
@@ -123,6 +114,12 @@ def test_json_with_values_of_other_types(folder):
 @pytest.mark.parametrize(
     ("content", "progress"),
     [
+        (None, (0, None)),
+        (b"", (0, None)),
+        (b"step,train_loss\n", (0, None)),
+        (b"step,train_loss,val_loss\n49,0.5,\n99,0.25,\n100,,0.3\n", (101, 0.25)),
+        (b"step,train_loss,val_loss\n49,0.5,\n99,0.2", (50, 0.5)),  # a row half written
+        (b"step,train_loss\n" + b"".join(b"%d,%f\n" % (i, i / 10) for i in range(100_000)), (100_000, 9999.9)),
         (b"a,b\n1,2\n", (0, None)),
         (b"\0\xff\xfe\n,,,\n", (0, None)),
         (b"step,train_loss\n0,1\nabc,def\n1,0.5,7,8\n2", (2, 0.5)),
@@ -130,9 +127,11 @@ def test_json_with_values_of_other_types(folder):
         (b"\xef\xbb\xbfstep,train_loss\n3,nan\n" + 400 * b"9" + b",1\n", (4, None)),
         (b"step,train_loss\n1," + 200_000 * b"9" + b"\n", (0, None)),  # longer than a cell may be
     ],
+    ids=range(12),
 )
-def test_the_progress_of_a_damaged_table_is_what_can_be_read(folder, content, progress):
-    folder.metrics.write_bytes(content)
+def test_the_progress_is_what_can_be_read_from_the_end_of_the_table(folder, content, progress):
+    if content is not None:
+        folder.metrics.write_bytes(content)
     assert folder.progress() == progress
 
 
@@ -159,6 +158,6 @@ def test_evaluations_that_cannot_be_read_are_kept(folder):
 
 
 def test_one_line():
-    assert one_line("a\n  b\x00") == "a b\ufffd"
-    assert one_line(400 * "x") == 299 * "x" + "…"
-    assert one_line(OSError(2, "No such file")) == "No such file"
+    assert records.one_line("a\n  b\x00") == "a b\ufffd"
+    assert records.one_line(400 * "x") == 299 * "x" + "…"
+    assert records.one_line(OSError(2, "No such file")) == "No such file"

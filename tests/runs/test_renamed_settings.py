@@ -8,6 +8,7 @@ import yaml
 from flowdiff import config
 from flowdiff.runs import identity
 from flowdiff.runs.collect import read_run
+from flowdiff.runs.machine_settings import get_value
 from flowdiff.runs.renamed_settings import RENAMED, in_current_names, in_first_names
 from flowdiff.runs.run_folder import RunFolder
 
@@ -55,26 +56,19 @@ def test_todays_names_are_settings(renamed):
     assert nodes
 
 
-def test_an_old_run_is_sampled_as_it_was_without_a_warning(tmp_path, caplog):
-    settings = config.resolved(config.compose([]))
-    assert settings["clip"] == "auto"
-    del settings["clip"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    found = config.of_run(RunFolder(tmp_path))
-    assert found["clip"] is False
-    assert caplog.text == ""
-    assert identity.run_id(found) == identity.run_id(settings)
-
-
-def test_an_old_score_flow_has_no_gate(tmp_path, caplog):
-    settings = config.resolved(config.compose(["network.gate=false"]))
-    old = copy.deepcopy(settings)
-    del old["network"]["gate"]
+@pytest.mark.parametrize("key", ["clip", "network.gate"])
+def test_an_old_run_is_what_it_was_without_a_warning(tmp_path, caplog, key):
+    today = config.resolved(config.compose([]))
+    as_before = config.resolved(config.compose([f"{key}=false"]))
+    assert get_value(today, key) is not False
+    old = copy.deepcopy(as_before)
+    group, _, name = key.rpartition(".")
+    del (old[group] if group else old)[name]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
-    assert config.of_run(RunFolder(tmp_path))["network"]["gate"] is False
+    found = config.of_run(RunFolder(tmp_path))
+    assert get_value(found, key) is False
     assert caplog.text == ""
-    assert identity.run_id(settings) == identity.run_id(old)
-    assert identity.run_id(config.resolved(config.compose([]))) != identity.run_id(old)
+    assert identity.run_id(found) == identity.run_id(as_before) == identity.run_id(old) != identity.run_id(today)
 
 
 def test_the_folder_of_an_old_run_loads(tmp_path):

@@ -61,22 +61,3 @@ def test_failure_and_reopening(tmp_path):
     folder.reopen(from_scratch=True)
     folder.begin(folder.files_of_run("12345678"))
     assert [path for path in folder.path.rglob("*") if path.is_file()] == [folder.config_file]
-
-
-@pytest.mark.parametrize(
-    ("text", "progress"),
-    [
-        (None, (0, None)),
-        ("", (0, None)),
-        ("step,train_loss\n", (0, None)),
-        ("step,train_loss,val_loss\n49,0.5,\n99,0.25,\n100,,0.3\n", (101, 0.25)),
-        ("step,train_loss,val_loss\n49,0.5,\n99,0.2", (50, 0.5)),  # a row half written
-        ("step,train_loss\n" + "".join(f"{i},{i / 10}\n" for i in range(100_000)), (100_000, 9999.9)),
-    ],
-    ids=["none", "empty", "header", "rows", "half", "long"],
-)
-def test_progress_is_read_from_the_end_of_the_metrics(tmp_path, text, progress):
-    folder = RunFolder(tmp_path)
-    if text is not None:
-        folder.metrics.write_text(text)
-    assert folder.progress() == progress

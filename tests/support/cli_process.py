@@ -33,6 +33,13 @@ def script(name: str, *arguments: object, cwd: Path, **environment: str) -> subp
     return python(ROOT / f"{name}.py", *arguments, cwd=cwd, **environment)
 
 
+def succeed(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python <name>.py <arguments>` in cwd, and check that it ends well."""
+    done = script(name, *arguments, cwd=cwd, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 def python(path: Path, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python <path> <arguments>` in cwd."""
     with tempfile.TemporaryDirectory() as folder:
@@ -71,9 +78,9 @@ def _become(path: str, arguments: list[str], cwd: Path, output: list[str], envir
     runpy.run_path(path, run_name="__main__")
 
 
-def helper(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def helper(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program of commands.py in cwd."""
-    return python(TESTS / "commands.py", name, *arguments, cwd=cwd)
+    return python(TESTS / "commands.py", name, *arguments, cwd=cwd, **environment)
 
 
 def fresh(name: str, *arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +100,7 @@ def outcomes(name: str, commands: list[list[str]], cwd: Path) -> list[tuple[int,
     """(exit status, stderr) of several `python <name>.py …`, one after the other in one process."""
     done = helper("outcomes", name, json.dumps(commands), cwd=cwd)
     assert done.returncode == 0, done.stderr
-    return [tuple(result) for result in json.loads(done.stdout.splitlines()[-1])]
+    return [(status, stderr) for status, stderr, _ in json.loads(done.stdout.splitlines()[-1])]
 
 
 def check_mistakes(name: str, mistakes: list[tuple[list[str], str]], cwd: Path) -> None:
@@ -123,8 +130,7 @@ def check_interrupted_sweep(command: list[str], times: int, cwd: Path) -> tuple[
             break  # on a fast machine
     assert -signal.SIGKILL in ended
     for folder in (undisturbed, killed):
-        done = script("train", *command, f"hydra.sweep.dir={folder}", cwd=cwd)
-        assert done.returncode == 0, done.stdout + done.stderr
+        succeed("train", *command, f"hydra.sweep.dir={folder}", cwd=cwd)
     return undisturbed, killed
 
 

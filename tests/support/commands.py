@@ -5,25 +5,43 @@ import io
 import json
 import resource
 import sys
+import time
+import traceback
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 
 def outcomes(name: str, commands: str) -> None:
-    """Run `python <name>.py …` for each list of arguments; print [exit status, stderr] of each. All lists are JSON."""
+    """Run `python <name>.py …` for each list of arguments; print [exit status, stderr, seconds] of each. All are JSON.
 
-    def outcome(arguments: list[str]) -> tuple[object, str]:
+    Instead of its exit status, a command that ends by another exception has the traceback.
+    """
+
+    def outcome(arguments: list[str]) -> tuple[object, str, float]:
         sys.argv = [f"{name}.py", *arguments]
         status: object = 0
-        stderr = io.StringIO()
+        stderr, began = io.StringIO(), time.monotonic()
         try:
             with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
                 import_module(f"flowdiff.cli.{name}").main()
         except SystemExit as end:
             status = end.code
-        return status, stderr.getvalue()
+        except BaseException:
+            status = traceback.format_exc()
+        return status, stderr.getvalue(), time.monotonic() - began
 
     print(json.dumps([outcome(arguments) for arguments in json.loads(commands)]))
+
+
+def rehearsals(file: str) -> None:
+    """`outcomes` of train.py for the lists of arguments in a file, without training: runs are built, with all parts."""
+    from flowdiff.launch.sweep import rehearse
+    from flowdiff.runs.job import Job
+
+    warnings.simplefilter("ignore")
+    Job.execute = lambda self, train: rehearse(self.config, self.folder) or {}
+    outcomes("train", Path(file).read_text(encoding="utf-8"))
 
 
 def small_disk(limit: str, name: str, *arguments: str) -> None:

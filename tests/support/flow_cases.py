@@ -42,11 +42,8 @@ def variants() -> list[Case]:
 def every_flow(
     *shapes: tuple[int, ...], max_shapes: int = 1, having: Callable[[Flow], bool] | None = None
 ) -> pytest.MarkDecorator:
-    """Parametrise a test by (case, shape): every variant on the first `max_shapes` of the shapes that it accepts.
-
-    having: keep only the flows for which it is true, such as `lambda flow: flow.identity_at_start`.
-    """
-    return pytest.mark.parametrize(("case", "shape"), _pairs(shapes, max_shapes, having), ids=label)
+    """Parametrise a test by (case, shape), as `pairs` has them."""
+    return pytest.mark.parametrize(("case", "shape"), pairs(*shapes, max_shapes=max_shapes, having=having), ids=label)
 
 
 def every_flow_and_activation(
@@ -55,20 +52,24 @@ def every_flow_and_activation(
     """Parametrise by (case, shape, activation): a flow as its YAML has it with all, other variants with the first."""
     triples = [
         (case, shape, activation)
-        for case, shape in _pairs(shapes, 1, having)
+        for case, shape in pairs(*shapes, having=having)
         for activation in (activations[:1] if case[1] else activations)
     ]
     return pytest.mark.parametrize(("case", "shape", "activation"), triples, ids=label)
 
 
-def _pairs(
-    shapes: tuple[tuple[int, ...], ...], max_shapes: int, having: Callable[[Flow], bool] | None
+def pairs(
+    *shapes: tuple[int, ...], max_shapes: int = 1, having: Callable[[Flow], bool] | None = None
 ) -> list[tuple[Case, tuple[int, ...]]]:
-    pairs = []
+    """(case, shape): every variant on the first `max_shapes` of the shapes that it accepts.
+
+    having: keep only the flows for which it is true, such as `lambda flow: flow.identity_at_start`.
+    """
+    found = []
     for case in variants():
         accepted = [shape for shape in shapes if takes(case, shape)][:max_shapes]
-        pairs += [(case, shape) for shape in accepted if having is None or having(make_flow(case, shape, 2))]
-    return pairs
+        found += [(case, shape) for shape in accepted if having is None or having(make_flow(case, shape, 2))]
+    return found
 
 
 @functools.cache

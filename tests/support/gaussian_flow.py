@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.networks.base import FlowDensity
 

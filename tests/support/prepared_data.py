@@ -1,7 +1,5 @@
 """Data sets by their registered names, ready to be read."""
 
-from __future__ import annotations
-
 import torch
 
 from flowdiff import registry

@@ -1,5 +1,7 @@
 """Tiny runs for the tests of training and of the command line."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from flowdiff import config
@@ -25,6 +27,8 @@ TINY = [
     "logger=csv",
     "accelerator=cpu",
 ]
+# TINY without the number of its steps.
+ANY_STEPS = [override for override in TINY if not override.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
 TINY_DIGITS = [
     CHEAP,
     "trainer.max_steps=3",
@@ -42,6 +46,16 @@ TINY_DIGITS = [
 def without_flow(overrides: list[str]) -> list[str]:
     """The same for another flow, or for a network that has none."""
     return [override for override in overrides if override != CHEAP]
+
+
+def send(*numbers: int) -> Callable[..., None]:
+    """A function that sends this process these signals, one after the other."""
+
+    def happen(*args, **kwargs) -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return happen
 
 
 def settings(*overrides: str) -> dict:

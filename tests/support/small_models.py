@@ -1,7 +1,5 @@
 """Small flows and score flows, and normal numbers, for the tests of single families."""
 
-from __future__ import annotations
-
 import torch
 
 from flowdiff import registry

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from broken import but, returning
 
 from flowdiff.diffusion.samplers.base import Sampler, euler_step
 from flowdiff.noise import randn_like
@@ -11,7 +12,7 @@ from flowdiff.testing import samplers as laws
 
 
 class Euler(Sampler):
-    """A right sampler, whose subclasses each break one law."""
+    """A right sampler."""
 
     def __init__(self):
         super().__init__(num_steps=10)
@@ -22,20 +23,6 @@ class Euler(Sampler):
 
     def update(self, x, denoised, at):
         return euler_step(x, denoised, at.sigma, at.sigma_next)
-
-
-class Short(Euler):
-    """Stops before D."""
-
-    def update(self, x, denoised, at):
-        return euler_step(x, denoised, at.sigma, at.sigma_next) + 0.01 * x
-
-
-class Rounds(Euler):
-    """The textbook form of Euler's step, which rounds D at the scale of x."""
-
-    def update(self, x, denoised, at):
-        return x + (at.sigma_next - at.sigma) * (x - denoised) / at.sigma
 
 
 class AsksAtZero(Euler):
@@ -60,41 +47,33 @@ class CountsSteps(Sampler):
         return x + 1e-3
 
 
-class WritesToX(Euler):
-    def update(self, x, denoised, at):
-        return x.copy_(super().update(x, denoised, at))
+def changed(change):
+    """An Euler whose step changes the x that it is given and its next x: change(x, next_x, at)."""
+    return but(Euler, update=lambda self, x, denoised, at: change(x, Euler.update(self, x, denoised, at), at))
 
 
-class ReportsOtherD(Euler):
-    def step(self, denoise, x, at):
-        x, denoised = super().step(denoise, x, at)
-        return x, 2 * denoised
-
-
-class MixesTheBatch(Euler):
-    def update(self, x, denoised, at):
-        return super().update(x, denoised, at) + at.sigma_next * (x - x.mean(0))
-
-
-class Biased(Euler):
-    """Adds noise that the step does not take into account."""
-
-    def update(self, x, denoised, at):
-        return super().update(x, denoised, at) + 0.3 * at.sigma_next * randn_like(x, at.generator)
-
-
+# the textbook form of Euler's step, which rounds D at the scale of x
+ROUNDS = but(Euler, update=lambda self, x, D, at: x + (at.sigma_next - at.sigma) * (x - D) / at.sigma)
+OTHER_D = returning(Euler, step=lambda x, denoised: (x, 2 * denoised))
+MIXES_BATCH = changed(lambda x, after, at: after + at.sigma_next * (x - x.mean(0)))
+# adds noise that the step does not take into account
+BIASED = changed(lambda x, after, at: after + 0.3 * at.sigma_next * randn_like(x, at.generator))
 BROKEN = [
-    (laws.one_step_is_the_denoiser, Short, "one step to σ = 0 gives D"),
-    (laws.last_step_is_the_denoiser, Rounds, "gives D in float32"),
+    (laws.one_step_is_the_denoiser, changed(lambda x, after, at: after + 0.01 * x), "one step to σ = 0 gives D"),
+    (laws.last_step_is_the_denoiser, ROUNDS, "gives D in float32"),
     (laws.denoiser_is_called_for_the_batch_and_never_at_zero, AsksAtZero, "one level above 0 each"),
     (laws.steps_of_no_length_change_nothing, CountsSteps, "repeated levels"),
     (laws.noise_free_x_is_unchanged, CountsSteps, "x at σ = 0 stays"),
     (laws.increasing_grids_are_refused, CountsSteps, "no ConfigurationError"),
     (laws.invalid_levels_are_refused, CountsSteps, "no ConfigurationError"),
-    (laws.callback_sees_every_step, ReportsOtherD, "the last with the D"),
-    (laws.x_of_the_caller_is_unchanged, WritesToX, "the caller's x"),
-    (laws.a_sample_with_its_own_generator_does_not_depend_on_its_batch, MixesTheBatch, "does not depend on its batch"),
-    (laws.fine_grid_gives_the_distribution, Biased, "covariance of a Gaussian"),
+    (laws.callback_sees_every_step, OTHER_D, "the last with the D"),
+    (laws.x_of_the_caller_is_unchanged, changed(lambda x, after, at: x.copy_(after)), "the caller's x"),
+    (
+        laws.a_sample_with_its_own_generator_does_not_depend_on_its_batch,
+        MIXES_BATCH,
+        "does not depend on its batch",
+    ),
+    (laws.fine_grid_gives_the_distribution, BIASED, "covariance of a Gaussian"),
 ]
 
 

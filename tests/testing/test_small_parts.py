@@ -1,9 +1,11 @@
 """The laws of activations, schedules, scalings, weightings, sigma samplers and conditioners reject what breaks them."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from broken import but, returning
 from torch.nn import functional as F
 
 from flowdiff import registry, testing
@@ -12,7 +14,7 @@ from flowdiff.diffusion.schedules.base import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.activations import Activation
-from flowdiff.models.conditioners import Conditioner
+from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing import activations, conditioners, schedules, sigma_samplers
 
@@ -23,7 +25,7 @@ def rejected(law, part, message):
 
 
 class Arctan(Activation):
-    """A right activation, whose subclasses each break one law."""
+    """A right activation."""
 
     slope_range = (0.0, 1.0)
 
@@ -32,48 +34,6 @@ class Arctan(Activation):
 
     def slope(self, x):
         return 1 / (1 + x**2)
-
-
-class WrongSlope(Arctan):
-    def slope(self, x):
-        return 1 / (1 + x**2) ** 2
-
-
-class NaNFarOut(Arctan):
-    def plain(self, x):
-        return torch.atan(x) + 0 * x.exp()
-
-
-class LooseRange(Arctan):
-    slope_range = (0.0, 2.0)
-
-
-class TightRange(Arctan):
-    slope_range = (0.0, 0.5)
-
-
-class WrongLogSlope(Arctan):
-    def bijection(self, x, strength, sharpness):
-        y, log_slope = super().bijection(x, strength, sharpness)
-        return y, log_slope + 1e-6
-
-
-class Moved(Arctan):
-    def bijection(self, x, strength, sharpness):
-        y, log_slope = super().bijection(x, strength, sharpness)
-        return y + 1e-6, log_slope
-
-
-class WrongInverse(Arctan):
-    def inverse(self, y, strength, sharpness):
-        x, log_slope = super().inverse(y, strength, sharpness)
-        return x + 1e-4, log_slope
-
-
-class InverseWithoutGradient(Arctan):
-    def inverse(self, y, strength, sharpness):
-        x, log_slope = super().inverse(y, strength.detach(), sharpness)
-        return x, log_slope
 
 
 class ELU(Activation):
@@ -86,34 +46,25 @@ class ELU(Activation):
         return torch.exp(-F.relu(-x))
 
 
+WRONG_SLOPE = but(Arctan, slope=lambda self, x: 1 / (1 + x**2) ** 2)
+NAN_FAR_OUT = but(Arctan, plain=lambda self, x: torch.atan(x) + 0 * x.exp())
+TIGHT = but(Arctan, slope_range=(0.0, 0.5))
+WRONG_LOG_SLOPE = returning(Arctan, bijection=lambda y, log_slope: (y, log_slope + 1e-6))
+MOVED = returning(Arctan, bijection=lambda y, log_slope: (y + 1e-6, log_slope))
+WRONG_INVERSE = returning(Arctan, inverse=lambda x, log_slope: (x + 1e-4, log_slope))
+NO_GRADIENT = but(Arctan, inverse=lambda self, y, w, k: Arctan.inverse(self, y, w.detach(), k))
 BROKEN_ACTIVATIONS = [
-    (activations.slope_is_the_derivative_of_plain, WrongSlope, "slope is the derivative of plain"),
-    (activations.derivatives_are_finite_for_large_x, NaNFarOut, "finite for"),
-    (activations.slope_range_is_tight_and_holds, LooseRange, "slope_range is tight"),
-    (activations.slope_range_is_tight_and_holds, TightRange, "slopes are in slope_range"),
-    (activations.bijection_slopes_stay_within_the_bounds, TightRange, "slopes of the bijection"),
-    (activations.log_slope_is_exact, WrongLogSlope, "the log-slope is log dy/dx"),
-    (activations.zero_strength_is_the_identity, Moved, "strength 0 is the identity"),
-    (activations.round_trip, WrongInverse, r"inverse\(bijection\(x\)\) = x"),
-    (activations.inverse_is_differentiable, InverseWithoutGradient, "the inverse is differentiable"),
+    (activations.slope_is_the_derivative_of_plain, WRONG_SLOPE, "slope is the derivative of plain"),
+    (activations.derivatives_are_finite_for_large_x, NAN_FAR_OUT, "finite for"),
+    (activations.slope_range_is_tight_and_holds, but(Arctan, slope_range=(0.0, 2.0)), "slope_range is tight"),
+    (activations.slope_range_is_tight_and_holds, TIGHT, "slopes are in slope_range"),
+    (activations.bijection_slopes_stay_within_the_bounds, TIGHT, "slopes of the bijection"),
+    (activations.log_slope_is_exact, WRONG_LOG_SLOPE, "the log-slope is log dy/dx"),
+    (activations.zero_strength_is_the_identity, MOVED, "strength 0 is the identity"),
+    (activations.round_trip, WRONG_INVERSE, r"inverse\(bijection\(x\)\) = x"),
+    (activations.inverse_is_differentiable, NO_GRADIENT, "the inverse is differentiable"),
     (activations.second_derivative_is_continuous, ELU, "act″ is continuous"),
 ]
-
-
-@pytest.mark.parametrize(("law", "kind", "message"), BROKEN_ACTIVATIONS)
-def test_an_activation_that_breaks_a_law_is_rejected(law, kind, message):
-    law(Arctan())
-    rejected(law, kind(), message)
-    rejected(testing.check_activation, kind(), "is broken")
-
-
-def test_every_law_of_activations_is_broken_by_one_here():
-    assert {law for law, _, _ in BROKEN_ACTIVATIONS} == {*activations.LAWS, activations.second_derivative_is_continuous}
-
-
-def test_a_right_activation_is_accepted_and_a_kink_is_accepted_if_it_is_declared():
-    testing.check_activation(Arctan())
-    testing.check_activation(ELU(), smooth=False)
 
 
 class Linear(Schedule):
@@ -128,11 +79,6 @@ class Linear(Schedule):
         return (sigma_max - step * torch.arange(num_steps, dtype=torch.float64)) * self.scale
 
 
-class Flat(Linear):
-    def _levels(self, num_steps, sigma_max):
-        return torch.full((num_steps,), sigma_max, dtype=torch.float64)
-
-
 class OwnCall(Linear):
     """Forgets a lower start, the bottom and the checks."""
 
@@ -140,21 +86,21 @@ class OwnCall(Linear):
         return torch.cat([self._levels(num_steps, self.sigma_max), torch.zeros(1, dtype=torch.float64)])
 
 
-@pytest.mark.parametrize(
-    ("law", "schedule", "message"),
-    [
-        (lambda s: schedules.grid_decreases_to_zero(s, 5), Flat(), "a grid decreases"),
-        (lambda s: schedules.grid_decreases_to_zero(s, 5), Linear(scale=0.5), "starts at sigma_max"),
-        (lambda s: schedules.grid_decreases_to_zero(s, 5), Linear(lowest=0.001), "at least sigma_min"),
-        (lambda s: schedules.grid_can_start_lower(s, 5), OwnCall(), "starts at sigma_max"),
-        (schedules.start_at_the_bottom_is_one_step, OwnCall(), "is one step"),
-        (schedules.invalid_steps_and_starts_are_refused, OwnCall(), "is refused"),
-    ],
-)
-def test_a_schedule_that_breaks_a_law_is_rejected(law, schedule, message):
-    law(Linear())
-    rejected(law, schedule, message)
-    rejected(testing.check_schedule, schedule, "is broken")
+def grid_of_five(schedule):
+    schedules.grid_decreases_to_zero(schedule, 5)
+
+
+FLAT = returning(Linear, _levels=lambda levels: levels.amax().expand(len(levels)))
+
+
+BROKEN_SCHEDULES = [
+    (grid_of_five, FLAT, "a grid decreases"),
+    (grid_of_five, partial(Linear, scale=0.5), "starts at sigma_max"),
+    (grid_of_five, partial(Linear, lowest=0.001), "at least sigma_min"),
+    (lambda schedule: schedules.grid_can_start_lower(schedule, 5), OwnCall, "starts at sigma_max"),
+    (schedules.start_at_the_bottom_is_one_step, OwnCall, "is one step"),
+    (schedules.invalid_steps_and_starts_are_refused, OwnCall, "is refused"),
+]
 
 
 class Given(Scaling, Weighting):
@@ -183,7 +129,7 @@ def test_a_scaling_or_a_weighting_that_breaks_a_law_is_rejected(function, messag
 
 
 class LogUniform(SigmaSampler):
-    """A right sigma sampler, whose subclasses each break one law."""
+    """A right sigma sampler."""
 
     def __init__(self, stratified=False):
         super().__init__(stratified)
@@ -192,30 +138,18 @@ class LogUniform(SigmaSampler):
         return 0.01 * torch.exp(u * math.log(1000))
 
 
-class OtherQuantiles(LogUniform):
-    def __call__(self, n, generator=None, device=None):
-        return super().__call__(n, generator, device) * 1.1
+def never_stratified(self, n, generator=None, device=None):
+    self.stratified = False
+    return LogUniform.__call__(self, n, generator, device)
 
 
-class GlobalNoise(LogUniform):
-    def __call__(self, n, generator=None, device=None):
-        return super().__call__(n, None, device)
+def called_with(change):
+    """A LogUniform that takes other arguments than those it is given: change(n, generator, device)."""
 
+    def call(self, n, generator=None, device=None):
+        return LogUniform.__call__(self, *change(n, generator, device))
 
-class OnTheCPU(LogUniform):
-    def __call__(self, n, generator=None, device=None):
-        return super().__call__(n, generator)
-
-
-class NeverStratified(LogUniform):
-    def __call__(self, n, generator=None, device=None):
-        self.stratified = False
-        return super().__call__(n, generator, device)
-
-
-class InOrder(LogUniform):
-    def __call__(self, n, generator=None, device=None):
-        return super().__call__(n, generator, device).sort().values
+    return but(LogUniform, __call__=call)
 
 
 class Unbounded(LogUniform):
@@ -228,26 +162,20 @@ class Unbounded(LogUniform):
         return torch.exp(torch.special.ndtri(u))
 
 
+OTHER_QUANTILES = returning(LogUniform, __call__=lambda sigma: 1.1 * sigma)
+GLOBAL_NOISE = called_with(lambda n, generator, device: (n, None, device))
+ON_THE_CPU = called_with(lambda n, generator, device: (n, generator))
+NEVER_STRATIFIED = but(LogUniform, __call__=never_stratified)
+IN_ORDER = returning(LogUniform, __call__=lambda sigma: sigma.sort().values)
 BROKEN_SIGMA_SAMPLERS = [
-    (sigma_samplers.draws_follow_the_quantiles, OtherQuantiles, "draws follow quantile"),
-    (sigma_samplers.generator_determines_the_draws, GlobalNoise, "the generator determines"),
-    (sigma_samplers.draws_are_on_the_given_device, OnTheCPU, "given device"),
-    (sigma_samplers.stratified_batches_vary_less, NeverStratified, "vary less"),
-    (sigma_samplers.stratified_covers_every_stratum_in_random_order, NeverStratified, "cover every stratum"),
-    (sigma_samplers.stratified_covers_every_stratum_in_random_order, InOrder, "in random order"),
+    (sigma_samplers.draws_follow_the_quantiles, OTHER_QUANTILES, "draws follow quantile"),
+    (sigma_samplers.generator_determines_the_draws, GLOBAL_NOISE, "the generator determines"),
+    (sigma_samplers.draws_are_on_the_given_device, ON_THE_CPU, "given device"),
+    (sigma_samplers.stratified_batches_vary_less, NEVER_STRATIFIED, "vary less"),
+    (sigma_samplers.stratified_covers_every_stratum_in_random_order, NEVER_STRATIFIED, "cover every stratum"),
+    (sigma_samplers.stratified_covers_every_stratum_in_random_order, IN_ORDER, "in random order"),
     (sigma_samplers.extreme_uniforms_stay_finite, Unbounded, "finite and above 0"),
 ]
-
-
-@pytest.mark.parametrize(("law", "kind", "message"), BROKEN_SIGMA_SAMPLERS)
-def test_a_sigma_sampler_that_breaks_a_law_is_rejected(law, kind, message):
-    law(LogUniform())
-    rejected(law, kind(), message)
-    rejected(testing.check_sigma_sampler, kind(), "is broken")
-
-
-def test_every_law_of_sigma_samplers_is_broken_by_one_here():
-    assert {law for law, _, _ in BROKEN_SIGMA_SAMPLERS} == {*sigma_samplers.LAWS}
 
 
 class Numbers(Conditioner):
@@ -262,20 +190,6 @@ class Numbers(Conditioner):
         return Conditioning(torch.zeros(n, 2))
 
 
-class WrongWidth(Numbers):
-    dim = 3
-
-
-class NullIsClassZero(Numbers):
-    def null(self, n):
-        return self.condition(torch.zeros(n))
-
-
-class NeverDrops(Numbers):
-    def forward(self, label, generator=None):
-        return self.condition(label)
-
-
 class DropsInEval(Numbers):
     def forward(self, label, generator=None):
         training, self.training = self.training, True
@@ -284,31 +198,56 @@ class DropsInEval(Numbers):
         return found
 
 
-class DropsToNoise(Numbers):
-    def forward(self, label, generator=None):
-        found = super().forward(label, generator)
-        return Conditioning(torch.where(found.vector == 0, -1.0, found.vector))
-
+NEVER_DROPS = but(Numbers, forward=lambda self, label, generator=None: self.condition(label))
+NULL_IS_CLASS_ZERO = but(Numbers, null=lambda self, n: self.condition(torch.zeros(n)))
+DROPS_TO_NOISE = returning(Numbers, forward=lambda found: Conditioning(found.vector.where(found.vector != 0, -1.0)))
+LOOKS_AROUND = returning(Numbers, condition=lambda found: Conditioning(found.vector - found.vector.mean(0)))
 
 BROKEN_CONDITIONERS = [
-    (conditioners.conditions_have_the_declared_widths, WrongWidth, "declared widths"),
-    (conditioners.null_differs_from_every_class, NullIsClassZero, "the condition of class 0"),
-    (conditioners.dropout_replaces_labels_by_the_null_condition, NeverDrops, "a fraction `drop`"),
+    (conditioners.conditions_have_the_declared_widths, but(Numbers, dim=3), "declared widths"),
+    (conditioners.null_differs_from_every_class, NULL_IS_CLASS_ZERO, "the condition of class 0"),
+    (conditioners.dropout_replaces_labels_by_the_null_condition, NEVER_DROPS, "a fraction `drop`"),
     (conditioners.dropout_replaces_labels_by_the_null_condition, DropsInEval, "in eval mode"),
-    (conditioners.dropout_replaces_labels_by_the_null_condition, DropsToNoise, "neither of the two"),
-    (conditioners.a_label_dropped_for_sure_is_the_null_condition, DropsToNoise, "has the null condition"),
+    (conditioners.dropout_replaces_labels_by_the_null_condition, DROPS_TO_NOISE, "neither of the two"),
+    (conditioners.a_label_dropped_for_sure_is_the_null_condition, DROPS_TO_NOISE, "has the null condition"),
+    (conditioners.padding_changes_nothing, LOOKS_AROUND, "does not depend on the samples beside it"),
 ]
 
 
-@pytest.mark.parametrize(("law", "kind", "message"), BROKEN_CONDITIONERS)
-def test_a_conditioner_that_breaks_a_law_is_rejected(law, kind, message):
-    law(Numbers())
+PARTS = [
+    (testing.check_activation, Arctan, BROKEN_ACTIVATIONS),
+    (testing.check_schedule, Linear, BROKEN_SCHEDULES),
+    (testing.check_sigma_sampler, LogUniform, BROKEN_SIGMA_SAMPLERS),
+    (testing.check_conditioner, Numbers, BROKEN_CONDITIONERS),
+]
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "law", "kind", "message"),
+    [(check, right, *row) for check, right, table in PARTS for row in table],
+)
+def test_a_part_that_breaks_a_law_is_rejected(check, right, law, kind, message):
+    law(right())
     rejected(law, kind(), message)
-    rejected(testing.check_conditioner, kind(), "is broken")
+    rejected(check, kind(), "is broken")
 
 
-def test_every_law_of_conditioners_is_broken_by_one_here():
-    assert {law for law, _, _ in BROKEN_CONDITIONERS} == {*conditioners.LAWS}
+@pytest.mark.parametrize(
+    ("laws", "table"),
+    [
+        ({*activations.LAWS, activations.second_derivative_is_continuous}, BROKEN_ACTIVATIONS),
+        ({*sigma_samplers.LAWS}, BROKEN_SIGMA_SAMPLERS),
+        ({*conditioners.LAWS}, BROKEN_CONDITIONERS),
+    ],
+    ids=["activations", "sigma samplers", "conditioners"],
+)
+def test_every_law_is_broken_by_a_part_here(laws, table):
+    assert {law for law, _, _ in table} == laws
+
+
+def test_a_right_activation_is_accepted_and_a_kink_is_accepted_if_it_is_declared():
+    testing.check_activation(Arctan())
+    testing.check_activation(ELU(), smooth=False)
 
 
 def test_right_parts_are_accepted():

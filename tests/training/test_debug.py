@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 import yaml
-from cli_process import script
+from cli_process import succeed
 from runs import TINY, settings, train
 
 from flowdiff import config
@@ -131,8 +131,7 @@ def test_anomaly_names_the_operation_that_made_the_nan_and_does_not_stop_a_sound
 
 @pytest.mark.slow
 def test_a_debug_run_lies_where_no_report_of_results_finds_it(tmp_path):
-    done = script("train", *TOY, "debug=fast_dev_run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("train", *TOY, "debug=fast_dev_run", cwd=tmp_path)
     (folder,) = (tmp_path / "outputs" / "debug").iterdir()
     assert RunFolder(folder).is_complete
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["debug"]

@@ -13,6 +13,7 @@ from flowdiff.training.run import check_trainer
 SECOND_OF_TWO = {"NODE_RANK": "0", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
 SRUN = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "train"}
 SRUN |= {"SLURM_NTASKS_PER_NODE": "2"}  # Lightning asks for it
+LABEL = Label("id", "name", None, ())
 TWO = ["accelerator=ddp", "accelerator.devices=2"]
 
 
@@ -40,8 +41,8 @@ def test_only_the_first_process_writes_the_curves_and_the_config(tmp_path, given
     given(SECOND_OF_TWO)
     folder = RunFolder(tmp_path / "run")
     config = settings(*TINY, *TWO, "accelerator.kind=cpu")
-    run = training.prepare(config, folder, "id")
-    training._begin(run, config, Label("id", "name", None, ()))
+    run = training.prepare(config, folder, LABEL)
+    training._begin(run, config, LABEL)
     assert not folder.path.exists()
     folder.path.mkdir()
     rows = "step,train_loss\n0,1.0\n7,0.5\n"  # the first process may have logged them, or drops the later ones itself
@@ -71,7 +72,7 @@ def test_a_process_prepares_its_run_on_the_gpu_that_it_trains_on(
     assert check_trainer(config, RunFolder(tmp_path / "run"))[1] == gpu
     monkeypatch.setattr("torch.cuda.set_device", taken.append)
     monkeypatch.setattr(IdentityFirstStage, "to", lambda self, device: moved.append(device))
-    training.prepare(config, RunFolder(tmp_path / "run"), "id")
+    training.prepare(config, RunFolder(tmp_path / "run"), LABEL)
     assert (taken, moved) == ([gpu], [gpu])
     monkeypatch.setattr("torch.cuda.current_device", lambda: index)
     assert ranks.local_device() == gpu  # where features are computed

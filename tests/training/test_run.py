@@ -1,19 +1,19 @@
 """A run: everything is in its folder, it resumes exactly, and what goes wrong leaves nothing that looks finished."""
 
 import json
-import os
 import signal
 from unittest.mock import Mock
 
 import pytest
 import torch
-from runs import TINY, TINY_DIGITS, settings, train, without_flow
+from runs import TINY, TINY_DIGITS, send, settings, train, without_flow
 from wandb_files import offline_runs
 
 from flowdiff import registry
-from flowdiff.errors import RunError
+from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.csv import CSVOnly
+from flowdiff.runs.identity import label_of_folder, run_name
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.metrics_csv import MetricsCSV
 from flowdiff.runs.run_folder import RunFolder
@@ -77,22 +77,6 @@ def test_load_gives_the_averaged_weights_and_changes_nothing(run):
     check_same_table(again, result)
 
 
-def at_step(step, monkeypatch, happen):
-    """Let something happen before this training step."""
-    original = Engine.training_step
-
-    def training_step(self, batch, batch_idx):
-        if batch_idx == step:
-            happen()
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(Engine, "training_step", training_step)
-
-
-def interrupt_at(step, monkeypatch, number=signal.SIGINT):
-    at_step(step, monkeypatch, lambda: os.kill(os.getpid(), number))
-
-
 RESUMED = {
     "plain": [],
     "accumulated": ["trainer.accumulate_grad_batches=2"],
@@ -113,11 +97,11 @@ def curves(path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_exactly(tmp_path, undisturbed, monkeypatch, number):
+def test_an_interrupted_run_goes_on_exactly(tmp_path, undisturbed, at_step, monkeypatch, number):
     whole, extra = undisturbed
     halved = tmp_path / "halved"
     with monkeypatch.context() as patch:
-        interrupt_at(5, patch, number)
+        at_step(5, send(number), patch)
         with pytest.raises(Interrupted, match=r"stopped the run after step .* resume="):
             train(halved, *TINY, *extra)
     assert not RunFolder(halved).is_complete
@@ -148,10 +132,10 @@ def told(monkeypatch):
 
 
 @pytest.mark.parametrize("in_queue", [True, False])
-def test_a_run_in_a_queue_says_that_it_goes_on(tmp_path, monkeypatch, told, in_queue):
+def test_a_run_in_a_queue_says_that_it_goes_on(tmp_path, at_step, monkeypatch, told, in_queue):
     if in_queue:
         monkeypatch.setenv("SLURM_JOB_ID", "7")
-    interrupt_at(3, monkeypatch, signal.SIGUSR2)
+    at_step(3, send(signal.SIGUSR2))
     with pytest.raises(Interrupted, match="SIGUSR2 stopped the run after step 4 of 8"):
         train(tmp_path / "run", *TINY)
     assert told == (["preempting", 1] if in_queue else [1])
@@ -161,20 +145,20 @@ def test_a_run_in_a_queue_says_that_it_goes_on(tmp_path, monkeypatch, told, in_q
 lost = Mock(side_effect=ConnectionResetError("Connection lost"))
 
 
-def test_a_tracker_that_the_queue_has_ended_first_is_no_failure(tmp_path, monkeypatch):
+def test_a_tracker_that_the_queue_has_ended_first_is_no_failure(tmp_path, at_step, monkeypatch):
     def both_end():
         monkeypatch.setattr(CSVOnly, "finish", lost)
-        monkeypatch.setattr("flowdiff.runs.metrics_csv.MetricsCSV.log_metrics", lost)
-        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(MetricsCSV, "log_metrics", lost)
+        send(signal.SIGTERM)()
 
-    at_step(3, monkeypatch, both_end)
+    at_step(3, both_end)
     with pytest.raises(Interrupted, match="SIGTERM stopped the run after step 4 of 8"):
         train(tmp_path / "run", *TINY)
 
 
-def test_a_tracker_that_is_lost_without_being_asked_to_stop_is_one(tmp_path, monkeypatch):
+def test_a_tracker_that_is_lost_without_being_asked_to_stop_is_one(tmp_path, at_step):
     before = signal.getsignal(signal.SIGUSR2)
-    at_step(3, monkeypatch, lost)
+    at_step(3, lost)
     with pytest.raises(ConnectionResetError):
         train(tmp_path / "run", *TINY)
     assert signal.getsignal(signal.SIGUSR2) is before
@@ -197,6 +181,17 @@ def test_a_run_whose_loss_is_not_finite_stops_with_a_sentence(tmp_path, monkeypa
     with pytest.raises(Divergence, match=r"at step 1: the loss is nan; it was finite when .* no checkpoint yet"):
         train(tmp_path / "run", *TINY)
     assert not RunFolder(tmp_path / "run").is_complete
+
+
+def test_a_run_that_is_refused_after_its_config_was_written_is_continued_under_its_name(tmp_path, monkeypatch):
+    def refuse(self):
+        raise ConfigurationError("the cache cannot be written.")
+
+    monkeypatch.setattr(Metrics, "check_cache", refuse)
+    with pytest.raises(ConfigurationError, match="the cache cannot be written"):
+        train(tmp_path / "run", *TINY)
+    label = label_of_folder(RunFolder(tmp_path / "run"))
+    assert (label.overrides, label.name) == (tuple(TINY), run_name(TINY))
 
 
 def test_a_broken_checkpoint_is_a_sentence(tmp_path):
@@ -249,9 +244,9 @@ def test_wandb_offline_files_hold_the_run(tmp_path, wandb_tiny):
     assert seen.exit_code == 0
 
 
-def test_a_run_that_stops_and_goes_on_is_one_run_for_wandb(tmp_path, wandb_tiny, monkeypatch):
+def test_a_run_that_stops_and_goes_on_is_one_run_for_wandb(tmp_path, wandb_tiny, at_step, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt_at(5, patch)
+        at_step(5, send(signal.SIGINT), patch)
         with pytest.raises(Interrupted):
             train(tmp_path / "run", *wandb_tiny)
     train(tmp_path / "run", *wandb_tiny)

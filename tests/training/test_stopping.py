@@ -1,11 +1,10 @@
 """A run that is stopped or refused, at whatever moment, says how it goes on, and keeps what it has."""
 
-import os
 import signal
 from unittest.mock import Mock
 
 import pytest
-from runs import TINY, settings, train
+from runs import TINY, send, settings, train
 
 from flowdiff.errors import DataError, RunError
 from flowdiff.evaluation.metrics import Metrics
@@ -16,30 +15,6 @@ from flowdiff.runs.run_folder import RunFolder
 from flowdiff.runs.signals import EXIT_STOPPED, exiting_on_stop_signals
 from flowdiff.training.engine import Engine
 from flowdiff.training.run import train as train_run
-
-
-def send(*numbers):
-    def happen(*args, **kwargs):
-        for number in numbers:
-            os.kill(os.getpid(), number)
-
-    return happen
-
-
-@pytest.fixture
-def at_step(monkeypatch):
-    """A function that lets something happen before a training step."""
-    original = Engine.training_step
-
-    def at(step, happen):
-        def training_step(self, batch, batch_idx):
-            if batch_idx == step:
-                happen()
-            return original(self, batch, batch_idx)
-
-        monkeypatch.setattr(Engine, "training_step", training_step)
-
-    return at
 
 
 def job(folder, *overrides, original=None):

@@ -77,22 +77,11 @@ class DDPM(Schedule):
         return chosen
 
 
-def _trailing(count: int, num_steps: int) -> Tensor:
-    return (torch.arange(num_steps, 0, -1, dtype=torch.float64) * (count / num_steps)).round().long() - 1
-
-
-def _leading(count: int, num_steps: int) -> Tensor:
-    return torch.arange(num_steps - 1, -1, -1) * (count // num_steps)
-
-
-def _linspace(count: int, num_steps: int) -> Tensor:
-    return torch.linspace(count - 1, 0, num_steps, dtype=torch.float64).round().long()
-
-
+# (T, N) → the N chosen levels t − 1 of the T levels
 SPACINGS: dict[str, Callable[[int, int], Tensor]] = {
-    "trailing": _trailing,
-    "leading": _leading,
-    "linspace": _linspace,
+    "trailing": lambda T, N: (torch.arange(N, 0, -1, dtype=torch.float64) * (T / N)).round().long() - 1,
+    "leading": lambda T, N: torch.arange(N - 1, -1, -1) * (T // N),
+    "linspace": lambda T, N: torch.linspace(T - 1, 0, N, dtype=torch.float64).round().long(),
 }
 
 

@@ -20,7 +20,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from flowdiff.data.base import DataModule
+from flowdiff.data.base import Batch, DataModule
 from flowdiff.data.readers import split_batches
 from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation import ranks
@@ -80,14 +80,14 @@ def image_bound(
         batch = data.test[indices]
         sources = generators(seed, indices.tolist())
         x = data.dequantize(batch.x, sources)
-        batches.append(_bound(denoiser, x, batch.label, sigma, sources).double().cpu())
+        batches.append(_bound(denoiser, x, batch, sigma, sources).double().cpu())
     bounds = ranks.gather(torch.cat(batches), len(data.test))
     metric, per_dim = per_dimension(bounds, math.prod(data.shape), data.levels)
     return Likelihood(f"{metric}_bound", *mean_and_error(per_dim), len(per_dim))
 
 
 def _bound(
-    denoiser: ConditionedDenoiser, x: Tensor, label: Tensor, sigma: float, sources: list[torch.Generator]
+    denoiser: ConditionedDenoiser, x: Tensor, batch: Batch, sigma: float, sources: list[torch.Generator]
 ) -> Tensor:
     """log p(ℓ) + log p(x|ℓ) − log q(ℓ|x) at ℓ ~ q(ℓ|x), nats (B,)."""
     autoencoder = denoiser.autoencoder
@@ -100,7 +100,7 @@ def _bound(
         log_likelihood = autoencoder.law.log_prob(x, autoencoder.decoded(latent))
         return log_likelihood + standard_normal(latent) - posterior.log_prob(latent)
     drawn = autoencoder.sample_latent(x, noise)
-    return drawn.bound(denoiser.log_prob(drawn.z, x.new_full((len(x),), sigma), denoiser.cond_of(label)))
+    return drawn.bound(denoiser.log_prob(drawn.z, x.new_full((len(x),), sigma), denoiser.cond_of_batch(batch)))
 
 
 def device_of(autoencoder: Autoencoder | AutoencoderStage) -> torch.device:

@@ -152,6 +152,8 @@ class Densities:
             return "a normalised density: take network=score_flow"
         if key == "classify" and denoiser.num_classes is None:
             return "a class-conditional density: take conditioner=class"
+        if key in ("outliers", "interpolate") and denoiser.conditioner.reads_text:
+            return "a model of classes or none: p(x) is not the sum over all captions, and two images share no caption"
         if key == "outliers" and len(self.data.shape) == 1:
             return "images, whose pixels it permutes: take another dataset"
         if key == "interpolate" and not isinstance(denoiser.network, FlowDensity):

@@ -49,7 +49,7 @@ def bits_per_dim(
         batch = data.test[indices]
         x = data.dequantize(batch.x, generators(seed, indices.tolist())).to(device)
         with torch.no_grad():
-            log_prob = denoiser.log_prob(x, x.new_full((len(x),), sigma), denoiser.cond_of(batch.label))
+            log_prob = denoiser.log_prob(x, x.new_full((len(x),), sigma), denoiser.cond_of_batch(batch))
         batches.append(log_prob.double().cpu())
     log_probs = ranks.gather(torch.cat(batches), len(data.test))
     metric, values = per_dimension(log_probs, math.prod(data.shape), data.levels)

@@ -70,7 +70,7 @@ def ode_bits_per_dim(
             batch = data.test[indices]
             sources = generators(seed, indices.tolist())
             x = data.dequantize(batch.x, sources).to(device)
-            yield ode_log_prob(denoiser, x, solution, denoiser.cond_of(batch.label), sources).double().cpu()
+            yield ode_log_prob(denoiser, x, solution, denoiser.cond_of_batch(batch), sources).double().cpu()
 
     mine = torch.cat(list(paced(log_probs(), len(positions), "likelihood by the ODE")))
     metric, values = per_dimension(ranks.gather(mine, len(data.test)), math.prod(data.shape), data.levels)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def trained_cnn(data: DataModule, cache_dir: Path) -> SmallCNN:
         log.info("Training the feature extractor %s once; it is kept in %s.", model.name, cache_dir)
         # The training must not inherit no_grad, inference_mode or autocast from the caller.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            _train(model, data)
+            train_cnn(model, data, lambda indices: _class_loss(model, data, indices))
         return {"weights": model.state_dict(), "accuracy": _accuracy(model, data)}
 
     saved = cached(Path(cache_dir) / "extractors" / f"{model.name}-{key}.pt", make)
@@ -117,8 +118,8 @@ def _initialised(data: DataModule) -> SmallCNN:
         return SmallCNN(f"{data.name}_cnn", data.shape, data.num_classes)
 
 
-def _train(model: SmallCNN, data: DataModule) -> None:
-    """Train by AdamW on the smoothed cross-entropy, with a cosine learning rate."""
+def train_cnn(model: SmallCNN, data: DataModule, loss_of: Callable[[Tensor], Tensor]) -> None:
+    """Train by AdamW on loss_of(positions of training samples), with a cosine learning rate."""
     generator = torch.Generator().manual_seed(int(TRAINING["seed"]))
     steps, batch_size = int(TRAINING["steps"]), int(TRAINING["batch_size"])
     optimizer = torch.optim.AdamW(
@@ -131,15 +132,20 @@ def _train(model: SmallCNN, data: DataModule) -> None:
         while len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(data.train), generator=generator)])
         indices, order = order[:batch_size], order[batch_size:]
-        batch = data.train[indices]
-        loss = functional.cross_entropy(
-            model.logits(data.centre(batch.x)), batch.label, label_smoothing=TRAINING["label_smoothing"]
-        )
+        loss = loss_of(indices)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     model.eval()
+
+
+def _class_loss(model: SmallCNN, data: DataModule, indices: Tensor) -> Tensor:
+    """The smoothed cross-entropy of the classes of training samples."""
+    batch = data.train[indices]
+    return functional.cross_entropy(
+        model.logits(data.centre(batch.x)), batch.label, label_smoothing=TRAINING["label_smoothing"]
+    )
 
 
 @torch.no_grad()

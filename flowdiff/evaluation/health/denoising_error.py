@@ -87,7 +87,7 @@ def denoising_errors(
         sources = generators(TEST_SEED, indices.tolist())
         x0 = data.dequantize(batch.x, sources)
         noise = randn_like(x0.cpu(), sources)  # drawn on the CPU, so that it is the same on every device
-        cond = denoiser.cond_of(batch.label)
+        cond = denoiser.cond_of_batch(batch)
         clean, drawn = x0.to(device), noise.to(device)
         for i, sigma in enumerate(sigmas):
             denoised = denoiser(clean + sigma * drawn, clean.new_full((len(clean),), sigma), cond)

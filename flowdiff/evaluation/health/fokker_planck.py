@@ -50,7 +50,7 @@ def residual_curve(denoiser: ConditionedDenoiser, data: Dataset, sigmas: list[fl
         x0 = data.dequantize(batch.x, sources)
     noise = randn_like(x0.cpu(), sources).to(device)
     probes = signs(x0.cpu(), sources, PROBES).to(device)
-    cond = denoiser.cond_of(batch.label)
+    cond = denoiser.cond_of_batch(batch)
     values = []
     for sigma in sigmas:
         x = x0.to(device) + sigma * noise

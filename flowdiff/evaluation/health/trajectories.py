@@ -21,9 +21,9 @@ class AtLevel(NamedTuple):
 
 
 def trajectories_of(denoiser: ConditionedDenoiser, n: int) -> list[AtLevel]:
-    """n trajectories as the model samples by default, every class in turn; σ falls."""
-    labels = denoiser.labels(n, None)
-    cond = None if labels is None else denoiser.cond_of(labels)
+    """n trajectories as the model samples by default, every class or example in turn; σ falls."""
+    given = denoiser.given(n)
+    cond = None if given is None else denoiser.cond_of(given)
     steps: list[AtLevel] = []
     denoiser.sample(
         n,

@@ -32,11 +32,12 @@ def draw_samples(denoiser: ConditionedDenoiser, data: DataModule, path: Path, ba
         samples = denoiser.sample(SCATTERED, seed=PICTURE_SEED, batch_size=batch_size)
         plots.scatter(samples.cpu(), points_of(data), path)
         return
-    classes = denoiser.num_classes
-    rows, columns = min(classes or 8, ROWS), 10
+    classes, prompts = denoiser.num_classes, denoiser.conditioner.examples()
+    rows, columns = min(classes or len(prompts) or 8, ROWS), COLUMNS
     labels = [row for row in range(rows) for _ in range(columns)] if classes else None
-    samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels, batch_size=batch_size)
-    row_labels = [str(row) for row in range(rows)] if classes else None
+    texts = [prompts[row] for row in range(rows) for _ in range(columns)] if prompts else None
+    samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels, prompt=texts, batch_size=batch_size)
+    row_labels = [str(row) for row in range(rows)] if classes else list(prompts[:rows]) or None
     plots.sample_grid(data.to_uint8(samples.cpu()), path, columns=columns, row_labels=row_labels)
 
 

@@ -19,6 +19,7 @@ from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
 from flowdiff.launch.search.study import OVERRIDES, REFUSED, RUN, STUDY_FILE, Search, Settings, require_optuna
 from flowdiff.launch.search.trial_row import TrialRow
 from flowdiff.launch.sweep import composed, rehearse
+from flowdiff.runs.files import removed_if_refused
 from flowdiff.runs.identity import run_id, run_name
 from flowdiff.runs.job import checked_retry
 from flowdiff.runs.run_folder import RunFolder
@@ -65,20 +66,13 @@ def run(
     retry = checked_retry(sweep.retry)
     space = search_space(OverridesParser.create(context.config_loader).parse_overrides(list(arguments)))
     folder = Path(sweep.hydra.sweep.dir)
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(sweep, folder / "multirun.yaml")
-    try:
+    with removed_if_refused(folder, "multirun.yaml", f"{STUDY_FILE}*"):
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(sweep, folder / "multirun.yaml")
         search = _Search(context, sweep, launcher, folder, checked, space)
         if sweep.force or retry == "all":
             search.study.delete_trials()
         search.run(retry_failed=retry == "failed")
-    except FlowdiffError:
-        if new and not any(path.is_dir() for path in folder.iterdir()):  # nothing was started
-            for path in [*folder.glob(f"{STUDY_FILE}*"), folder / "multirun.yaml"]:
-                path.unlink()
-            folder.rmdir()
-        raise
     search.conclude(print_table, draw)
 
 

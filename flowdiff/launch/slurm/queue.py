@@ -50,7 +50,7 @@ def slurm_states(job_ids: Iterable[str]) -> dict[str, str] | None:
     wanted = sorted(set(job_ids))
     if not wanted:
         return {}
-    answer = _lines(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--jobs={','.join(wanted)}"])
+    answer = _lines("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", f"--jobs={','.join(wanted)}")
     if isinstance(answer, str):
         # squeue fails when the only job that is asked for ended long ago.
         return {} if "Invalid job id" in answer else None
@@ -62,28 +62,21 @@ def past_states(job_ids: Iterable[str]) -> dict[str, str]:
     wanted = sorted(set(job_ids))
     if not wanted:
         return {}
-    answer = _lines(
-        ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={','.join(wanted)}"]
-    )
+    form = ("--noheader", "--allocations", "--parsable2", "--format=JobID,State")
+    answer = _lines("sacct", *form, f"--jobs={','.join(wanted)}")
     if isinstance(answer, str):
         return {}
     pairs = (line.strip().split("|") for line in answer)
     return {pair[0]: pair[1].split()[0] for pair in pairs if len(pair) == 2 and pair[1]}  # "CANCELLED by 1000"
 
 
-def _lines(command: Sequence[str]) -> list[str] | str:
+def _lines(*command: str) -> list[str] | str:
     """The lines that a SLURM command prints; its error message if it fails."""
     # SQUEUE_USERS and similar variables would filter the answer.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("SQUEUE_", "SACCT_"))}
     try:
         done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=TIMEOUT,
-            check=False,
-            errors="replace",
+            command, env=env, timeout=TIMEOUT, capture_output=True, encoding="utf-8", errors="replace", check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

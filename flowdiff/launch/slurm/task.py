@@ -67,7 +67,9 @@ class Task:
         exit_on_stop_signal()  # replaces submitit's handler, which would not let the runs save
         first = self.jobs[0]
         sweep = first.path.parent
-        wait_for(lambda: _recorded(sweep), RECORD_TIMEOUT, "its submission was not recorded: submit it again")
+        array = os.environ["SLURM_ARRAY_JOB_ID"]
+        recorded = "its submission was not recorded: submit it again"
+        wait_for(lambda: array in [one.job_id for one in submissions(sweep)], RECORD_TIMEOUT, recorded)
         if is_first_rank():  # the previous start of this task, on another host, may still hold the lock
             wait_for(lambda: not any(owner(job.path) for job in self.jobs), MAX_SILENCE + HEARTBEAT, "")
         if len(self.jobs) > 1:
@@ -91,7 +93,8 @@ class Task:
         if not left or status == EXIT_BUSY:
             return
         if status <= 128:
-            _fail(left, f"its task ended with exit status {status} and no result; see {_logs(left[0], slurm_job)}.")
+            errors = left[0].path.parent / FOLDER / f"{slurm_job}_0_log.err"
+            _fail(left, f"its task ended with exit status {status} and no result; see {errors}.")
             return
         now = QueuedJob.query(slurm_job)
         if not now.may_start_again:
@@ -179,10 +182,6 @@ def main(folder: str, status: str) -> None:
     sys.exit(int(status))
 
 
-def _recorded(sweep: Path) -> bool:
-    return os.environ["SLURM_ARRAY_JOB_ID"] in [one.job_id for one in submissions(sweep)]
-
-
 def _starts_file(job: Job, slurm_job: str) -> Path:
     return job.path.parent / FOLDER / f"{slurm_job}_requeued.jsonl"
 
@@ -215,10 +214,6 @@ def _too_often(reason: Reason, times: int, status: int) -> str:
     return (
         f"its task was ended by {name} {times} times{hint}: raise mem_gb or max_kills of the launcher; {RESUME_HINT}."
     )
-
-
-def _logs(job: Job, slurm_job: str) -> Path:
-    return job.path.parent / FOLDER / f"{slurm_job}_0_log.err"
 
 
 if __name__ == "__main__":

@@ -48,18 +48,11 @@ class MaskedFlow(Flow, ABC):
 
     z_i = τ(x_i; h_i),  h_i = net_i(x_1 … x_{i−1}, e),  log|det ∂z/∂x| = Σ log τ′
 
+    The last layer of the masked nets is zero at the start. The other arguments are those of the families below.
+
     Args:
-        shape: shape of one sample, of any rank, flattened to D = prod(shape) dimensions.
-        embed_dim: width of the embedding e = cond.vector (B, embed_dim).
-        activation: nonlinearity of the masked nets.
         univariate: makes the function from the parameters h_i, of the given shapes, to zuko's transform τ.
         shapes: shapes of the parameters of τ for one dimension.
-        n_flows: maps applied one after the other, ≥ 1.
-        hidden: width of the masked nets, ≥ 1.
-        depth: hidden layers of the masked nets, ≥ 1; their last layer is zero at the start.
-        passes: groups of dimensions, each depends on those before it, and passes of the inverse; 2: coupling; None: D.
-        random_order: random order of the dimensions in each map, kept in the state dict; else ascending, descending.
-        checkpoint: recompute each map in the backward pass instead of storing its activations.
     """
 
     takes_gate = True

@@ -5,10 +5,10 @@ import shlex
 
 import optuna
 import pytest
-from cli_process import check_interrupted_sweep, outcomes, script
+from cli_process import check_interrupted_sweep, outcomes, succeed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from runs import TINY
+from runs import ANY_STEPS
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.launch.search.sweeper import search_space
@@ -58,7 +58,6 @@ def test_what_is_not_a_space_is_a_sentence(words):
 
 
 OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.seed=1"]
-ANY_STEPS = [o for o in TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
 FIXED = [*ANY_STEPS, "trainer.max_steps=6", "metrics.every_n_steps=2"]
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
 
@@ -156,8 +155,7 @@ def test_hopeless_trials_end_early_and_the_best_is_printed_as_a_command(ran):
         for step in (2, 4):
             unbeaten.report(-1e9, step)
         study.tell(unbeaten, -1e9)
-    done = script("train", *search("s", 7, "hydra.sweeper.startup_trials=5"), cwd=sweep.parents[1])
-    assert done.returncode == 0, done.stderr
+    done = succeed("train", *search("s", 7, "hydra.sweeper.startup_trials=5"), cwd=sweep.parents[1])
     assert "2 runs: 2 pruned" in done.stdout
     assert [trial.state.name for trial in study.trials] == [*["COMPLETE"] * 5, *["PRUNED"] * 2]
     assert shlex.join(["python", "train.py", *FIXED, "flow.n_flows=1"]) in done.stdout

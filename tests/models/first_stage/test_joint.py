@@ -1,7 +1,6 @@
 """A flow trained together with the autoencoder of its latents: start, checkpoint, weight average, resume, load."""
 
 import copy
-import os
 import signal
 from functools import cache
 
@@ -107,16 +106,9 @@ def test_the_loaded_model_has_the_trained_autoencoder(joint):
     assert parts.denoiser.sample(3, start="flow").shape == (3, 1, 8, 8)
 
 
-def test_an_interrupted_run_resumes_exactly(joint, tmp_path, monkeypatch):
-    original = Engine.training_step
-
-    def stopped(self, batch, batch_idx):
-        if batch_idx == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch, batch_idx)
-
+def test_an_interrupted_run_resumes_exactly(joint, tmp_path, at_step, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "training_step", stopped)
+        at_step(1, runs.send(signal.SIGTERM), patch)
         with pytest.raises(Interrupted):
             runs.train(tmp_path / "run", *JOINT)
     result = runs.train(tmp_path / "run", *JOINT)

@@ -1,7 +1,5 @@
 """Couplings keep one half, transform the other, and a pair of them transforms every entry."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

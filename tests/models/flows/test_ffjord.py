@@ -1,7 +1,5 @@
 """FFJORD: equations with known solutions, the two ways to differentiate, the estimated trace, the solvers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

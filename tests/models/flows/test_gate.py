@@ -1,7 +1,5 @@
 """The gate: D of a score flow stays near the Wiener filter at every σ, for every flow, whitening and way to inject."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

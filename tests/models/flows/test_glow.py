@@ -1,7 +1,5 @@
 """Glow: when actnorm is initialised, the 1×1 convolutions, the start on whitened data."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """The hybrid flow: the orthogonal split, the order of coding, what the CNN affects, the sizes it accepts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

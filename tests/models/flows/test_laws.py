@@ -1,13 +1,11 @@
 """The laws of flowdiff.testing.flows for every registered flow, at the start and far from it, on several shapes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from flow_cases import SMOOTH, every_flow, every_flow_and_activation, label, make_flow, takes, variants
+from flow_cases import SMOOTH, every_flow, every_flow_and_activation, label, make_flow, pairs, takes, variants
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
@@ -19,7 +17,6 @@ EMBED = 8
 # A vector and an image of odd size; for flows that halve images, one channel with two levels, two channels with one.
 SHAPES = [(5,), (2, 2, 3), (1, 4, 4), (2, 2, 4)]
 EVERY_SHAPE = every_flow(*SHAPES, max_shapes=2)
-A_SHAPE = every_flow(*SHAPES)
 EVERY_ACTIVATION = every_flow_and_activation(registry.names("activation"), *SHAPES)
 TINY = [(3,), (1, 2, 2), (1, 4, 4)]  # for numerical derivatives
 STATES = pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
@@ -44,9 +41,28 @@ def test_a_shape_is_accepted_or_refused_with_an_alternative(case):
                 make_flow(case, shape, EMBED)
 
 
-@every_flow(*SHAPES, max_shapes=2, having=lambda flow: flow.identity_at_start)
-def test_starts_as_the_identity(case, shape):
-    laws.starts_as_the_identity(make_flow(case, shape, EMBED), *batch(4, shape))
+# Each law on every flow: the flows and shapes, the states (far from the identity or not), the number of samples.
+OF_A_BATCH = [
+    (laws.starts_as_the_identity, pairs(*SHAPES, max_shapes=2, having=lambda flow: flow.identity_at_start), [False], 4),
+    (laws.round_trip_in_float32, pairs(*SHAPES), [False, True], 8),
+    (laws.autocast_reaches_only_the_nets, pairs((6,), (1, 4, 4)), [False], 4),
+    (laws.score_jacobian_is_symmetric, pairs(*TINY, having=lambda flow: flow.twice_differentiable), [True], 2),
+    (laws.samples_of_a_batch_are_independent, pairs(*SHAPES, max_shapes=2), [False, True], 2),
+    (laws.every_parameter_learns, pairs((4,), (1, 4, 4)), [False], 8),
+]
+
+
+@pytest.mark.parametrize(
+    ("law", "case", "shape", "far", "n"),
+    [
+        pytest.param(law, *pair, far, n, id="-".join([law.__name__, *map(label, pair), "far" if far else "start"]))
+        for law, flows, states, n in OF_A_BATCH
+        for pair in flows
+        for far in states
+    ],
+)
+def test_a_law_of_a_batch(law, case, shape, far, n):
+    law(make_flow(case, shape, EMBED, far=far), *batch(n, shape))
 
 
 @EVERY_SHAPE
@@ -88,17 +104,6 @@ def test_inverse_and_log_determinants_for_every_activation(case, shape, activati
     laws.log_det_is_exact(flow, *batch(2, shape))
 
 
-@A_SHAPE
-@STATES
-def test_round_trip_in_float32(case, shape, far):
-    laws.round_trip_in_float32(make_flow(case, shape, EMBED, far=far), *batch(8, shape))
-
-
-@every_flow((6,), (1, 4, 4))
-def test_autocast_reaches_the_nets_only(case, shape):
-    laws.autocast_reaches_only_the_nets(make_flow(case, shape, EMBED), *batch(4, shape))
-
-
 @every_flow((2,))
 @STATES
 def test_density_integrates_to_one(case, shape, far):
@@ -121,26 +126,10 @@ def test_first_and_second_derivatives(case, shape, activation, far):
     laws.score_is_differentiable(flow, *batch(2, shape))
 
 
-@every_flow(*TINY, having=lambda flow: flow.twice_differentiable)
-def test_the_score_is_a_gradient(case, shape):
-    laws.score_jacobian_is_symmetric(make_flow(case, shape, EMBED, far=True), *batch(2, shape))
-
-
-@EVERY_SHAPE
-@STATES
-def test_samples_of_a_batch_are_independent(case, shape, far):
-    laws.samples_of_a_batch_are_independent(make_flow(case, shape, EMBED, far=far), *batch(2, shape))
-
-
 @every_flow((6,), (1, 4, 4))
 def test_the_state_dict_is_complete(case, shape):
     flow, other = make_flow(case, shape, EMBED, far=True), make_flow(case, shape, EMBED, seed=99)
     laws.state_dict_is_complete(flow, other, *batch(4, shape))
-
-
-@every_flow((4,), (1, 4, 4))
-def test_every_parameter_learns(case, shape):
-    laws.every_parameter_learns(make_flow(case, shape, EMBED), *batch(8, shape))
 
 
 @every_flow((1,))

@@ -1,7 +1,5 @@
 """The inverse that computes each unit once equals the inverse that runs the whole net once per dimension."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

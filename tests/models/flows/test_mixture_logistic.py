@@ -1,7 +1,5 @@
 """The mixture of logistics: its formula and tails, the search for the inverse, separating components, attention."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The multi-scale form: accepted sizes, what happens to the halves, what its split prior depends on."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

@@ -1,7 +1,5 @@
 """The patchwise flow: its patches, which patch depends on which, and what it refuses."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

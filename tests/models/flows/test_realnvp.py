@@ -1,7 +1,5 @@
 """RealNVP: which dimensions its couplings transform, where its splits come from, and which form it chooses."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """What the settings of single flows choose: the form for images, the size of the nets, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 from small_models import flow_of
 

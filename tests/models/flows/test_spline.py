@@ -1,7 +1,5 @@
 """The spline: the curve, its knots and tails, where it is only C¹, and rounding."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small_models import normal

@@ -1,7 +1,5 @@
 """TarFlow: its tokens and their order, the three ways to compute its inverse, which attention kernel runs when."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """zuko's flows behind the adapter: they equal zuko's own, except where the adapter corrects them."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -1,7 +1,5 @@
 """Networks without a density: zero at the start, dependent on noise level and condition, of a known size."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

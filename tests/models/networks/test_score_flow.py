@@ -1,7 +1,5 @@
 """The laws of the score flow for every flow and every whitening, at the start and with perturbed parameters."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

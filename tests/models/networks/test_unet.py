@@ -1,7 +1,5 @@
 """The UNet: it tells noise levels apart and reads tokens; unsuitable images and settings are refused."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

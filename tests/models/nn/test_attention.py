@@ -1,7 +1,5 @@
 """Self-attention between pixels: equal to the explicit sum, dependent on positions, twice differentiable."""
 
-from __future__ import annotations
-
 import torch
 from flow_cases import perturb
 

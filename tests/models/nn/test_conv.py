@@ -1,7 +1,5 @@
 """The convolutional residual net: zero at the start; it depends on the documented range of pixels."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

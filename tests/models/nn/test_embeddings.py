@@ -1,7 +1,5 @@
 """Embeddings: they resolve the whole noise range in every scaling, are smooth, and refuse unsuitable input."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

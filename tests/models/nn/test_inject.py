@@ -1,7 +1,5 @@
 """The ways in which a condition enters a net: the output depends on it in each; tokens are masked and optional."""
 
-from __future__ import annotations
-
 import typing
 
 import pytest

@@ -1,7 +1,5 @@
 """The residual MLP: smooth, and equal to its formula."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import SMOOTH, perturb

@@ -1,7 +1,5 @@
 """Attention: both kernels compute the same function; the one with second derivatives is used if they are needed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small_models import normal

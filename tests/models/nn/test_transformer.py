@@ -1,7 +1,5 @@
 """The causal transformer: it depends on all earlier tokens and no others, is the same token by token, and is smooth."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from flow_cases import perturb

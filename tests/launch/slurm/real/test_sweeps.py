@@ -44,8 +44,7 @@ class Paced(EDM):
 EVERY = 10  # steps between two checkpoints
 STEPS = 60  # of most runs; one per second until the file `go` exists
 LONG = 120  # steps of the run that needs more than its time limit
-TINY = [o for o in runs.TINY if not o.startswith(("trainer.max_steps", "metrics.every_n_steps"))]
-TINY += [f"metrics.every_n_steps={EVERY}", "plugins=[paced.py]", "sigma_sampler=paced"]
+TINY = [*runs.ANY_STEPS, f"metrics.every_n_steps={EVERY}", "plugins=[paced.py]", "sigma_sampler=paced"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
 
 

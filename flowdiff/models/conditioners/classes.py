@@ -1,8 +1,7 @@
-"""Conditioners turn the labels of a batch into a Conditioning: vectors, tokens, or the null condition."""
+"""Conditions from the class of each sample: a learned embedding, a one-hot vector, or none."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 import torch
@@ -10,42 +9,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
+from flowdiff.models.conditioners.base import Conditioner, Given
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import register
-
-
-class Conditioner(nn.Module, ABC):
-    """Labels (B,) → the condition of each sample; in training some labels are replaced by the null condition.
-
-    A subclass sets `dim`, `token_dim`, `num_classes` and `drop` and implements `condition` and `null`. Networks read
-    tokens as a set: if their order matters, each token must contain its position.
-    """
-
-    dim: int = 0  # width of the vector, 0 without a vector
-    token_dim: int = 0  # width of the tokens, 0 without tokens
-    num_classes: int | None = None  # labels are 0 … num_classes − 1; None: the model is unconditional
-    drop: float = 0.0  # probability of replacing a label by the null condition in training
-
-    @abstractmethod
-    def condition(self, label: Tensor) -> Conditioning | None:
-        """The condition of labels (B,) int64: vector (B, dim), tokens (B, L, token_dim) with a mask, or both."""
-
-    @abstractmethod
-    def null(self, n: int) -> Conditioning | None:
-        """The null condition of n samples: the same parts as `condition` gives, with any number of tokens."""
-
-    def forward(self, label: Tensor, generator: torch.Generator | None = None) -> Conditioning | None:
-        """The condition of labels (B,); in training each is the null condition with probability `drop` ∈ [0, 1).
-
-        Source: Ho, Salimans, Classifier-free diffusion guidance, 2022.
-        """
-        cond = self.condition(label)
-        null = self.null(1) if self.training and self.drop > 0 else None
-        if cond is None or null is None:
-            return cond
-        rows = torch.arange(len(label), device=label.device)
-        rows = torch.where(dropped(label, self.drop, generator), len(label), rows)  # row len(label) is the null one
-        return Conditioning.cat([cond, null])[rows]
 
 
 @register("conditioner", "none")
@@ -55,7 +21,7 @@ class Unconditional(Conditioner):
     def __init__(self) -> None:
         super().__init__()
 
-    def condition(self, label: Tensor) -> None:
+    def condition(self, given: Given) -> None:
         return None
 
     def null(self, n: int) -> None:
@@ -103,8 +69,9 @@ class ClassConditioner(Conditioner):
         rows = self.num_classes if self.null_is_mean else self.num_classes + 1  # the last row is the learned null class
         self.embedding = nn.Embedding(rows, dim)
 
-    def condition(self, label: Tensor) -> Conditioning:
-        return Conditioning(self.embedding(label))
+    def condition(self, given: Given) -> Conditioning:
+        assert isinstance(given, Tensor)  # `given` reads labels
+        return Conditioning(self.embedding(given))
 
     def null(self, n: int) -> Conditioning:
         if self.null_is_mean:
@@ -135,17 +102,12 @@ class OneHot(Conditioner):
         self.drop = drop
         self.register_buffer("rows", torch.eye(self.dim), persistent=False)
 
-    def condition(self, label: Tensor) -> Conditioning:
-        return Conditioning(self.rows[label])
+    def condition(self, given: Given) -> Conditioning:
+        assert isinstance(given, Tensor)  # `given` reads labels
+        return Conditioning(self.rows[given])
 
     def null(self, n: int) -> Conditioning:
         return Conditioning(self.rows.new_zeros(n, self.dim))
-
-
-def dropped(label: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Mask (B,) bool of the labels to drop, each with probability `rate`; drawn on the generator's device."""
-    source = generator.device if generator is not None else label.device
-    return torch.rand(len(label), generator=generator, device=source).to(label.device) < rate
 
 
 def require_classes(num_classes: int | None, name: str) -> int:

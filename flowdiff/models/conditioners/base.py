@@ -1,0 +1,95 @@
+"""What every conditioner offers: conditions, the null condition, and dropping in training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flowdiff.models.conditioning import Conditioning
+
+Given = Tensor | Sequence[str]
+"""What conditions are made of: classes (B,) int64, or B captions."""
+
+
+class Described(Protocol):
+    """What a conditioner reads of a batch, see flowdiff.data.base.Batch."""
+
+    @property
+    def label(self) -> Tensor: ...
+
+    @property
+    def captions(self) -> Sequence[Sequence[str]] | None: ...
+
+
+class Conditioner(nn.Module, ABC):
+    """Classes or captions → the condition of each sample; in training some are replaced by the null condition.
+
+    A subclass sets `dim`, `token_dim`, `num_classes` and `drop` and implements `condition` and `null`. Networks read
+    tokens as a set: if their order matters, each token must contain its position.
+    """
+
+    dim: int = 0  # width of the vector, 0 without a vector
+    token_dim: int = 0  # width of the tokens, 0 without tokens
+    num_classes: int | None = None  # labels are 0 … num_classes − 1; None: the model does not read labels
+    reads_text: bool = False  # whether `condition` takes captions, not labels
+    drop: float = 0.0  # probability of replacing a condition by the null condition in training
+
+    @abstractmethod
+    def condition(self, given: Given) -> Conditioning | None:
+        """The condition of labels (B,) int64 or of B captions, which have parts of width `dim` and `token_dim`.
+
+        They are a vector (B, dim), tokens (B, L, token_dim) with a mask, or both.
+        """
+
+    @abstractmethod
+    def null(self, n: int) -> Conditioning | None:
+        """The null condition of n samples: the same parts as `condition` gives, with any number of tokens."""
+
+    def fit(self, captions: Sequence[str]) -> None:
+        """Learn the vocabulary of the training captions, before training; nothing for a conditioner of labels."""
+
+    def examples(self) -> Sequence[str]:
+        """Prompts that samples are drawn for, in turn, where none is given; empty for a conditioner of labels."""
+        return ()
+
+    def cut(self, text: str) -> str:
+        """The end of a prompt that is not read because the prompt is too long; usually empty."""
+        return ""
+
+    def given(self, batch: Described, generator: torch.Generator | None = None) -> Given:
+        """What `condition` takes of a batch: its labels, or one caption of each sample, drawn by the generator.
+
+        Without a generator it is the first caption of each sample.
+        """
+        if not self.reads_text:
+            return batch.label
+        assert batch.captions is not None  # the engine has refused data without captions
+        if generator is None:
+            return [texts[0] for texts in batch.captions]
+        share = torch.rand(len(batch.captions), generator=generator, device=generator.device).tolist()
+        return [texts[int(u * len(texts))] for texts, u in zip(batch.captions, share, strict=True)]
+
+    def forward(self, given: Given, generator: torch.Generator | None = None) -> Conditioning | None:
+        """The condition of B labels or captions; in training each is the null condition with probability `drop`.
+
+        Source: Ho, Salimans, Classifier-free diffusion guidance, 2022.
+        """
+        cond = self.condition(given)
+        null = self.null(1) if self.training and self.drop > 0 else None
+        if cond is None or null is None:
+            return cond
+        both = Conditioning.cat([cond, null])
+        n, device = len(given), both.device
+        rows = torch.arange(n, device=device)
+        rows = torch.where(dropped(n, self.drop, generator, device), n, rows)  # row n is the null one
+        return both[rows]
+
+
+def dropped(n: int, rate: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Mask (n,) bool of the conditions to drop, each with probability `rate`; drawn on the generator's device."""
+    source = generator.device if generator is not None else device
+    return torch.rand(n, generator=generator, device=source).to(device) < rate

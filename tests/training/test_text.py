@@ -1,0 +1,142 @@
+"""A model of captions from its first step to its prompts: trained, resumed, guided, sampled, measured."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cli_process import check_mistakes, outcomes
+from flow_cases import perturb
+from runs import settings, train
+
+import flowdiff
+from flowdiff.errors import ConfigurationError
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training.engine import Engine
+
+CAPTIONED = [
+    *("dataset=captioned_digits", "dataset.num_train=64", "dataset.num_test=16", "dataset.batch_size=8"),
+    *("conditioner=text", "conditioner.dim=16", "conditioner.layers=1", "conditioner.heads=2"),
+    *("trainer.max_steps=4", "trainer.log_every_n_steps=1", "metrics.frechet=false", "metrics.every_n_steps=2"),
+    *("metrics.health.samples=16", "sampler=heun", "sampler.num_steps=2", "logger=csv", "accelerator=cpu"),
+]
+SMALL_FLOW = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16", "loss=nll"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text") / "run"
+    train(folder, *CAPTIONED, *SMALL_FLOW)
+    return folder
+
+
+@pytest.fixture
+def model(run):
+    """A trained model, whose condition would hardly count after so few steps."""
+    model = flowdiff.load(run)
+    perturb(model.denoiser.network, gain=0.1)
+    return model
+
+
+def test_a_prompt_names_the_samples(model):
+    drawn = flowdiff.sample(model, 4, prompt=["a big red three", "a small blue two on the left"], num_steps=2)
+    again = flowdiff.sample(model, 4, prompt="a big red three", num_steps=2)
+    assert drawn.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(drawn[[0, 2]], again[[0, 2]], atol=1e-3, rtol=0)  # rounding, amplified by D
+    assert (drawn[1] - again[1]).abs().max() > 0.01
+    by_default = flowdiff.sample(model, 2, num_steps=2)
+    examples = list(model.conditioner.examples()[:2])
+    assert torch.equal(by_default, flowdiff.sample(model, 2, prompt=examples, num_steps=2))
+
+
+def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
+    guided = {"guidance": "cfg", "scale": 2.0, "num_steps": 2, "prompt": "a big red three"}
+    plain = flowdiff.sample(model, 2, **guided)
+    same = flowdiff.sample(model, 2, negative_prompt="", **guided)  # the null condition itself
+    torch.testing.assert_close(same, plain, atol=1e-3, rtol=0)
+    assert (flowdiff.sample(model, 2, negative_prompt="green", **guided) - plain).abs().max() > 0.01
+    with pytest.raises(ConfigurationError, match="negative_prompt='green' takes the place of the null condition in"):
+        flowdiff.sample(model, 2, prompt="a big red three", negative_prompt="green")
+
+
+def test_a_padded_prompt_has_the_same_density(model):
+    x, sigma = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    both = model.log_prob(x, sigma, model.cond_of(["red", "a small blue two on the left"]))
+    alone = model.log_prob(x[:1], sigma[:1], model.cond_of(["red"]))
+    torch.testing.assert_close(both[:1], alone)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        [
+            "flow=tarflow",
+            "flow.patch=8",
+            "flow.hidden=16",
+            "flow.n_layers=2",
+            "flow.inject=cross_attention",
+            "loss=nll",
+        ],
+        ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16", "flow.inject=cross_attention"],
+        ["network=mlp", "scaling=edm", "network.width=16", "network.depth=1"],
+        ["network=unet", "scaling=edm", "network.channels=[8,8]", "network.norm_groups=4"],
+    ],
+    ids=["tarflow", "realnvp", "mlp", "unet"],
+)
+def test_every_kind_of_network_learns_from_captions(tmp_path, network):
+    train(tmp_path / "run", *CAPTIONED, *network)
+    assert RunFolder(tmp_path / "run").is_complete
+
+
+def test_each_step_draws_a_caption_and_drops_some_of_them():
+    engine = Engine.of(settings(*CAPTIONED, *SMALL_FLOW, "conditioner.drop=0.25"))
+    engine.measure()
+    batch = engine.data.train[torch.arange(64)]
+    null = engine.conditioner.null(1).vector
+    dropped = [torch.isclose(engine.loss_inputs(batch, step).cond.vector, null, atol=1e-5).all(1) for step in range(40)]
+    share = float(torch.stack(dropped).double().mean())
+    assert abs(share - 0.25) < 4 * (0.25 * 0.75 / (40 * 64)) ** 0.5  # 4 standard errors
+    assert not torch.equal(dropped[0], dropped[1])  # other captions in other steps
+
+
+def test_prompts_on_the_command_line(run):
+    cwd = run.parent
+    (cwd / "prompts.txt").write_text("a big red three\n\na green two left of a golden nine\n")
+    (cwd / "empty.txt").write_text("\n")
+    asked = [f"run={run}", "num_samples=4"]
+    commands = [
+        [*asked, "prompt=a red three, little, at the left side", "out=one"],
+        [*asked, "prompt=[a big red three,a big blue two]", "out=list"],
+        [*asked, "prompts=prompts.txt", "negative_prompt=green", "guidance=cfg", "guidance.scale=2", "out=file"],
+    ]
+    assert [status for status, _ in outcomes("sample", commands, cwd)] == [0, 0, 0]
+    prompts = {name: list(np.load(cwd / name / "samples.npz")["prompts"]) for name in ("one", "list", "file")}
+    assert prompts["one"] == ["a red three, little, at the left side"] * 4
+    assert prompts["list"] == ["a big red three", "a big blue two"] * 2
+    assert prompts["file"] == ["a big red three", "a green two left of a golden nine"] * 2
+    assert all((cwd / name / "samples.png").is_file() for name in prompts)
+    mistakes = [
+        ([*asked, "prompts=empty.txt"], "prompts=empty.txt holds no prompt: write one in each line"),
+        ([*asked, "prompts=none.txt"], "prompts=none.txt cannot be read (No such file or directory): give a text file"),
+        ([*asked, "prompt=red", "prompts=prompts.txt"], "prompt and prompts both say what to draw"),
+        ([*asked, "class_label=3"], "class_label=3 was given to a model that reads text: give a prompt instead"),
+        ([*asked, "negative_prompt=green"], "takes the place of the null condition in guidance=cfg"),
+    ]
+    check_mistakes("sample", mistakes, cwd)
+
+
+def test_text_needs_captions_and_prompts_need_text(tmp_path):
+    check_mistakes(
+        "train", [(["conditioner=text"], "this conditioner reads captions, and the data set has none; set")], tmp_path
+    )
+    model = Engine.of(settings("accelerator=cpu", "logger=csv")).denoiser
+    with pytest.raises(ConfigurationError, match="prompt='red' was given to a model that does not read text"):
+        model.given(2, prompt="red")
+
+
+def test_a_run_resumes_with_its_vocabulary(run, tmp_path):
+    train(tmp_path / "short", *CAPTIONED, *SMALL_FLOW, "trainer.max_steps=2")
+    again = tmp_path / "again"
+    train(again, *CAPTIONED, *SMALL_FLOW)
+    one, other = (json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, again))
+    assert one["test_loss"] == other["test_loss"]
