@@ -23,8 +23,9 @@ from flowdiff.runs import identity
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import run as training
 
-CASES = [[f"flow.n_flows={n}"] for n in (1, 3, 5, 10)] + [
-    [f"activation={name}"] for name in config.options("activation")
+FLOW = "flow=linear_activation"
+CASES = [[FLOW, f"flow.n_flows={n}"] for n in (1, 3, 5, 10)] + [
+    [FLOW, f"activation={name}"] for name in config.options("activation")
 ]
 
 

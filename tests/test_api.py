@@ -7,6 +7,7 @@ from runs import TINY, TINY_DIGITS, train
 import flowdiff
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError, NotADensity, RunError
+from flowdiff.models.flows.coupling import Coupling
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,26 @@ def test_build():
         flowdiff.build("flow=reelnvp")
 
 
-def test_default_engine_starts_at_the_wiener_filter():
+def test_the_default_flow_takes_the_number_of_layers_and_the_activation():
+    """flow.n_flows is its number of couplings, and activation the nonlinearity of their nets."""
+
+    def density(*overrides):
+        network = flowdiff.build("conditioner=none", *overrides).denoiser.network
+        generator = torch.Generator().manual_seed(0)
+        for p in network.parameters():  # far from the identity, where a flow starts with any nets
+            torch.nn.init.normal_(p, std=0.1, generator=generator)
+        couplings = sum(isinstance(part, Coupling) for part in network.modules())
+        return couplings, network.log_prob(torch.linspace(-1, 1, 64).view(1, 1, 8, 8), torch.ones(1)).item()
+
+    assert [density()[0], density("flow.n_flows=5")[0]] == [6, 5]
+    swish, elu = density("flow.n_flows=2")[1], density("flow.n_flows=2", "activation=elu")[1]
+    assert abs(swish - elu) > 0.01
+
+
+def test_a_zca_whitened_flow_starts_at_the_wiener_filter():
     from flowdiff.testing.oracles import Gaussian
 
-    engine = flowdiff.build("dataset=digits", "conditioner=none")
+    engine = flowdiff.build("flow=linear_activation", "dataset=digits", "conditioner=none")
     engine.measure()
     x = engine.data.to_model(engine.data.train[:].x, torch.Generator().manual_seed(0)).flatten(1).double()
     wiener = Gaussian(x.mean(0), torch.cov(x.T, correction=0))

@@ -138,8 +138,8 @@ def choices(group: str) -> list[str]:
 
 def default_option(group: str) -> str | None:
     """The option that `python train.py` takes, directly or through network=score_flow and loss=denoising."""
-    brought = {"flow": "network/score_flow", "weighting": "loss/denoising", "activation": "flow/linear_activation"}
-    brought |= {"whitening": "flow/linear_activation", "sampler": "network/score_flow"}
+    brought = {"flow": "network/score_flow", "weighting": "loss/denoising", "activation": "flow/realnvp"}
+    brought |= {"whitening": "flow/realnvp", "sampler": "network/score_flow"}
     file = CONF / f"{brought.get(group, 'config')}.yaml"
     for entry in yaml.safe_load(file.read_text())["defaults"]:
         if isinstance(entry, dict):

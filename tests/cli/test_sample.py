@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from cli_process import check_mistakes, fresh, script, succeed
-from runs import TINY, TINY_DIGITS, train
+from runs import TINY, TINY_DIGITS, train, without_flow
 
 from flowdiff import load, sample
 
@@ -24,7 +24,7 @@ def trained(*overrides):
 
 run = trained(*TINY_DIGITS, "guidance=none")
 toy = trained(*TINY, "conditioner=none")
-raw = trained(*TINY, "network=mlp", "scaling=edm", "network.width=16", "network.depth=1")
+raw = trained(*without_flow(TINY), "network=mlp", "scaling=edm", "network.width=16", "network.depth=1")
 
 
 def test_grid_and_arrays(run, tmp_path):

@@ -13,7 +13,7 @@ from flowdiff.yaml_defaults import bringers
     ("overrides", "parts"),
     [
         (["flow=reelnvp"], ["flow=reelnvp is unknown", "did you mean 'realnvp'", "linear_activation"]),
-        (["flow.n_flow=3"], ["flow.n_flow is not a setting of flow", "did you mean 'n_flows'", "linear"]),
+        (["flow.n_flow=3"], ["flow.n_flow is not a setting of flow", "did you mean 'n_flows'", "levels"]),
         (["flow.n_flows=many"], ["flow.n_flows=many is not allowed", "valid integer"]),
         (["flow.n_flows=0"], ["flow.n_flows=0 is not allowed", "greater than 0"]),
         (["flow.n_flows=2.5"], ["flow.n_flows=2.5 is not allowed"]),
@@ -122,10 +122,10 @@ def test_raw_networks_take_every_scaling_and_those_that_give_a_score_only_score(
 
 
 def test_flow_brings_its_activation_and_whitening_and_both_can_be_replaced():
-    assert config.compose().activation.name == "softplus"
-    realnvp = config.compose(["flow=realnvp"])
-    assert (realnvp.activation.name, realnvp.whitening.name) == ("swish", "isotropic")
-    assert config.compose(["flow=realnvp", "whitening=zca"]).whitening.name == "zca"
+    default, linear = config.compose(), config.compose(["flow=linear_activation"])
+    assert (default.flow.name, default.activation.name, default.whitening.name) == ("realnvp", "swish", "isotropic")
+    assert (linear.activation.name, linear.whitening.name) == ("softplus", "zca")
+    assert config.compose(["whitening=zca"]).whitening.name == "zca"
     assert "flow" not in config.compose(["network=unet"])
 
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 import yaml
 from cli_process import ROOT, outcomes, script, start, succeed
-from runs import TINY, TINY_DIGITS, train
+from runs import TINY, TINY_DIGITS, train, without_flow
 from wandb_files import offline_runs
 
 from flowdiff.runs.records import read_health
@@ -24,7 +24,8 @@ def folders(tmp_path_factory):
     offline = ["logger=wandb", "logger.mode=offline"]
     train(folder / "weak", *TINY, "trainer.max_steps=2", "metrics.every_n_steps=2", "dataset.num_test=63", *offline)
     classifier = ["network=classifier", "loss=cross_entropy", "conditioner=one_hot", "metrics.frechet=false"]
-    train(folder / "classifier", *TINY, *classifier, "metrics.sigma_sweep=[0.5]", "trainer.max_steps=2")
+    tiny = without_flow(TINY)
+    train(folder / "classifier", *tiny, *classifier, "metrics.sigma_sweep=[0.5]", "trainer.max_steps=2")
     train(folder / "digits", *TINY_DIGITS)
     return folder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from flow_cases import perturb, takes
-from runs import TINY, settings, train
+from runs import TINY, settings, train, without_flow
 
 import flowdiff
 from flowdiff import config, registry
@@ -133,7 +133,8 @@ def test_every_model_takes_tokens(dataset, network, flow, composed, plugin):
 def run(plugin, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     given = [f"plugins=[{plugin}]", "conditioner=words", "flow=realnvp", "flow.inject=cross_attention"]
-    result = train(folder, *TINY, *given, "flow.n_flows=2", "flow.hidden=16", "guidance=cfg", "guidance.scale=1.5")
+    given += ["flow.n_flows=2", "flow.hidden=16", "guidance=cfg", "guidance.scale=1.5"]
+    result = train(folder, *without_flow(TINY), *given)
     return folder, result
 
 

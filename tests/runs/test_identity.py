@@ -15,7 +15,7 @@ def run_id(*overrides):
 
 # Paths, logging and hardware do not change the id; the last two are the defaults.
 SAME = ["logger=csv", "accelerator=cpu", "tags=[a]", "dataset.num_workers=2", "metrics.cache_dir=/x", "force=true"]
-SAME += ["flow=linear_activation seed=0"]
+SAME += ["flow=realnvp seed=0"]
 OTHER = ["seed=1", "flow.n_flows=5", "activation=elu", "dataset.batch_size=64", "trainer.max_steps=7"]
 OTHER += ["accelerator.precision=bf16-mixed"]
 

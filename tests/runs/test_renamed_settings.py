@@ -17,6 +17,7 @@ OLD_ODE = {"ode": True, "ode_rtol": 1e-5, "ode_atol": 1e-5, "ode_probes": None}
 FIRST = {"seed": 0, "metrics": {**SAME, **OLD_ODE, "sigma_eval": None, "classify": None}}
 ODE = {"measure": True, "rtol": 1e-5, "atol": 1e-5, "probes": None}
 NOW = {"seed": 0, "metrics": {**SAME, "ode": ODE, "sigma_eval": "auto", "classify": "auto"}}
+FIRST_DEFAULT = ["flow=linear_activation", "trainer.max_steps=2000"]
 # The metrics settings of the default run that are hashed. Adding, renaming or removing one changes the id of every run,
 # unless flowdiff/runs/renamed_settings.py contains it.
 HASHED_METRICS = {
@@ -38,8 +39,9 @@ def test_configs_without_these_settings_stay(given):
     assert in_current_names(given) == in_first_names(given) == given
 
 
-def test_the_default_run_keeps_its_id():
-    settings = config.resolved(config.compose([]))
+def test_a_run_keeps_its_id():
+    """Whatever the defaults are now: the default run of the first version, which names them."""
+    settings = config.resolved(config.compose(FIRST_DEFAULT))
     assert identity.run_id(settings) == "10d256c2"
     assert set(in_first_names(settings)["metrics"]) == HASHED_METRICS
     assert identity.run_id(in_first_names(settings)) == "10d256c2"
@@ -70,7 +72,7 @@ def test_an_old_run_is_what_it_was_without_a_warning(tmp_path, caplog, key):
 
 
 def test_the_folder_of_an_old_run_loads(tmp_path):
-    settings = config.resolved(config.compose([]))
+    settings = config.resolved(config.compose(FIRST_DEFAULT))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(in_first_names(settings)))
     folder = RunFolder(tmp_path)
     assert config.of_run(folder) == settings  # folder.config() lacks the settings that were added later

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from runs import TINY, settings, train
+from runs import TINY, settings, train, without_flow
 
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import checkpoint as preemption
@@ -49,7 +49,7 @@ def run(tmp_path):
 
     def start(expression, batch_idx, *more):
         plugin.write_text(PLUGIN.format(c_noise=0, expression="h"))
-        given = [*TINY, f"plugins=[{plugin}]", *FRAGILE, *more]
+        given = [*without_flow(TINY), f"plugins=[{plugin}]", *FRAGILE, *more]
         sigma = sigmas_of(given, batch_idx)[5]
         plugin.write_text(PLUGIN.format(c_noise=0.25 * math.log(sigma), expression=expression))
         return sigma, lambda: train(tmp_path / "run", *given)

@@ -12,7 +12,7 @@ from flowdiff.runs import identity
 from flowdiff.training.assembly import guide_by
 from flowdiff.training.engine import Engine
 
-VAE = [*runs.TINY_DIGITS, "experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2"]
+VAE = [*runs.without_flow(runs.TINY_DIGITS), "experiment=vae_digits", "network.channels=[4,8]", "network.norm_groups=2"]
 TINY_VAE = [*VAE, "network.latent_dim=3", "metrics.likelihood=true", "trainer.log_every_n_steps=1"]
 BEHIND = [*runs.TINY_DIGITS, "flow.n_flows=1", "network.embed_dim=8", "first_stage=vae"]
 
@@ -102,7 +102,8 @@ def test_a_pretrained_autoencoder_goes_all_the_way(flow, pretrained):
     first_stage, cache = pretrained
     kept = {path: path.stat().st_mtime_ns for path in cache.glob("*.f32")}
     small = ["flow.n_flows=1", "network.embed_dim=8", "whitening=dct"]
-    engine = Engine.of(runs.settings(*runs.TINY_DIGITS, *FOR_LATENTS[flow], *small, *first_stage))
+    tiny = runs.without_flow(runs.TINY_DIGITS)
+    engine = Engine.of(runs.settings(*tiny, *FOR_LATENTS[flow], *small, *first_stage))
     assert engine.denoiser.first_stage.latent_shape == (2, 4, 4)
     engine.measure()
     assert len(list(cache.glob("*.f32"))) == 2

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from runs import TINY, TINY_DIGITS, send, settings, train
+from runs import TINY, TINY_DIGITS, send, settings, train, without_flow
 from wandb_files import offline_runs
 
 from flowdiff import registry
@@ -205,10 +205,9 @@ def test_a_broken_checkpoint_is_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        [*TINY_DIGITS],
-        [*TINY_DIGITS, "flow=realnvp", "flow.n_flows=2", "flow.hidden=16"],
-        [*TINY_DIGITS, "network=mlp", "scaling=edm", "network.width=16", "network.depth=1"],
-        [*TINY_DIGITS, "network=unet", "scaling=v", "network.channels=[8,8]", "network.norm_groups=4"],
+        [*without_flow(TINY_DIGITS)],
+        [*without_flow(TINY_DIGITS), "network=mlp", "scaling=edm", "network.width=16", "network.depth=1"],
+        [*without_flow(TINY_DIGITS), "network=unet", "scaling=v", "network.channels=[8,8]", "network.norm_groups=4"],
         [*TINY_DIGITS, "conditioner=none", "loss=hybrid", "optimizer=adam", "optimizer.ema_decay=0.0"],
         [*TINY_DIGITS, "loss=nll", "whitening=isotropic", "sigma_sampler=log_uniform", "guidance=cfg"],
         [*TINY, "loss=score_matching", "sampler=ddpm", "schedule=ddpm", "logger=tensorboard"],

@@ -1,4 +1,4 @@
-"""The default flow starts as the identity with every map, and refuses maps that would not fit in memory."""
+"""linear_activation starts as the identity with every map, and refuses maps that would not fit in memory."""
 
 import re
 import warnings

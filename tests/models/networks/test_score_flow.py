@@ -19,7 +19,7 @@ VECTOR_FLOWS = [case for case in variants() if not case[1] and takes(case, (3,))
 
 
 def pairs(having=lambda flow: True, slow: tuple[str, ...] = ()) -> pytest.MarkDecorator:
-    """Every flow with the isotropic whitening, and the default flow with every whitening."""
+    """Every flow with the isotropic whitening, and linear_activation with every whitening."""
     kept = [case for case in VECTOR_FLOWS if having(make_flow(case, (3,), 2))]
     found = [
         pytest.param(case, whitening, marks=pytest.mark.slow if case[0] in slow else ())
