@@ -48,6 +48,7 @@ ADDED = {
     },
     "clip": False,
     "network.gate": False,
+    "whitening.center": False,
     "start": "noise",
     "sigma_start": None,
     "guidance.flow_scale": 1.0,

@@ -71,6 +71,17 @@ def test_an_old_run_is_what_it_was_without_a_warning(tmp_path, caplog, key):
     assert identity.run_id(found) == identity.run_id(as_before) == identity.run_id(old) != identity.run_id(today)
 
 
+def test_an_old_isotropic_whitening_keeps_the_mean(tmp_path, caplog):
+    settings = config.resolved(config.compose(["flow=realnvp", "whitening.center=false"]))
+    old = copy.deepcopy(settings)
+    del old["whitening"]["center"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    assert config.of_run(RunFolder(tmp_path))["whitening"] == {"name": "isotropic", "center": False}
+    assert caplog.text == ""
+    assert identity.run_id(settings) == identity.run_id(old)
+    assert identity.run_id(config.resolved(config.compose(["flow=realnvp"]))) != identity.run_id(old)
+
+
 def test_the_folder_of_an_old_run_loads(tmp_path):
     settings = config.resolved(config.compose(FIRST_DEFAULT))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(in_first_names(settings)))

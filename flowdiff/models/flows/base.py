@@ -33,6 +33,7 @@ class Flow(nn.Module, ABC):
     smooth: bool = True  # C² in x with a smooth activation; if False the score or its derivative jumps
     twice_differentiable: bool = True  # by autograd; if False losses that differentiate the score are refused
     takes_gate: bool = False  # whether its parameters are multiplied by the gate (flowdiff/models/flows/gate.py)
+    shares_weights: bool = False  # among places, so that the gate brings a shift of each (models/flows/shift.py)
     forward_differentiable: bool = True  # by torch's forward mode; if False loss.gradient=forward_mode is refused
     identity_at_start: bool = True
     inverse_by: str = "closed form"  # how f⁻¹ is computed, in a few words for the documentation

@@ -26,6 +26,12 @@ parameters are*. Without a gate an error ε of a shift moves D by σ·ε, and tr
 anything. With a gate it is that of ln σ̃, where 1/σ̃² = 1/σ² + 1/V and V = D·v is the variance of all D numbers of a
 sample together. For σ² ≫ V nothing of a sample is left in x, θ has its limit, and so has σ̃.
 
+The gate bounds the distance to the Wiener filter. What D is at σ = ∞ depends on two means. That of all data is
+measured: the whitening removes it, because training sees next to no σ at which it could be learned. That of a class is
+learned: it is a shift of each number of y, of order γ. Nets whose weights are shared among the places of an image see
+u = 0 everywhere and shift all pixels alike. Flows of such nets declare `shares_weights`, and a score flow with a gate
+puts a shift by e in front of them (flowdiff/models/flows/shift.py).
+
 The whitening has to make y standard at high noise. With whitening=identity y is x, of order σ, and only a flow far from
 the identity scales it to N(0, I): there is no gate then. There is none with a flow that does not declare `takes_gate`.
 """

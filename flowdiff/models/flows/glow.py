@@ -64,6 +64,7 @@ class Glow(Flow):
     """
 
     takes_gate = True
+    shares_weights = True
     guidance_orders = ("all",)
 
     def __init__(

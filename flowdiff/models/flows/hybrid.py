@@ -67,6 +67,7 @@ class Hybrid(Flow):
     """
 
     takes_gate = True
+    shares_weights = True
     guidance_orders = ("all",)
 
     def __init__(

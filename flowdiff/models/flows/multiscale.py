@@ -226,6 +226,7 @@ class CouplingFlow(Flow, ABC):
             levels = image_levels(name, shape, levels)
             channels, height, width = shape
             image, conv = (channels, height, width), conv_nets(nets, heads)
+            self.shares_weights = True
             self.flow = image_couplings(image, levels, n_flows, transform, conv, prior_bound, checkpoint)
         else:
             net = partial(ResidualMLP, settings=nets)

@@ -22,6 +22,7 @@ from flowdiff.models.flows.base import Flow
 from flowdiff.models.flows.gate import gate as gate_at
 from flowdiff.models.flows.gate import saturating
 from flowdiff.models.flows.guided import GuidanceOrder
+from flowdiff.models.flows.shift import Shift
 from flowdiff.models.networks.base import SCALING_IS_SCORE, FlowDensity
 from flowdiff.models.networks.whitening import Whitening
 from flowdiff.models.nn.directional import Gradient, directional_score
@@ -45,7 +46,8 @@ class ScoreFlow(FlowDensity):
     within a bounded multiple of the data's deviation of the Wiener filter at every σ, whatever the parameters are; and
     e is that of a σ̃ that saturates where a sample is lost in noise (flowdiff/models/flows/gate.py). There is no gate,
     γ = 1 and σ̃ = σ, with gate=false, with whitening=identity, which does not make y standard at high noise, and for a
-    flow that does not declare `takes_gate`.
+    flow that does not declare `takes_gate`. In front of a flow that declares `shares_weights` the gate brings a shift
+    of each number by e, without which such a flow cannot contain the mean of a class (flowdiff/models/flows/shift.py).
 
     Args:
         flow: the bijection f.
@@ -84,6 +86,9 @@ class ScoreFlow(FlowDensity):
         self.gated = gate and flow.takes_gate and whitening.standardises
         if self.gated:
             self.register_buffer("variance", torch.ones(()))
+        self.shift = Shift(self.shape, embed_dim) if self.gated and flow.shares_weights else None
+        if self.shift is not None:
+            self.register_load_state_dict_pre_hook(_no_shift_is_a_shift_of_zero)
 
     def fit(self, batches: Iterable[Tensor]) -> None:
         """Measure the whitening's statistics and, for the gate, the mean variance of the data, in one pass."""
@@ -96,8 +101,11 @@ class ScoreFlow(FlowDensity):
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""
-        z, logdet = self._to_base(x, sigma, cond)
-        log_base = -0.5 * sum_except_batch(z**2) - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
+        u, logdet, e = self._through_flow(x, sigma, cond)
+        square = sum_except_batch(u**2)
+        if e.gate is not None:
+            square = square / e.gate  # ‖z‖² = ‖u‖²/γ², without a z that autograd would have to pass
+        log_base = -0.5 * square - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
         return log_base + logdet
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
@@ -129,7 +137,8 @@ class ScoreFlow(FlowDensity):
 
     def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The base point z of x, shaped like x; z ~ N(0, I) if x ~ p_σ(·|c)."""
-        return self._to_base(x, sigma, cond)[0]
+        u, _, e = self._through_flow(x, sigma, cond)
+        return u if e.gate is None else u / append_dims(e.gate.sqrt(), u.ndim)
 
     @torch.no_grad()
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
@@ -153,18 +162,16 @@ class ScoreFlow(FlowDensity):
         both = self._from_base(torch.cat([z, z]), torch.cat([sigma, sigma]), replace(pairs, guidance=ends))
         return both[: len(sigma)]
 
-    def _to_base(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> tuple[Tensor, Tensor]:
-        """The base point z, shaped like x, and log|det ∂z/∂x| (B,)."""
+    def _through_flow(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> tuple[Tensor, Tensor, Conditioning]:
+        """u = γ·z, shaped like x, for the base point z, log|det ∂z/∂x| (B,), and the condition e of the flow."""
         with full_precision(x):
             y, logdet_whitening = self.whitening(x, sigma)
         e = self._embed(sigma, cond)
-        if e.gate is None:
-            z, logdet = self.flow(y, e)
-        else:
-            gamma = append_dims(e.gate.sqrt(), y.ndim)
-            u, logdet = self.flow(gamma * y, e)
-            z = u / gamma
-        return z, logdet + logdet_whitening
+        u = y if e.gate is None else append_dims(e.gate.sqrt(), y.ndim) * y
+        if self.shift is not None:
+            u, _ = self.shift(u, e)
+        u, logdet = self.flow(u, e)
+        return u, logdet + logdet_whitening, e
 
     def _from_base(self, z: Tensor, sigma: Tensor, e: Conditioning) -> Tensor:
         """The sample x of a base point, shaped like z, for the condition e of the flow."""
@@ -173,6 +180,8 @@ class ScoreFlow(FlowDensity):
         else:
             gamma = append_dims(e.gate.sqrt(), z.ndim)
             u, _ = self.flow.inverse(gamma * z, e)
+            if self.shift is not None:
+                u, _ = self.shift.inverse(u, e)
             y = u / gamma
         with full_precision(z):
             return self.whitening.inverse(y, sigma)[0]
@@ -183,6 +192,13 @@ class ScoreFlow(FlowDensity):
                 return self.embedding(0.25 * sigma.log(), cond)
             level = saturating(math.prod(self.shape) * self.variance, sigma)
             return replace(self.embedding(0.25 * level.log(), cond), gate=gate_at(self.variance, sigma))
+
+
+def _no_shift_is_a_shift_of_zero(model: ScoreFlow, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Give weights that were saved before there was a shift one that is 0, with which the model is what it was."""
+    assert model.shift is not None
+    for key, value in model.shift.state_dict(prefix=f"{prefix}shift.").items():
+        state.setdefault(key, torch.zeros_like(value))
 
 
 class Moments:

@@ -65,39 +65,55 @@ class IdentityWhitening(Whitening):
 
 @register("whitening", "isotropic")
 class IsotropicWhitening(Whitening):
-    """Division by the standard deviation of noised data: with an identity flow D = c_skip·x, as in EDM.
+    """Division by the standard deviation of noised data: with an identity flow D = μ + c_skip·(x − μ), as in EDM.
 
-    y = x/√(σ² + σ_data²),  σ_data² = E[x0²], averaged over dimensions
+    y = (x − μ)/√(σ² + σ_data²),  σ_data² = E[(x0 − μ)²], averaged over dimensions
 
-    The mean is not removed, so σ_data is the root mean square of the data; the source uses a constant.
+    center=true removes the mean μ of each dimension, so that D of an untrained flow is μ where x is nothing but noise.
+    center=false takes μ = 0, as the source does, and σ_data is the root mean square: a flow must then learn μ as a
+    shift of each dimension, at all noise levels, and nets that share their weights over places learn it slowly.
 
     Args:
         shape: shape of one sample.
+        center: whether the mean is removed.
 
-    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022.
+    Source: Karras, Aittala, Aila, Laine, Elucidating the design space of diffusion-based generative models, 2022; a
+    constant σ_data and μ = 0.
     """
 
     variance: Tensor  # σ_data²
+    mean: Tensor  # μ, with center only
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], *, center: bool):
         super().__init__()
         self.dim = math.prod(shape)
+        self.center = center
         self.register_buffer("variance", torch.ones(()))
+        if center:
+            self.register_buffer("mean", torch.zeros(shape))
 
     def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         variance = sigma**2 + self.variance
+        if self.center:
+            x = x - self.mean
         return x * append_dims(variance.rsqrt(), x.ndim), -0.5 * self.dim * variance.log()
 
     def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         variance = sigma**2 + self.variance
-        return y * append_dims(variance.sqrt(), y.ndim), 0.5 * self.dim * variance.log()
+        x = y * append_dims(variance.sqrt(), y.ndim)
+        return x + self.mean if self.center else x, 0.5 * self.dim * variance.log()
 
     def fit(self, batches: Iterable[Tensor]) -> None:
-        total, count = 0.0, 0
+        count = 0
+        total = squares = torch.zeros((), dtype=torch.float64)
         for x in batches:
-            total += float(x.double().square().sum())
-            count += x.numel()
-        self.variance.fill_(total / count)
+            numbers = x.double()
+            count, total, squares = count + len(x), total + numbers.sum(0), squares + numbers.square().sum(0)
+        variance = squares / count
+        if self.center:
+            self.mean.copy_(total / count)
+            variance = (variance - (total / count) ** 2).clamp(min=0.0)  # rounding may turn a zero into −1e−17
+        self.variance.fill_(float(variance.mean()))
 
 
 @register("whitening", "zca")

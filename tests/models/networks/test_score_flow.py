@@ -134,14 +134,14 @@ def test_density_integrates_to_one(case, whitening, far):
     "case", [case for case in VECTOR_FLOWS if make_flow(case, (3,), 2).identity_at_start], ids=label
 )
 def test_starts_as_the_gaussian_fit(case):
-    """At the start the density is N(μ, Σ + σ²I) of the data with zca, and N(0, (E[x0²] + σ²)·I) with isotropic."""
+    """At the start the density is N(μ, Σ + σ²I) of the data with zca, and N(μ, (tr Σ/D + σ²)·I) with isotropic."""
     x0 = data((3,))
     x, sigma, _ = noised()
     eye = torch.eye(3, dtype=x.dtype)
-    power = x0.square().mean()
+    variance = x0.var(0, correction=0).mean()
     for whitening, mean, covariance in (
         ("zca", x0.mean(0), torch.cov(x0.T, correction=0)),
-        ("isotropic", torch.zeros(3, dtype=x.dtype), power * eye),
+        ("isotropic", x0.mean(0), variance * eye),
     ):
         noisy = covariance + sigma[:, None, None] ** 2 * eye
         gaussian = torch.distributions.MultivariateNormal(mean.expand(4, 3), noisy)

@@ -19,8 +19,8 @@ def data(n=400, dim=6):
     return z @ mix + 1.5
 
 
-def fitted(name, x):
-    whitening = registry.create("whitening", name, shape=tuple(x.shape[1:])).double()
+def fitted(name, x, **settings):
+    whitening = registry.create("whitening", name, shape=tuple(x.shape[1:]), **settings).double()
     whitening.fit(x.split(64))
     return whitening
 
@@ -96,18 +96,27 @@ def test_zca_of_a_large_image_is_refused():
         registry.create("whitening", "zca", shape=(4, 64, 64))
 
 
+def test_isotropic_measures_mean_and_mean_variance_or_the_mean_square():
+    x = data()
+    centred, plain = fitted("isotropic", x), fitted("isotropic", x, center=False)
+    torch.testing.assert_close(centred.mean, x.mean(0))
+    torch.testing.assert_close(centred.variance, x.var(0, correction=0).mean())
+    torch.testing.assert_close(plain.variance, x.square().mean())
+    assert [*plain.state_dict()] == ["variance"]  # as in runs made before the mean was removed
+
+
 def test_identity_flow_after_zca_is_the_wiener_filter_and_after_isotropic_c_skip():
     x, sigma = data(), torch.full((5,), 0.8, dtype=torch.float64)
-    variance = x.square().mean()  # isotropic measures the root mean square
-    assert torch.allclose(fitted("isotropic", x).variance, variance)
     noised = x[:5] + 0.8
-    zca, isotropic = (
-        score_flow_of(flow_of("linear_activation", (6,), 64, act="softplus"), (6,), fitted(name, x), embed_dim=64)
+    zca, centred, plain = (
+        score_flow_of(flow_of("linear_activation", (6,), 64, act="softplus"), (6,), whitening, embed_dim=64)
         .double()
         .eval()
-        for name in ("zca", "isotropic")
+        for whitening in (fitted("zca", x), fitted("isotropic", x), fitted("isotropic", x, center=False))
     )
     wiener = Gaussian(x.mean(0), torch.cov(x.T, correction=0))
     assert torch.allclose(zca(noised, sigma), wiener.score(noised, sigma), atol=1e-9)
     assert torch.allclose(zca.log_prob(noised, sigma), wiener.log_prob(noised, sigma), atol=1e-9)
-    assert torch.allclose(x[:5] + 0.64 * isotropic(x[:5], sigma), variance / (variance + 0.64) * x[:5])
+    for model, mean, variance in ((centred, x.mean(0), x.var(0, correction=0).mean()), (plain, 0, x.square().mean())):
+        c_skip = variance / (variance + 0.64)
+        torch.testing.assert_close(noised + 0.64 * model(noised, sigma), mean + c_skip * (noised - mean))
