@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from cli_process import succeed
-from runs import TINY, settings, train
+from runs import TINY, settings, train, without_flow
 
 from flowdiff import config
 from flowdiff.runs.identity import run_id
@@ -18,7 +18,7 @@ from flowdiff.training.divergence import Divergence
 from flowdiff.training.engine import Engine
 
 PRESETS = ["anomaly", "fast_dev_run", "overfit", "profiler"]
-TOY = [override for override in TINY if override.startswith(("dataset", "accelerator"))]
+TOY = [override for override in TINY if override.startswith(("dataset", "flow", "accelerator"))]
 QUICK = [*TOY, "sampler.num_steps=3", "metrics.num_samples=64", "metrics.likelihood=false"]
 # F = w·x + 0·√(0·w): the value is right, and the gradient of √ at 0 is 0/0.
 PLUGIN = """
@@ -82,7 +82,7 @@ def test_overfit_repeats_one_batch_with_its_noise(tmp_path):
 def test_overfit_learns_its_batch_by_heart(tmp_path):
     # A raw network can, down to a loss of 0; 32 points in the plane are many for a flow of a few smooth layers.
     raw = ["network=mlp", "scaling=edm", "trainer.max_steps=150", "optimizer.warmup_steps=10"]
-    train(tmp_path / "run", *QUICK, "debug=overfit", *raw)
+    train(tmp_path / "run", *without_flow(QUICK), "debug=overfit", *raw)
     curve = losses(tmp_path / "run")
     assert sum(curve[-10:]) < 0.2 * sum(curve[:10])
 
@@ -117,7 +117,7 @@ def test_profiler_leaves_its_table_in_the_run_folder(tmp_path, name, said):
 
 def test_anomaly_names_the_operation_that_made_the_nan_and_does_not_stop_a_sound_flow(tmp_path):
     (tmp_path / "plugin.py").write_text(PLUGIN)
-    given = [*QUICK, f"plugins=[{tmp_path / 'plugin.py'}]", "network=broken", "scaling=edm", "trainer.max_steps=50"]
+    given = [*without_flow(QUICK), f"plugins=[{tmp_path / 'plugin.py'}]", "network=broken", "scaling=edm", "trainer.max_steps=50"]
     where = r"step 1: the norm of the gradient is nan, first in the derivative of network \(Broken\), at σ = "
     with pytest.raises(Divergence, match=where):
         train(tmp_path / "without", *given, "logger=csv")
