@@ -40,7 +40,7 @@ def test_points_are_centred_of_unit_scale_balanced_and_the_same_in_every_run(nam
 
 
 def test_moons_lie_on_their_half_circles():
-    x, label = toy("two_moons").train[:]
+    x, label, _ = toy("two_moons").train[:]
     x = x * 0.706 + torch.tensor([0.5, 0.25])
     centre = torch.stack([label.float(), 0.5 * label], 1)  # (n, 2)
     radius = (x - centre).norm(dim=1)
@@ -50,7 +50,7 @@ def test_moons_lie_on_their_half_circles():
 
 
 def test_gaussians_sit_on_the_circle():
-    x, label = toy("eight_gaussians").train[:]
+    x, label, _ = toy("eight_gaussians").train[:]
     for k in range(8):
         own = x[label == k]
         angle = torch.tensor(2 * math.pi * k / 8)
@@ -81,7 +81,7 @@ def test_swiss_roll_follows_its_spiral():
 
 
 def test_pinwheel_arms_are_turns_of_each_other():
-    x, label = toy("pinwheel").train[:]
+    x, label, _ = toy("pinwheel").train[:]
     z = torch.view_as_complex(x.contiguous()) * torch.polar(torch.ones(N), -label * (2 * math.pi / 5))
     means = torch.stack([z[label == k].mean() for k in range(5)])
     assert (means - means.mean()).abs().max() < 6 * 0.6 / math.sqrt(N / 5)  # an arm is 0.6 long at most

@@ -42,8 +42,8 @@ def test_a_prompt_names_the_samples(model):
     drawn = flowdiff.sample(model, 4, prompt=["a big red three", "a small blue two on the left"], num_steps=2)
     again = flowdiff.sample(model, 4, prompt="a big red three", num_steps=2)
     assert drawn.shape == (4, 3, 16, 16)
-    torch.testing.assert_close(drawn[[0, 2]], again[[0, 2]], atol=1e-3, rtol=0)  # rounding, amplified by D
-    assert (drawn[1] - again[1]).abs().max() > 0.01
+    # The steep D of random weights amplifies rounding at a few pixels, so the mean difference counts.
+    assert (drawn[[0, 2]] - again[[0, 2]]).abs().mean() < 1e-4 < 1e-3 < (drawn[1] - again[1]).abs().mean()
     by_default = flowdiff.sample(model, 2, num_steps=2)
     examples = list(model.conditioner.examples()[:2])
     assert torch.equal(by_default, flowdiff.sample(model, 2, prompt=examples, num_steps=2))
@@ -53,8 +53,8 @@ def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
     guided = {"guidance": "cfg", "scale": 2.0, "num_steps": 2, "prompt": "a big red three"}
     plain = flowdiff.sample(model, 2, **guided)
     same = flowdiff.sample(model, 2, negative_prompt="", **guided)  # the null condition itself
-    torch.testing.assert_close(same, plain, atol=1e-3, rtol=0)
-    assert (flowdiff.sample(model, 2, negative_prompt="green", **guided) - plain).abs().max() > 0.01
+    other = flowdiff.sample(model, 2, negative_prompt="green", **guided)
+    assert (same - plain).abs().mean() < 1e-4 < 1e-3 < (other - plain).abs().mean()
     with pytest.raises(ConfigurationError, match="negative_prompt='green' takes the place of the null condition in"):
         flowdiff.sample(model, 2, prompt="a big red three", negative_prompt="green")
 

@@ -49,7 +49,7 @@ def test_weights_do_not_depend_on_the_global_state_nor_change_it(tiny, tmp_path,
 
 def test_read_from_the_cache_without_training(tiny, tmp_path, quick, monkeypatch):
     first = build_extractor(tiny, tmp_path)
-    monkeypatch.setattr(features, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(features, "train_cnn", lambda *_: pytest.fail("trained again"))
     second = build_extractor(tiny, tmp_path)
     assert (second.weight_hash, second.accuracy) == (first.weight_hash, first.accuracy)
     x = torch.rand(5, 3, 8, 8) * 2 - 1
