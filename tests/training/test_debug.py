@@ -117,7 +117,13 @@ def test_profiler_leaves_its_table_in_the_run_folder(tmp_path, name, said):
 
 def test_anomaly_names_the_operation_that_made_the_nan_and_does_not_stop_a_sound_flow(tmp_path):
     (tmp_path / "plugin.py").write_text(PLUGIN)
-    given = [*without_flow(QUICK), f"plugins=[{tmp_path / 'plugin.py'}]", "network=broken", "scaling=edm", "trainer.max_steps=50"]
+    given = [
+        *without_flow(QUICK),
+        f"plugins=[{tmp_path / 'plugin.py'}]",
+        "network=broken",
+        "scaling=edm",
+        "trainer.max_steps=50",
+    ]
     where = r"step 1: the norm of the gradient is nan, first in the derivative of network \(Broken\), at σ = "
     with pytest.raises(Divergence, match=where):
         train(tmp_path / "without", *given, "logger=csv")
