@@ -52,8 +52,8 @@ TWO = [
     ["a {0} above a {1}", "a {1} below a {0}"],
 ]
 # Upper left corner of each digit in sixteenths of the canvas; a large digit is 13 wide, a small one 8.
-CORNERS_OF_ONE = [(1, 1), (4, 0), (4, 8), (0, 4), (8, 4)]
-CORNERS_OF_TWO = [((4, 0), (4, 8)), ((0, 4), (8, 4))]
+CORNERS_OF_ONE: list[tuple[tuple[int, int], ...]] = [((1, 1),), ((4, 0),), ((4, 8),), ((0, 4),), ((8, 4),)]
+CORNERS_OF_TWO: list[tuple[tuple[int, int], ...]] = [((4, 0), (4, 8)), ((0, 4), (8, 4))]
 LARGE, SMALL = 13, 8
 
 
@@ -101,9 +101,9 @@ class Scenes:
 
 
 def drawn(n: int, part: Part, generator: Generator) -> Scenes:
-    """n random scenes, half of them with two digits; all combinations of the part are equally likely."""
+    """n random scenes of a part: uniform scenes, half of them with two digits, of which the other part is left out."""
     found: list[Scenes] = []
-    while sum(map(len, found)) < n:  # a quarter of the scenes is held out
+    while sum(map(len, found)) < n:  # 10 % of the scenes of one digit are held out, and 27 % of those of two
         digits = torch.randint(10, (4 * n, 2), generator=generator)
         colours = torch.randint(len(COLOURS), (4 * n, 2), generator=generator)
         two = torch.rand(4 * n, generator=generator) < 0.5
@@ -150,9 +150,9 @@ def pictures(scenes: Scenes, glyphs: Tensor, size: int) -> Tensor:
     for two, layouts in ((False, CORNERS_OF_ONE), (True, CORNERS_OF_TWO)):
         for layout, corners in enumerate(layouts):
             rows = ((scenes.two == two) & (scenes.layout == layout)).nonzero()[:, 0]
-            for place, corner in enumerate(corners if two else [corners]):
+            for place, corner in enumerate(corners):
                 side = round(unit * (LARGE if not two and layout == 0 else SMALL))
-                top, left = (round(unit * start) for start in corner)  # type: ignore[attr-defined]
+                top, left = (round(unit * start) for start in corner)
                 shape = F.interpolate(glyphs[rows, place][:, None], (side, side), mode="bilinear", antialias=True)
                 here = canvas[rows]
                 here[:, :, top : top + side, left : left + side] += shape * tint[scenes.colours[rows, place]][..., None, None]
@@ -167,16 +167,18 @@ class SceneSplit(Split):
     Args:
         scenes: the scenes.
         sources: (n, 2) int64, which image of `glyphs` each digit is written as.
-        glyphs: (m, 8, 8) in [0, 1].
+        glyphs: (m, 8, 8) in [0, 1], the images of digits.
+        digit: (m,) int64, the digit of each of them.
         captions: the captions of each scene.
         size: pixels along a side.
     """
 
-    def __init__(self, scenes: Scenes, sources: Tensor, glyphs: Tensor, captions: Captions, size: int) -> None:
+    def __init__(self, scenes: Scenes, sources: Tensor, glyphs: Tensor, digit: Tensor, captions: Captions, size: int) -> None:
         super().__init__(scenes.digits[:, 0], captions)
         self.scenes = scenes
         self.sources = sources
         self.glyphs = glyphs
+        self.digit = digit
         self.size = size
 
     def read(self, indices: Tensor) -> Tensor:
@@ -241,7 +243,7 @@ class CaptionedDigits(AttributedData):
         generator = step_generator(seed, len(self.sizes))  # the splits have the counters 0 and 1
         scenes = drawn(n, part, generator)
         texts = captions(scenes, generator)
-        sources = _hands(scenes, self.digit_of_test, generator)
+        sources = _hands(scenes, self.test.digit, generator)
         return Asked(texts, scenes.attributes(), pictures(scenes, self.test.glyphs[sources], self.shape[1]))
 
     def load(self) -> tuple[Split, Split]:
@@ -257,8 +259,7 @@ class CaptionedDigits(AttributedData):
             texts = [captions(scenes, generator) for _ in range(self.captions_per_image)]
             sources = _hands(scenes, digit[writers], generator)
             known = Captions(zip(*texts, strict=True))
-            splits.append(SceneSplit(scenes, sources, glyphs[writers], known, self.shape[1]))
-            self.digit_of_test = digit[writers]
+            splits.append(SceneSplit(scenes, sources, glyphs[writers], digit[writers], known, self.shape[1]))
         return splits[0], splits[1]
 
 

@@ -31,7 +31,7 @@ from flowdiff.evaluation.features.choose import build_extractor, check_extractab
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
 from flowdiff.evaluation.health.measure import HealthSettings, measure
-from flowdiff.evaluation.prompts import prompt_accuracy
+from flowdiff.evaluation.prompts import attribute_judge, prompt_accuracy
 from flowdiff.registry import check, hyperparameters, register, resolve
 from flowdiff.runs.files import can_write
 from flowdiff.runs.health import Health
@@ -135,6 +135,8 @@ class Metrics:
                 split.features()
             for name in self.comparisons:
                 self.floor(name)
+            if isinstance(self.data, AttributedData):
+                attribute_judge(self.data, self.cache_dir)
 
     def wants(self, key: str, denoiser: ConditionedDenoiser) -> bool:
         """Whether to measure `ode.measure`, `classify`, `outliers` or `interpolate` for this model."""

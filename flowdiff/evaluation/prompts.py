@@ -40,7 +40,7 @@ def prompt_accuracy(
         {"prompts_<part>": share of samples with every attribute right, "prompts_<part>_<attribute>": of one attribute},
         for each part, seen and held_out, and the same of real pictures, with _floor.
     """
-    judge = _judge(data, cache_dir)
+    judge = attribute_judge(data, cache_dir)
     found: dict[str, float] = {}
     for part in get_args(Part):
         asked = data.ask(part, PROMPTS, seed)
@@ -65,7 +65,7 @@ def _right(scores: Tensor, attributes: Mapping[str, Tensor], sizes: Mapping[str,
     return {name: parts[name].argmax(1) == value for name, value in attributes.items()}
 
 
-def _judge(data: AttributedData, cache_dir: Path) -> SmallCNN:
+def attribute_judge(data: AttributedData, cache_dir: Path) -> SmallCNN:
     """A SmallCNN with a score for each value of each attribute, trained deterministically or read from the cache."""
     sizes = data.attribute_sizes
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):

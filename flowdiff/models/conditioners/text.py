@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 UNKNOWN, END = 0, 1  # ids of the word that training has not seen, and of the end of a caption
-EXAMPLES = 64  # training captions that a run keeps as prompts
+EXAMPLES = 2000  # training captions that a run keeps as prompts; a Fréchet distance needs as varied ones as the data
 
 
 NEEDS_CAPTIONS = Requirement(
