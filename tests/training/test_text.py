@@ -117,6 +117,7 @@ def test_prompts_on_the_command_line(run):
     assert all((cwd / name / "samples.png").is_file() for name in prompts)
     mistakes = [
         ([*asked, "prompts=empty.txt"], "prompts=empty.txt holds no prompt: write one in each line"),
+        ([f"run={run}", "num_samples=1", "prompt=[red,blue]"], "num_samples=1 is less than the 2 prompts: set"),
         ([*asked, "prompts=none.txt"], "prompts=none.txt cannot be read (No such file or directory): give a text file"),
         ([*asked, "prompt=red", "prompts=prompts.txt"], "prompt and prompts both say what to draw"),
         ([*asked, "class_label=3"], "class_label=3 was given to a model that reads text: give a prompt instead"),
