@@ -185,8 +185,8 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
             log.warning("a prompt is longer than the model reads; these words are left out: %s", cut)
     if prompt and settings["num_samples"] < len(prompt):
         raise ConfigurationError(
-            f"num_samples={settings['num_samples']} is less than the {len(prompt)} prompts: set num_samples to at least "
-            f"{len(prompt)}, so that each is drawn."
+            f"num_samples={settings['num_samples']} is less than the {len(prompt)} prompts: set num_samples to "
+            f"{len(prompt)} or more, so that each is drawn."
         )
     _choose_threads(parts, min(settings["num_samples"], settings["batch_size"]))
     request = Request(
