@@ -23,7 +23,7 @@ def test_all_five_are_covered():
 
 @pytest.mark.parametrize("name", TOYS)
 def test_points_are_centred_of_unit_scale_balanced_and_the_same_in_every_run(name):
-    data, (x, label) = toy(name), toy(name).train[:]
+    data, (x, label, _) = toy(name), toy(name).train[:]
     assert x.dtype == torch.float32
     assert x.shape == (N, 2)
     # Five standard errors of a mean whose standard deviation is at most 1.3; the scales are rounded to 1 %.
