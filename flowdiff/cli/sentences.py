@@ -114,7 +114,7 @@ def _separated(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Hydra's options and the overrides: argparse refuses overrides on both sides of an option."""
     options: list[str] = []
     overrides: list[str] = []
-    for before, argument in zip(["", *arguments[:-1]], arguments, strict=True):
+    for before, argument in zip(["", *arguments], arguments, strict=False):
         is_option = argument.startswith("-") or before in WITH_VALUE
         if argument in ("--info", "-i"):
             argument = "--info=all"  # not the override that follows

@@ -37,7 +37,7 @@ CHECKED = 4096  # samples that are searched for NaN at a time
 class Batch(NamedTuple):
     """Samples with what is known about them.
 
-    Args:
+    Attributes:
         x: raw samples (B, …), uint8 levels or float32 vectors.
         label: classes, int64 (B,); all 0 without labels.
         captions: the captions of each sample, one or more; None without captions.

@@ -33,6 +33,26 @@ def test_a_run_leaves_its_folder_and_its_command_again_does_nothing_twice(tmp_pa
     assert (folder / "result.json").stat().st_mtime_ns > before
 
 
+def test_a_command_without_arguments_is_the_default_run(tmp_path):
+    (tmp_path / "file").touch()
+    done = script("train", cwd=tmp_path, FLOWDIFF_CACHE=str(tmp_path / "file" / "cache"))  # refused before its first step
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith("metrics.cache_dir: ")
+    assert [path.parent.name[:8] for path in tmp_path.glob("outputs/*/config.yaml")] == ["default-"]
+    done = script("sample", cwd=tmp_path)
+    assert (done.returncode, done.stderr[:33]) == (2, "sample.py needs run=<run folder>:")
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme(tmp_path):
+    done = fresh("train", cwd=tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    (result,) = tmp_path.glob("outputs/default-*/result.json")
+    numbers = json.loads(result.read_text())["metrics"]
+    assert numbers["fd_digits_cnn"] < 1.0  # as README and experiments/default_run say; three seeds have 0.71 to 0.86
+    assert numbers["precision"] > 0.5
+
+
 MISTAKES = [
     (["flow.n_flows=many"], "flow.n_flows=many is not allowed"),
     (["network=unet", "loss=nll"], "loss=nll network=unet do not go together"),
