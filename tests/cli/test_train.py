@@ -35,7 +35,8 @@ def test_a_run_leaves_its_folder_and_its_command_again_does_nothing_twice(tmp_pa
 
 def test_a_command_without_arguments_is_the_default_run(tmp_path):
     (tmp_path / "file").touch()
-    done = script("train", cwd=tmp_path, FLOWDIFF_CACHE=str(tmp_path / "file" / "cache"))  # refused before its first step
+    cache = str(tmp_path / "file" / "cache")  # cannot be made, so the run is refused before its first step
+    done = script("train", cwd=tmp_path, FLOWDIFF_CACHE=cache)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
     assert done.stderr.startswith("metrics.cache_dir: ")
     assert [path.parent.name[:8] for path in tmp_path.glob("outputs/*/config.yaml")] == ["default-"]
