@@ -11,9 +11,12 @@ def pytest_xdist_auto_num_workers():
     return (os.cpu_count() or 1) + 1
 
 
+# Files that take longest, with SLURM's, which wait more than they compute: begun first, none of them ends alone.
+LONG = ("slurm", "flows/test_laws.py", "training/test_run.py", "training/test_text.py", "evaluation/test_evaluate.py")
+
+
 def pytest_collection_modifyitems(items):
-    """SLURM's tests wait more than they compute: begun first, they have company until the end."""
-    items.sort(key=lambda item: "slurm" not in item.path.parts)
+    items.sort(key=lambda item: not any(part in item.path.as_posix() for part in LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,6 +25,8 @@ class Conditioning:
         guidance: (B, 2), the weights of guidance inside a flow at its first and its last token; None without guidance.
             The batch then holds pairs, see flowdiff/models/flows/guided.py.
         gate: (B,), γ² of a score flow's gate (flowdiff/models/flows/gate.py), which only a flow reads; None without.
+        label: (B,) int64, the class of each sample, −1 for no class; None if no sample has a class. Only a score flow
+            whose base is a mixture for each class reads it (flowdiff/models/networks/mixture_base.py).
     """
 
     vector: Tensor | None = None
@@ -32,22 +34,24 @@ class Conditioning:
     mask: Tensor | None = None
     guidance: Tensor | None = None
     gate: Tensor | None = None
+    label: Tensor | None = None
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Join the batches of several conditions along B; shorter sequences are padded with tokens that do not count.
 
         Raises:
-            ValueError: only some of the conditions have a vector, tokens, guidance or a gate.
+            ValueError: only some of the conditions have a vector, tokens, guidance, a gate or a label.
         """
-        present = {(c.vector is None, c.tokens is None, c.guidance is None, c.gate is None) for c in parts}
+        present = {tuple(part is None for part in (c.vector, c.tokens, c.guidance, c.gate, c.label)) for c in parts}
         if len(present) > 1:
             raise ValueError(
-                "these conditions cannot be joined, because only some have a vector, tokens, guidance or a gate: give "
-                "the null condition the same parts as the others, a vector of zeros or tokens of shape (n, 0, E)."
+                "these conditions cannot be joined, because only some have a vector, tokens, guidance, a gate or a "
+                "label: give the null condition the same parts as the others, a vector of zeros, tokens of shape "
+                "(n, 0, E), or labels −1."
             )
         vector = _joined(part.vector for part in parts)
-        others = {"guidance": _joined(part.guidance for part in parts), "gate": _joined(part.gate for part in parts)}
+        others = {name: _joined(getattr(part, name) for part in parts) for name in ("guidance", "gate", "label")}
         sequences = [part.tokens for part in parts if part.tokens is not None]
         if not sequences:
             return Conditioning(vector, **others)

@@ -49,6 +49,7 @@ ADDED = {
     "clip": False,
     "network.gate": False,
     "whitening.center": False,
+    "network.components": 0,
     "start": "noise",
     "sigma_start": None,
     "guidance.flow_scale": 1.0,

@@ -120,7 +120,7 @@ def take(cond: Conditioning | None, rows: Tensor) -> Conditioning | None:
     """The conditions of some samples, detached from the graph."""
     if cond is None:
         return None
-    parts = (cond.vector, cond.tokens, cond.mask)
+    parts = (cond.vector, cond.tokens, cond.mask, None, None, cond.label)
     return Conditioning(*(None if part is None else part.detach()[rows.to(part.device)] for part in parts))
 
 

@@ -120,14 +120,15 @@ class Engine(LightningModule):
             first_stage.fit(self.latents.posteriors(MEASURE_BATCH), images)
         total, count = 0.0, 0
         self.denoiser.data_range.clear()
-        for z in self._training_latents():
+        for z, _ in self._training_latents():
             total += float(z.double().square().sum())
             count += z.numel()
             if not first_stage.trained:
                 self.denoiser.data_range.extend(z)
         self._check_scale((total / count) ** 0.5)
         self.denoiser.sigma_data.fill_((total / count) ** 0.5)
-        self.denoiser.network.fit(self._training_latents())
+        self.denoiser.network.fit(z for z, _ in self._training_latents())
+        self.denoiser.network.fit_classes(self._training_latents())
         return float(self.denoiser.sigma_data)
 
     def train_dataloader(self) -> DataLoader:
@@ -261,11 +262,13 @@ class Engine(LightningModule):
                 " rescale the data to about 1."
             )
 
-    def _training_latents(self) -> Iterator[Tensor]:
+    def _training_latents(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training split as the model sees it, in order, with its labels."""
         split = self.latents.train
         generator = step_generator(self.seed, MEASURE)
         for start in range(0, len(split), MEASURE_BATCH):
-            yield self.latents.to_model(split[start : start + MEASURE_BATCH].x, generator).to(self.device)
+            batch = split[start : start + MEASURE_BATCH]
+            yield self.latents.to_model(batch.x, generator).to(self.device), batch.label.to(self.device)
 
 
 def log_interval(trainer: Trainer) -> int:

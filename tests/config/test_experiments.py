@@ -44,7 +44,13 @@ def setting(job):
 
 
 EXPERIMENTS = config.options("experiment")
-SETTINGS = list(dict.fromkeys(setting(job) for name in EXPERIMENTS for job in jobs(name)))
+EACH = {name: list(dict.fromkeys(setting(job) for job in jobs(name))) for name in EXPERIMENTS}
+# The first and the last of each experiment are quick, and what lies between them are slow tests.
+SETTINGS = [
+    pytest.param(job, id=" ".join(job), marks=() if job in (found[0], found[-1]) else pytest.mark.slow)
+    for found in EACH.values()
+    for job in found
+]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -71,7 +77,7 @@ def behind_an_autoencoder(composed, folder, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:activation=leakyrelu")
-@pytest.mark.parametrize("overrides", SETTINGS, ids=" ".join)
+@pytest.mark.parametrize("overrides", SETTINGS)
 def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrides, tmp_path, monkeypatch):
     composed = config.compose([*overrides, "accelerator=cpu"])
     behind_an_autoencoder(composed, tmp_path, monkeypatch)

@@ -154,3 +154,15 @@ def test_a_caption_of_each_sample_is_drawn_by_the_generator(text):
 def test_the_width_of_text_is_a_multiple_of_its_heads():
     with pytest.raises(ConfigurationError, match=r"conditioner.dim=9 is not a multiple of conditioner.heads=2"):
         registry.create("conditioner", "text", dim=9, heads=2)
+
+
+@pytest.mark.parametrize("name", ["class", "one_hot"])
+def test_the_condition_names_the_class_and_a_dropped_one_has_none(name):
+    conditioner = registry.create("conditioner", name, num_classes=4, drop=0.5)
+    label = torch.arange(4).repeat(50)
+    seen = conditioner.train()(label, torch.Generator().manual_seed(0))
+    kept = seen.label >= 0
+    assert 0.3 < kept.float().mean() < 0.7
+    assert torch.equal(seen.label[kept], label[kept])
+    assert torch.equal(seen.vector[~kept], conditioner.null(int((~kept).sum())).vector)
+    assert torch.equal(conditioner.null(2).label, torch.tensor([-1, -1]))

@@ -73,8 +73,15 @@ def weights(path):
     return checkpoint["global_step"], {**checkpoint["state_dict"], **checkpoint["current_model_state"]}
 
 
-@pytest.mark.parametrize("looking", ["at every step", "before a save"])
-@pytest.mark.parametrize(("expression", "said"), [FORWARD, BACKWARD], ids=["forward", "backward"])
+@pytest.mark.parametrize(
+    ("expression", "said", "looking"),
+    [
+        pytest.param(*FORWARD, "before a save", id="forward, before a save"),
+        pytest.param(*BACKWARD, "at every step", id="backward, at every step"),
+        pytest.param(*FORWARD, "at every step", id="forward, at every step", marks=pytest.mark.slow),
+        pytest.param(*BACKWARD, "before a save", id="backward, before a save", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_says_where_it_diverged_and_keeps_what_was_before(run, tmp_path, monkeypatch, expression, said, looking):
     more = []
     if looking == "before a save":  # as on a GPU

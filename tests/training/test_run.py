@@ -96,7 +96,7 @@ def curves(path):
     return RunFolder(path).metrics.read_text().splitlines()[:-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_run_goes_on_exactly(tmp_path, undisturbed, at_step, monkeypatch, number):
     whole, extra = undisturbed
     halved = tmp_path / "halved"
@@ -202,17 +202,26 @@ def test_a_broken_checkpoint_is_a_sentence(tmp_path):
         train(folder.path, *TINY)
 
 
+def kind(*more, of=TINY_DIGITS, slow=True):
+    """A run of another kind than the default one."""
+    marks = pytest.mark.slow if slow else ()
+    return pytest.param([*of, *more], id=" ".join(more) or "no flow", marks=marks)
+
+
+UNET = ["network=unet", "scaling=v", "network.channels=[8,8]", "network.norm_groups=4"]
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        [*without_flow(TINY_DIGITS)],
-        [*without_flow(TINY_DIGITS), "network=mlp", "scaling=edm", "network.width=16", "network.depth=1"],
-        [*without_flow(TINY_DIGITS), "network=unet", "scaling=v", "network.channels=[8,8]", "network.norm_groups=4"],
-        [*TINY_DIGITS, "conditioner=none", "loss=hybrid", "optimizer=adam", "optimizer.ema_decay=0.0"],
-        [*TINY_DIGITS, "loss=nll", "whitening=isotropic", "sigma_sampler=log_uniform", "guidance=cfg"],
-        [*TINY, "loss=score_matching", "sampler=ddpm", "schedule=ddpm", "logger=tensorboard"],
+        kind(*UNET, of=without_flow(TINY_DIGITS), slow=False),
+        kind("loss=nll", "whitening=isotropic", "sigma_sampler=log_uniform", "guidance=cfg", slow=False),
+        kind("network.components=2", "loss=nll", slow=False),
+        kind(of=without_flow(TINY_DIGITS)),
+        kind("network=mlp", "scaling=edm", "network.width=16", "network.depth=1", of=without_flow(TINY_DIGITS)),
+        kind("conditioner=none", "loss=hybrid", "optimizer=adam", "optimizer.ema_decay=0.0"),
+        kind("loss=score_matching", "sampler=ddpm", "schedule=ddpm", "logger=tensorboard", of=TINY),
     ],
-    ids=lambda o: " ".join(x for x in o if x not in TINY and x not in TINY_DIGITS) or "default",
 )
 def test_every_kind_of_run_ends_complete(tmp_path, overrides):
     train(tmp_path / "run", *overrides)

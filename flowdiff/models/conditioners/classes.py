@@ -71,13 +71,12 @@ class ClassConditioner(Conditioner):
 
     def condition(self, given: Given) -> Conditioning:
         assert isinstance(given, Tensor)  # `given` reads labels
-        return Conditioning(self.embedding(given))
+        return Conditioning(self.embedding(given), label=given)
 
     def null(self, n: int) -> Conditioning:
-        if self.null_is_mean:
-            return Conditioning(self.embedding.weight.mean(0).expand(n, -1))
-        label = torch.full((n,), self.embedding.num_embeddings - 1, device=self.embedding.weight.device)
-        return Conditioning(self.embedding(label))
+        weight = self.embedding.weight
+        vector = weight.mean(0) if self.null_is_mean else weight[-1]
+        return Conditioning(vector.expand(n, -1), label=no_class(n, weight.device))
 
 
 @register("conditioner", "one_hot")
@@ -104,10 +103,15 @@ class OneHot(Conditioner):
 
     def condition(self, given: Given) -> Conditioning:
         assert isinstance(given, Tensor)  # `given` reads labels
-        return Conditioning(self.rows[given])
+        return Conditioning(self.rows[given], label=given)
 
     def null(self, n: int) -> Conditioning:
-        return Conditioning(self.rows.new_zeros(n, self.dim))
+        return Conditioning(self.rows.new_zeros(n, self.dim), label=no_class(n, self.rows.device))
+
+
+def no_class(n: int, device: torch.device) -> Tensor:
+    """Labels (n,) of samples without a class."""
+    return torch.full((n,), -1, device=device)
 
 
 def require_classes(num_classes: int | None, name: str) -> int:

@@ -52,6 +52,12 @@ class Network(nn.Module, ABC):
         Called once before training. The default measures nothing and reads no batch.
         """
 
+    def fit_classes(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Measure statistics of each class, from the batches of `fit` with their labels, (B, *shape) and (B,) int64.
+
+        Called once, after `fit`. The default measures nothing and reads no batch.
+        """
+
     def compile_for_training(self) -> None:
         """Compile the method that training calls with torch.compile."""
         self.compile()
@@ -83,7 +89,7 @@ class Density(Network):
 
 
 class FlowDensity(Density):
-    """A density whose samples are images of base points: x = f⁻¹(z; σ, c) with z ~ N(0, I).
+    """A density whose samples are images of base points: x = f⁻¹(z; σ, c), with z ~ N(0, I) or another simple density.
 
     guidance_orders: the orders in which `sample_guided` can guide; none if the flow cannot be guided.
     """
@@ -92,7 +98,7 @@ class FlowDensity(Density):
 
     @abstractmethod
     def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """The base point z of x, shaped like x; z ~ N(0, I) if x ~ p_σ(·|c)."""
+        """The base point z of x, shaped like x; it has the density of the base if x ~ p_σ(·|c)."""
 
     @abstractmethod
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:

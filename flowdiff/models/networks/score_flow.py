@@ -4,6 +4,9 @@ y = A_σ (x − μ)                                  whitening, exact and affine
 z = f(γ·y; e, γ²)/γ                              a flow, γ(σ) its gate, e the embedding of (¼ ln σ, c)
 log p_σ(x|c) = log N(z; 0, I) + log|det ∂z/∂x|   nats
 s = ∇ₓ log p_σ(x|c)                              by autograd, so exactly the gradient of log p
+
+A base of components ≥ 1 is a mixture of Gaussians q_σ instead of N(0, I), at x₁ = A_σ⁻¹z + μ:
+log p_σ(x|c) = log q_σ(x₁|c) + log|det ∂x₁/∂x|
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
@@ -24,6 +27,7 @@ from flowdiff.models.flows.gate import saturating
 from flowdiff.models.flows.guided import GuidanceOrder
 from flowdiff.models.flows.shift import Shift
 from flowdiff.models.networks.base import SCALING_IS_SCORE, FlowDensity
+from flowdiff.models.networks.mixture_base import MixtureBase
 from flowdiff.models.networks.whitening import Whitening
 from flowdiff.models.nn.directional import Gradient, directional_score
 from flowdiff.models.nn.embeddings import ConditionEmbedding
@@ -49,6 +53,11 @@ class ScoreFlow(FlowDensity):
     flow that does not declare `takes_gate`. In front of a flow that declares `shares_weights` the gate brings a shift
     of each number by e, without which such a flow cannot contain the mean of a class (flowdiff/models/flows/shift.py).
 
+    With components ≥ 1 the whitening is undone behind the flow, and the base is a mixture of that many Gaussians for
+    each class, fitted to the data and convolved with the noise, instead of N(0, I). Untrained, p_σ is that mixture
+    (flowdiff/models/networks/mixture_base.py). It is for at most 256 dimensions, and does not go with guidance inside
+    the flow's own sampling.
+
     Args:
         flow: the bijection f.
         whitening: the map x → A_σ(x − μ) in front of the flow.
@@ -57,8 +66,13 @@ class ScoreFlow(FlowDensity):
         gradient: how a loss of the score is differentiated in the parameters: double_backward | directional |
             forward_mode (flowdiff/models/nn/directional.py).
         token_dim: width of cond.tokens (B, L, token_dim), 0 without tokens.
+        num_classes: number of classes of the data, None without classes.
         embed_dim: width of the embedding e, ≥ 1.
         gate: whether there is a gate.
+        components: Gaussians of a class in the base, ≥ 1; 0: the base is N(0, I).
+
+    Raises:
+        ConfigurationError: components ≥ 1 and more than 256 dimensions.
     """
 
     variance: Tensor  # v, with a gate only
@@ -71,9 +85,11 @@ class ScoreFlow(FlowDensity):
         cond_dim: int,
         gradient: Gradient = "double_backward",
         token_dim: int = 0,
+        num_classes: int | None = None,
         *,
         embed_dim: PositiveInt,
         gate: bool,
+        components: NonNegativeInt,
     ):
         super().__init__()
         self.shape = tuple(shape)
@@ -82,7 +98,9 @@ class ScoreFlow(FlowDensity):
         self.flow = flow
         self.embedding = ConditionEmbedding(embed_dim, cond_dim, token_dim)
         self.twice_differentiable = flow.twice_differentiable
-        self.guidance_orders = flow.guidance_orders
+        self.base = MixtureBase(shape, num_classes, components) if components else None
+        # Guidance mixes the maps of c and of ∅, which is no guidance where their bases differ, too.
+        self.guidance_orders = flow.guidance_orders if self.base is None else ()
         self.gated = gate and flow.takes_gate and whitening.standardises
         if self.gated:
             self.register_buffer("variance", torch.ones(()))
@@ -99,9 +117,18 @@ class ScoreFlow(FlowDensity):
         self.whitening.fit(moments.of(batches))
         self.variance.fill_(moments.mean_variance())
 
+    def fit_classes(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fit the mixture of the base."""
+        if self.base is not None:
+            self.base.fit(batches)
+
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""
         u, logdet, e = self._through_flow(x, sigma, cond)
+        if self.base is not None:
+            with full_precision(x):
+                moved, logdet_back = self.whitening.inverse(_divided(u, e), sigma)
+                return self.base.log_prob(moved, sigma, e.label) + logdet + logdet_back
         square = sum_except_batch(u**2)
         if e.gate is not None:
             square = square / e.gate  # ‖z‖² = ‖u‖²/γ², without a z that autograd would have to pass
@@ -132,13 +159,17 @@ class ScoreFlow(FlowDensity):
     @torch.no_grad()
     def sample(self, sigma: Tensor, cond: Conditioning | None = None, generator: Generators = None) -> Tensor:
         """Samples x ~ p_σ(·|c), (B, *shape), one for each entry of sigma (B,), by inverting the flow."""
-        z = randn((len(sigma), *self.shape), generator, device=sigma.device, dtype=sigma.dtype)
+        if self.base is None:
+            z = randn((len(sigma), *self.shape), generator, device=sigma.device, dtype=sigma.dtype)
+        else:
+            label = None if cond is None else cond.label
+            z, _ = self.whitening(self.base.sample(sigma, label, generator).view(-1, *self.shape), sigma)
         return self.decode(z, sigma, cond)
 
     def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """The base point z of x, shaped like x; z ~ N(0, I) if x ~ p_σ(·|c)."""
+        """The base point z of x, shaped like x; z ~ N(0, I) if x ~ p_σ(·|c) and components=0."""
         u, _, e = self._through_flow(x, sigma, cond)
-        return u if e.gate is None else u / append_dims(e.gate.sqrt(), u.ndim)
+        return _divided(u, e)
 
     @torch.no_grad()
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
@@ -192,6 +223,11 @@ class ScoreFlow(FlowDensity):
                 return self.embedding(0.25 * sigma.log(), cond)
             level = saturating(math.prod(self.shape) * self.variance, sigma)
             return replace(self.embedding(0.25 * level.log(), cond), gate=gate_at(self.variance, sigma))
+
+
+def _divided(u: Tensor, e: Conditioning) -> Tensor:
+    """The base point z = u/γ."""
+    return u if e.gate is None else u / append_dims(e.gate.sqrt(), u.ndim)
 
 
 def _no_shift_is_a_shift_of_zero(model: ScoreFlow, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -56,7 +56,7 @@ def directional_score(
     """
     cond = cond or Conditioning()
     return _DirectionalScore.apply(
-        log_prob, forward_mode, score, x, sigma, cond.mask, cond.vector, cond.tokens, *parameters
+        log_prob, forward_mode, score, x, sigma, cond.mask, cond.label, cond.vector, cond.tokens, *parameters
     )
 
 
@@ -70,26 +70,28 @@ class _DirectionalScore(torch.autograd.Function):
         x: Tensor,
         sigma: Tensor,
         mask: Tensor | None,
+        label: Tensor | None,
         vector: Tensor | None,
         tokens: Tensor | None,
         *parameters: Tensor,
     ) -> Tensor:
         ctx.log_prob, ctx.forward_mode = log_prob, forward_mode
-        ctx.save_for_backward(x, sigma, mask, vector, tokens, *parameters)
+        ctx.save_for_backward(x, sigma, mask, label, vector, tokens, *parameters)
         return score.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        x, sigma, mask, vector, tokens, *parameters = ctx.saved_tensors
+        x, sigma, mask, label, vector, tokens, *parameters = ctx.saved_tensors
         wanted = [
             needed and tensor is not None
-            for needed, tensor in zip(ctx.needs_input_grad[6:], ctx.saved_tensors[3:], strict=True)
+            for needed, tensor in zip(ctx.needs_input_grad[7:], ctx.saved_tensors[4:], strict=True)
         ]
         # Detached leaves: autograd.grad must stop here and not go on into the conditioner.
         vector, tokens = (None if t is None else t.detach().requires_grad_(t.requires_grad) for t in (vector, tokens))
         leaves = [t for t, needed in zip((vector, tokens, *parameters), wanted, strict=True) if needed]
-        cond = None if vector is None and tokens is None else Conditioning(vector, tokens, mask)
+        named = vector is not None or tokens is not None or label is not None
+        cond = Conditioning(vector, tokens, mask, label=label) if named else None
         terms = _forward_terms if ctx.forward_mode else _central_terms
         total: list[Tensor | None] = [None] * len(leaves)
         with torch.enable_grad(), first_order():
@@ -99,7 +101,7 @@ class _DirectionalScore(torch.autograd.Function):
                         before = total[i]
                         total[i] = g if before is None else before + g
         grads = iter(total)
-        return (None,) * 6 + tuple(next(grads) if needed else None for needed in wanted)
+        return (None,) * 7 + tuple(next(grads) if needed else None for needed in wanted)
 
 
 def _central_terms(

@@ -19,8 +19,12 @@ SHAPES = [(5,), (2, 2, 3), (1, 4, 4), (2, 2, 4)]
 EVERY_SHAPE = every_flow(*SHAPES, max_shapes=2)
 EVERY_ACTIVATION = every_flow_and_activation(registry.names("activation"), *SHAPES)
 TINY = [(3,), (1, 2, 2), (1, 4, 4)]  # for numerical derivatives
-STATES = pytest.mark.parametrize("far", [False, True], ids=["start", "far"])
-CLASSES = pytest.mark.parametrize("cond_dim", [0, TOKEN_DIM], ids=["unconditional", "class"])
+SLOW = pytest.mark.slow
+# The hardest case of each law is quick, and the easier ones are slow tests.
+STATES = pytest.mark.parametrize("far", [pytest.param(False, id="start", marks=SLOW), pytest.param(True, id="far")])
+UNCONDITIONAL, CLASS = pytest.param(0, id="unconditional", marks=SLOW), pytest.param(TOKEN_DIM, id="class")
+CLASSES = pytest.mark.parametrize("cond_dim", [UNCONDITIONAL, CLASS])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=SLOW)], ids=str)
 pytestmark = pytest.mark.filterwarnings("ignore:activation=leakyrelu as a flow layer:UserWarning")
 
 
@@ -113,7 +117,7 @@ def test_density_integrates_to_one(case, shape, far):
 
 @EVERY_ACTIVATION
 @STATES
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@DTYPES
 def test_log_density_and_score_are_finite_far_out(case, shape, activation, far, dtype):
     laws.finite_far_out(make_flow(case, shape, EMBED, activation, far), *batch(12, shape), dtype)
 

@@ -64,3 +64,18 @@ def test_samples_that_the_loss_ignores_add_no_gradient():
     alone = model.score(x[:1], sigma[:1], Conditioning(torch.zeros(1, COND)))
     expected = torch.autograd.grad(alone.sum(), model.network.embedding.mix.weight)[0]
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_the_gradient_with_a_base_of_classes_uses_the_labels():
+    x, noise = normal((2, 9, 6), seed=4)[0].double().unbind(0)
+    label = torch.arange(9) % 3
+    flow = flow_of("realnvp", (6,), EMBED)
+    network = score_flow_of(flow, (6,), embed_dim=EMBED, num_classes=3, components=2).double()
+    network.fit([x + label[:, None]])
+    network.fit_classes([(x + label[:, None], label)])
+    network, found = perturb(network, gain=0.3).train(), []
+    for network.gradient in ("double_backward", "forward_mode"):
+        score = network(noise, torch.full((9,), 0.5, dtype=torch.float64), Conditioning(label=label))
+        grads = torch.autograd.grad(score.square().sum(), list(network.parameters()), allow_unused=True)
+        found.append(torch.cat([g.flatten() for g in grads if g is not None]))
+    assert (found[1] - found[0]).norm() < 1e-12 * found[0].norm()

@@ -1,0 +1,179 @@
+"""The base of a flow that is a mixture of Gaussians fitted to the data, at every noise level the exact one.
+
+    p_σ(x|c) = Σ_k w_ck N(x; μ_ck, Σ_ck + σ²I)
+
+If clean data of class c are the mixture with σ = 0, then noised data are this one: the mixtures of all σ are one
+diffusion, and D is the mean of clean data given x, without anything to be learned. A flow in front of the mixture
+learns what it lacks. Weights, means and covariances are measured once, by expectation maximisation, before training.
+
+One Gaussian, N(0, I) behind a whitening, is the wrong start at the levels that decide what a sample looks like: there x
+is near one of several clusters of its class, and D is the mean of that cluster. A flow has to bend one Gaussian into
+these clusters at every σ anew, and the mixture has them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import final
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from flowdiff.errors import ConfigurationError
+from flowdiff.noise import Generators, randn
+from flowdiff.progress import counting
+from flowdiff.shapes import append_dims
+
+MAX_DIM = 256
+# Expectation maximisation: at most this many rounds, or until a round adds less than this to log p, in nats a sample.
+# More rounds change the mixture by less than another seed does.
+ROUNDS, TOLERANCE = 60, 1e-3
+# Added to the variances while the mixture is fitted, relative to the mean variance of the data.
+RIDGE = 1e-3
+
+
+@final
+class MixtureBase(nn.Module):
+    """A mixture of K Gaussians for each class, convolved with the noise; its parameters are buffers.
+
+    p_σ(x|c) = Σ_k w_ck N(x; μ_ck, U_ck diag(λ_ck + σ²) U_ckᵀ),  p_σ(x) = Σ_c π_c p_σ(x|c)
+
+    The covariance of a Gaussian with n samples is (n·Σ_ck + D·Σ_c)/(n + D), as if D more samples had the covariance Σ_c
+    that the Gaussians of its class have on average: that of n < D samples alone is singular. In the same way Σ_c is
+    drawn to the average of all classes. A class has at most one Gaussian for MIN_SAMPLES of its samples.
+
+    Args:
+        shape: shape of one sample, with D = prod(shape) dimensions.
+        num_classes: number of classes C; None: the data have none.
+        components: number K of Gaussians of a class, ≥ 1.
+
+    Raises:
+        ConfigurationError: D > 256; a Gaussian takes a D×D matrix.
+
+    Source: Dempster, Laird, Rubin, Maximum likelihood from incomplete data via the EM algorithm, 1977; fitted by
+    scikit-learn's GaussianMixture.
+    """
+
+    MIN_SAMPLES = 20
+
+    prior: Tensor  # π (C,)
+    weight: Tensor  # w (C, K); 0 where a class has fewer than K Gaussians
+    mean: Tensor  # μ (C, K, D)
+    basis: Tensor  # U (C, K, D, D), eigenvectors in columns
+    eigenvalues: Tensor  # λ (C, K, D)
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int | None, components: PositiveInt):
+        super().__init__()
+        dim, classes = math.prod(shape), num_classes or 1
+        if dim > MAX_DIM:
+            raise ConfigurationError(
+                f"network.components={components} needs {classes * components:,} matrices of {dim:,}×{dim:,} numbers, "
+                f"and at most {MAX_DIM} dimensions are allowed: set network.components=0."
+            )
+        self.dim = dim
+        self.register_buffer("prior", torch.full((classes,), 1 / classes))
+        self.register_buffer("weight", torch.full((classes, components), 1 / components))
+        self.register_buffer("mean", torch.zeros(classes, components, dim))
+        self.register_buffer("basis", torch.eye(dim).repeat(classes, components, 1, 1))
+        self.register_buffer("eigenvalues", torch.ones(classes, components, dim))
+
+    def log_prob(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+        """log p_σ(x|c) in nats, (B,), for x (B, …), sigma (B,) in data units and labels (B,), −1 for no class."""
+        x = x.flatten(1)
+        if label is None:
+            return self._log_mixture(x, sigma)
+        # Class by class, so that each sample meets the matrices of its own class alone.
+        groups = [(c, (label == c).nonzero().flatten()) for c in label.unique().tolist()]
+        parts = [self._log_mixture(x[rows], sigma[rows], None if c < 0 else c) for c, rows in groups]
+        return torch.cat(parts)[torch.cat([rows for _, rows in groups]).argsort()]
+
+    @torch.no_grad()
+    def sample(self, sigma: Tensor, label: Tensor | None, generator: Generators = None) -> Tensor:
+        """Samples (B, D), one for each entry of sigma (B,)."""
+        n, device = len(sigma), sigma.device
+        numbers = randn((n, self.dim + 2), generator, device=device, dtype=sigma.dtype)
+        z = numbers[:, 2:]
+        u = torch.special.ndtr(numbers[:, :2])  # uniform in [0, 1]
+        drawn = _draw(self.prior.expand(n, -1), u[:, 0])
+        rows = drawn if label is None else torch.where(label < 0, drawn, label)
+        k = _draw(self.weight[rows], u[:, 1])
+        deviation = (self.eigenvalues[rows, k] + append_dims(sigma**2, 2)).sqrt()
+        return torch.einsum("bj,bij->bi", z * deviation, self.basis[rows, k]) + self.mean[rows, k]
+
+    def fit(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Fit the mixtures to batches of clean training data, (B, …), with labels (B,); it keeps all of them in memory.
+
+        One fit takes about as long as a hundred passes over the data with the D×D matrices of K Gaussians.
+        """
+        samples, labels = zip(*((x.flatten(1).float().cpu(), label.cpu()) for x, label in batches), strict=True)
+        x, label = torch.cat(samples), torch.cat(labels)
+        classes, components = self.weight.shape
+        if classes == 1:
+            label = torch.zeros_like(label)
+        ridge = RIDGE * float(x.var(0).mean())
+        weight = torch.zeros(classes, components, dtype=torch.float64)
+        mean = x.double().mean(0).repeat(classes, components, 1)
+        covariance = torch.zeros(classes, components, self.dim, self.dim, dtype=torch.float64)
+        counts = torch.bincount(label, minlength=classes).double()
+        with counting("fitting the mixture of each class") as report:
+            for c in range(classes):
+                report(c, classes)
+                own = x[label == c]
+                k = max(1, min(components, len(own) // self.MIN_SAMPLES))
+                weight[c, :k] = 1 / k
+                if len(own):
+                    weight[c, :k], mean[c, :k], covariance[c, :k] = _fitted(own, k, ridge)
+            report(classes, classes)
+        n = (weight * counts[:, None])[..., None, None]
+        of_class = (n * covariance).sum(1, keepdim=True)
+        of_all = of_class.sum(0) / len(x)
+        of_class = (of_class + self.dim * of_all) / (counts[:, None, None, None] + self.dim)
+        covariance = (n * covariance + self.dim * of_class) / (n + self.dim)
+        eigenvalues, basis = torch.linalg.eigh(covariance)
+        self.prior.copy_(counts / counts.sum())
+        self.weight.copy_(weight)
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+        self.eigenvalues.copy_(eigenvalues.clamp(min=0.0))  # rounding may turn a zero eigenvalue into −1e−17
+
+    def _log_mixture(self, x: Tensor, sigma: Tensor, c: int | None = None) -> Tensor:
+        """log p_σ(x|c) in nats, (n,), for one class; log p_σ(x) without."""
+        weight = self.prior[:, None] * self.weight if c is None else self.weight[c]
+        own = slice(None) if c is None else slice(c, c + 1)
+        basis = self.basis[own].flatten(0, 1)  # (K, D, D), or (C·K, D, D)
+        mean = torch.einsum("kd,kde->ke", self.mean[own].flatten(0, 1), basis)
+        y = torch.einsum("nd,kde->nke", x, basis) - mean  # in the axes of each Gaussian
+        variance = self.eigenvalues[own].flatten(0, 1) + append_dims(sigma**2, 3)
+        square = (y.square() / variance + variance.log()).sum(2)
+        log_normal = -0.5 * square - 0.5 * self.dim * math.log(2 * math.pi)
+        terms = weight.flatten().log() + log_normal
+        largest = terms.detach().amax(1, keepdim=True)
+        # Not torch's logsumexp: its forward-mode derivative cannot be differentiated again.
+        return (terms - largest).exp().sum(1).log() + largest.squeeze(1)
+
+
+def _fitted(x: Tensor, components: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (K,), means (K, D) and covariances (K, D, D) of a mixture of x (n, D), in double precision."""
+    if components == 1:
+        y = x.double()
+        centred = y - y.mean(0)
+        return torch.ones(1), y.mean(0)[None], (centred.T @ centred / len(y))[None]
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(components, reg_covar=ridge, tol=TOLERANCE, max_iter=ROUNDS, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # ROUNDS are enough
+        mixture.fit(x.numpy())
+    weight, mean, covariance = map(torch.from_numpy, (mixture.weights_, mixture.means_, mixture.covariances_))
+    return weight, mean, covariance
+
+
+def _draw(weight: Tensor, u: Tensor) -> Tensor:
+    """Indices (B,) with the probabilities weight (B, K), by inverting their sums at u (B,) in [0, 1]."""
+    sums = weight.to(u.dtype).cumsum(1)
+    last = (weight > 0).long().cumsum(1).argmax(1)  # the last one that has a probability, should u be at the very end
+    return torch.minimum(torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True).flatten(), last)
