@@ -23,9 +23,12 @@ EXAMPLES = 2000  # training captions that a run keeps as prompts; a Fréchet dis
 
 NEEDS_CAPTIONS = Requirement(
     "dataset",
-    fits=lambda dataset, node: bool(dataset.has_captions),  # type: ignore[attr-defined]  # a DataModule declares it
+    fits=lambda dataset, node: (
+        bool(dataset.has_captions) or node.get("caption_template") is not None  # type: ignore[attr-defined]  # a DataModule
+    ),
     reason="this conditioner reads captions, and the data set has none",
-    remedy="set conditioner=class or none, or a data set with captions, e.g. dataset=captioned_digits",
+    remedy="set conditioner=class or none, or dataset.caption_template='a photo of {}', or a data set with captions, "
+    "e.g. dataset=captioned_digits",
 )
 
 
