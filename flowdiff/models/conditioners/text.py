@@ -77,7 +77,7 @@ class TextConditioner(Conditioner):
         self.max_length = max_length
         self.max_words = max_words
         self.embedding = nn.Embedding(max_words, dim)
-        self.position = nn.Parameter(0.02 * torch.randn(max_length + 1, dim))
+        self.position = nn.Parameter(torch.randn(max_length + 1, dim))
         layer = nn.TransformerEncoderLayer(
             dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
