@@ -170,7 +170,7 @@ def _members(tar: Path) -> Iterator[tuple[str, Member]]:
                 if info.isfile() and not any(map(is_unseen, PurePosixPath(info.name).parts)):
                     yield info.name, Member(tar, info.offset_data, info.size)
     except tarfile.ReadError as error:
-        if "unexpected end of data" in str(error):
+        if str(error) in ("unexpected end of data", "truncated header"):
             raise _cut_short(tar) from error
         raise DataError(f"{tar} is not an uncompressed tar file ({error}): unpack it, or write it again.") from error
     except OSError as error:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import random
 import tarfile
 
 import pytest
@@ -128,14 +129,14 @@ def test_a_tar_that_is_cut_short_is_a_sentence_wherever_it_is_cut(tars, tmp_path
     # In a header, in the middle of a picture, between any two files, behind the last one.
     for length in (BLOCK // 2, BLOCK + 20, *ends, -(-last // BLOCK) * BLOCK):
         path.write_bytes(whole[:length])
-        with pytest.raises(DataError, match=r"a.tar (is cut short, after|is not an uncompressed tar)"):
+        with pytest.raises(DataError, match=r"a.tar is cut short, after"):
             prepared("image_tars", path=str(path), image_size=8)
     path.write_bytes(whole)
     assert len(prepared("image_tars", path=str(path), image_size=8).train) == 3
 
 
 def test_what_is_no_tar_is_a_sentence(tmp_path):
-    write(tmp_path / "a.tar", {"a.png": png(0)}, "w:gz")
+    write(tmp_path / "a.tar", {"a.png": random.Random(0).randbytes(5000)}, "w:gz")
     (tmp_path / "b.tar").write_bytes(b"nothing" * 500)
     for name, sentence in (
         ("a.tar", "is not an uncompressed tar"),
