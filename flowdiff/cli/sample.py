@@ -173,6 +173,7 @@ def prompts_of(settings: Mapping[str, Any]) -> list[str] | None:
 
 
 def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mapping[str, Any]) -> float | None:
+    from flowdiff.api import tell_cut_words
     from flowdiff.evaluation import ranks
     from flowdiff.evaluation.evaluate import Request, evaluate
     from flowdiff.training.assembly import guide_by, load_parts
@@ -180,9 +181,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     parts = load_parts(folder.path, _device(settings["device"]), moved)
     ways = _ways(settings, parts.denoiser)
     prompt = prompts_of(settings)
-    for text in (*(prompt or ()), settings["negative_prompt"] or ""):
-        if cut := parts.denoiser.conditioner.cut(text):
-            log.warning("a prompt is longer than the model reads; these words are left out: %s", cut)
+    tell_cut_words(parts.denoiser, [*(prompt or ()), settings["negative_prompt"] or ""])
     if prompt and settings["num_samples"] < len(prompt):
         raise ConfigurationError(
             f"num_samples={settings['num_samples']} is less than the {len(prompt)} prompts: set num_samples to "

@@ -51,6 +51,12 @@ def test_a_prompt_names_the_samples(model):
     assert torch.equal(by_default, flowdiff.sample(model, 2, prompt=examples, num_steps=2))
 
 
+def test_the_words_that_are_cut_are_told(model, caplog):
+    long = " ".join([*["red"] * 33, "and blue"])  # the model reads 32 words
+    flowdiff.sample(model, 1, prompt=[long, "blue", long], num_steps=1)
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["red and blue"]
+
+
 def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
     guided = {"guidance": "cfg", "scale": 2.0, "num_steps": 2, "prompt": "a big red three"}
     plain = flowdiff.sample(model, 2, **guided)
