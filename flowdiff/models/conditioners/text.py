@@ -77,6 +77,7 @@ class TextConditioner(Conditioner):
         self.max_length = max_length
         self.max_words = max_words
         self.embedding = nn.Embedding(max_words, dim)
+        # As large as an embedding: the order of the words tells which of two digits is the left one.
         self.position = nn.Parameter(torch.randn(max_length + 1, dim))
         layer = nn.TransformerEncoderLayer(
             dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
