@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from flowdiff.training.engine import Engine
 
 __all__ = ["build", "load", "sample"]
+
+log = logging.getLogger(__name__)
 
 
 def build(*overrides: str) -> Engine:
@@ -78,6 +81,7 @@ def sample(
     Raises:
         ConfigurationError: a name or a setting does not exist, or does not fit the model.
     """
+    tell_cut_words(denoiser, [*([prompt] if isinstance(prompt, str) else prompt or ()), negative_prompt or ""])
     nodes, left = {}, dict(settings)
     for group, name in (("sampler", sampler), ("schedule", schedule), ("guidance", guidance)):
         node = dict(denoiser.sampling.settings[group] if name is None else config.defaults(group, name))
@@ -99,3 +103,10 @@ def sample(
         clip=clip,
         batch_size=batch_size,
     )
+
+
+def tell_cut_words(denoiser: ConditionedDenoiser, prompts: Iterable[str]) -> None:
+    """Say which words of each prompt are left out because the prompt is longer than the model reads."""
+    for text in dict.fromkeys(prompts):
+        if cut := denoiser.conditioner.cut(text):
+            log.warning("a prompt is longer than the model reads; these words are left out: %s", cut)

@@ -173,6 +173,7 @@ def prompts_of(settings: Mapping[str, Any]) -> list[str] | None:
 
 
 def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mapping[str, Any]) -> float | None:
+    from flowdiff.api import tell_cut_words
     from flowdiff.evaluation import ranks
     from flowdiff.evaluation.evaluate import Request, evaluate
     from flowdiff.training.assembly import guide_by, load_parts
@@ -180,9 +181,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     parts = load_parts(folder.path, _device(settings["device"]), moved)
     ways = _ways(settings, parts.denoiser)
     prompt = prompts_of(settings)
-    for text in prompt or ():
-        if cut := parts.denoiser.conditioner.cut(text):
-            log.warning("a prompt is longer than the model reads; these words are left out: %s", cut)
+    tell_cut_words(parts.denoiser, [*(prompt or ()), settings["negative_prompt"] or ""])
     if prompt and settings["num_samples"] < len(prompt):
         raise ConfigurationError(
             f"num_samples={settings['num_samples']} is less than the {len(prompt)} prompts: set num_samples to "
@@ -252,9 +251,11 @@ def _show(request: Request, n: int, ways: list[Way], parts: ModelParts, out: Pat
     out.mkdir(parents=True, exist_ok=True)
     for way, (_, seconds) in zip(ways, drawn, strict=True):
         log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, request.describe(way), out)
-    arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), out)
-    if isinstance(given := parts.denoiser.given(n, request.label, request.prompt), list):
-        arrays["prompts"] = np.array(given)
+    given = parts.denoiser.given(n, request.label, request.prompt)
+    texts = given if isinstance(given, list) else []
+    arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), texts, out)
+    if texts:
+        arrays["prompts"] = np.array(texts)
     with whole(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -287,9 +288,17 @@ def _timed(denoiser: ConditionedDenoiser, way: Way, request: Request, n: int, wa
 
 
 def _draw(
-    data: DataModule, request: Request, n: int, drawn: list[tuple[Way, tuple[Tensor, float]]], out: Path
+    data: DataModule,
+    request: Request,
+    n: int,
+    drawn: list[tuple[Way, tuple[Tensor, float]]],
+    texts: list[str],
+    out: Path,
 ) -> dict[str, Any]:
-    """Draw samples.png or comparison.png; returns the arrays to keep, images as (n, H, W, C) uint8."""
+    """Draw samples.png or comparison.png; returns the arrays to keep, images as (n, H, W, C) uint8.
+
+    texts: the prompt of each sample, for the metadata of the picture; empty for a model without text.
+    """
     from flowdiff.evaluation.pictures import plots
     from flowdiff.evaluation.pictures.drawing import points_of
 
@@ -304,33 +313,37 @@ def _draw(
         titles = [f"{request.describe(way)}\n{n} samples in {seconds:.2f} s" for way, (_, seconds) in drawn]
         panels = [(title, x[: 2000 if vectors else 64]) for title, x in zip(titles, shown.values(), strict=True)]
         with whole(out / "comparison.png") as path:
-            plots.side_by_side(panels, path, columns=8, data=points)
+            plots.side_by_side(panels, path, columns=8, data=points, prompts=texts[:64])
     else:
         (samples,) = shown.values()
         with whole(out / "samples.png") as path:
             if points is not None:
                 plots.scatter(samples, points[: len(samples)], path)
             else:
-                _draw_grid(samples, request.prompt, path)
+                _draw_grid(samples, request.prompt, texts, path)
     return {name: (x if vectors else x.permute(0, 2, 3, 1)).numpy() for name, x in shown.items()}
 
 
-def _draw_grid(samples: Tensor, prompts: Sequence[str] | None, path: Path) -> None:
-    """Up to 100 samples, ten in a row; with several prompts a row for each of up to 20, which it is named after."""
+def _draw_grid(samples: Tensor, prompts: Sequence[str] | None, texts: Sequence[str], path: Path) -> None:
+    """Up to 100 samples, ten in a row; with several prompts a row for each of up to 20, which it is named after.
+
+    texts: the prompt of each sample.
+    """
     import torch
 
     from flowdiff.evaluation.pictures import plots
 
     if not prompts:
-        plots.sample_grid(samples[:100], path, columns=10)
+        plots.sample_grid(samples[:100], path, columns=10, prompts=texts[:100])
     elif len(prompts) == 1:
-        plots.sample_grid(samples[:100], path, columns=10, title=prompts[0])
+        plots.sample_grid(samples[:100], path, columns=10, title=prompts[0], prompts=prompts)
     else:
         rows, columns = min(len(prompts), len(samples), 20), min(10, -(-len(samples) // len(prompts)))
         kept = [samples[row :: len(prompts)][:columns] for row in range(rows)]
         empty = samples.new_zeros(1, *samples.shape[1:])
         full = [torch.cat([part, *[empty] * (columns - len(part))]) for part in kept]
-        plots.sample_grid(torch.cat(full), path, columns=columns, row_labels=list(prompts[:rows]))
+        labels = list(prompts[:rows])
+        plots.sample_grid(torch.cat(full), path, columns=columns, row_labels=labels, prompts=labels)
 
 
 def _log(made_with: dict[str, Any], folder: RunFolder, rows: list[dict[str, Any]]) -> None:

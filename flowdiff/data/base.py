@@ -26,7 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 from flowdiff.data.pixels import Values, centred
 from flowdiff.data.workers import SignalBlockingContext, exit_on_parent_signal
 from flowdiff.digests import digest
-from flowdiff.errors import DataError
+from flowdiff.errors import ConfigurationError, DataError
 from flowdiff.noise import step_generator
 
 # First counter of the shuffling generator. Training steps count from 0, so they never draw the same numbers.
@@ -251,12 +251,15 @@ class DataModule(ABC):
         values: what the numbers of raw samples mean, Pixels or Vectors.
         batch_size: samples per batch of one process, ≥ 1.
         num_workers: loader processes, ≥ 0. They draw no random numbers, so this changes the speed only.
+        caption_template: text with one {}, for the name of the class; gives every sample a caption in place of those
+            that the files may have. None: no such captions.
 
     Attributes:
         name: the registered name.
         shape: shape of one sample, (C, H, W) or (D,).
         num_classes: number of classes; None without labels.
-        has_captions: whether its splits have captions.
+        class_names: the name of each class as captions say it; empty: the class's number.
+        has_captions: whether its splits have captions without a template.
         train, test: the splits; available after `prepare_data()` and `setup()`, which raise DataError.
         seed: seed of the training stream; set before training.
         start_step: number of batches that training has already taken; set before training.
@@ -265,14 +268,21 @@ class DataModule(ABC):
     name: str
     shape: tuple[int, ...]
     num_classes: int | None
+    class_names: Sequence[str] = ()
     has_captions: bool = False
     train: Split
     test: Split
 
-    def __init__(self, values: Values, batch_size: int, num_workers: int) -> None:
+    def __init__(self, values: Values, batch_size: int, num_workers: int, caption_template: str | None = None) -> None:
+        if caption_template is not None and caption_template.count("{}") != 1:
+            raise ConfigurationError(
+                f"dataset.caption_template={caption_template} is not allowed: it must have {{}} once, where the name of "
+                "the class goes, e.g. 'a photo of a {}'."
+            )
         self.values = values
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.caption_template = caption_template
         self.seed = 0
         self.start_step = 0
         self._loaded = False
@@ -337,8 +347,21 @@ class DataModule(ABC):
                 )
             if not split.is_checked:
                 _check_finite(split, f"the {part} split of {self.name}")
+            if self.caption_template is not None:
+                split.captions = self._of_template(self.caption_template, split.label)
         self.train, self.test = train, test
         self._loaded = True
+
+    def _of_template(self, template: str, label: Tensor) -> Captions:
+        """The captions of samples of these classes."""
+        if self.num_classes is None:
+            raise DataError(
+                f"dataset.caption_template={template} needs classes, and {self.name} is read without them: set "
+                "dataset.num_classes, or dataset.caption_template=null."
+            )
+        names = self.class_names or range(self.num_classes)
+        texts = [template.replace("{}", str(name)) for name in names]
+        return Captions((texts[k],) for k in label.tolist())
 
     @final
     def train_dataloader(self, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> DataLoader[Batch]:

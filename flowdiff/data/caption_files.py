@@ -95,7 +95,9 @@ def _parquet(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         frame = pandas.read_parquet(table)
     except ImportError as error:
-        raise DataError(f"{table} needs the package pyarrow: pip install pyarrow, or write metadata.csv.") from error
+        raise DataError(
+            f"{table} needs the package pyarrow: pip install 'flowdiff[data]', or write metadata.csv."
+        ) from error
     except Exception as error:  # a damaged file can fail anywhere in the decoder
         raise DataError(f"{table} cannot be read ({type(error).__name__}): write it again.") from error
     for number, row in enumerate(frame.to_dict("records")):

@@ -155,7 +155,9 @@ def pictures(scenes: Scenes, glyphs: Tensor, size: int) -> Tensor:
                 top, left = (round(unit * start) for start in corner)
                 shape = F.interpolate(glyphs[rows, place][:, None], (side, side), mode="bilinear", antialias=True)
                 here = canvas[rows]
-                here[:, :, top : top + side, left : left + side] += shape * tint[scenes.colours[rows, place]][..., None, None]
+                here[:, :, top : top + side, left : left + side] += (
+                    shape * tint[scenes.colours[rows, place]][..., None, None]
+                )
                 canvas[rows] = here
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
 
@@ -173,7 +175,9 @@ class SceneSplit(Split):
         size: pixels along a side.
     """
 
-    def __init__(self, scenes: Scenes, sources: Tensor, glyphs: Tensor, digit: Tensor, captions: Captions, size: int) -> None:
+    def __init__(
+        self, scenes: Scenes, sources: Tensor, glyphs: Tensor, digit: Tensor, captions: Captions, size: int
+    ) -> None:
         super().__init__(scenes.digits[:, 0], captions)
         self.scenes = scenes
         self.sources = sources

@@ -22,6 +22,7 @@ class Digits(DataModule):
         num_workers: loader processes, ≥ 0; they change the speed only.
         dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
         flip: mirror each training image left to right with probability 1/2.
+        caption_template: caption of every image with {} for the name of its class; None: no captions.
 
     Source: Alpaydin, Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998 (test part).
     """
@@ -29,9 +30,18 @@ class Digits(DataModule):
     name = "digits"
     shape = (1, 8, 8)
     num_classes = 10
+    class_names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-    def __init__(self, *, batch_size: PositiveInt, num_workers: NonNegativeInt, dequantize: bool, flip: bool) -> None:
-        super().__init__(Pixels(17, dequantize, flip), batch_size, num_workers)
+    def __init__(
+        self,
+        *,
+        batch_size: PositiveInt,
+        num_workers: NonNegativeInt,
+        dequantize: bool,
+        flip: bool,
+        caption_template: str | None,
+    ) -> None:
+        super().__init__(Pixels(17, dequantize, flip), batch_size, num_workers, caption_template)
 
     def load(self) -> tuple[Split, Split]:
         from sklearn.datasets import load_digits

@@ -136,6 +136,16 @@ class PictureReader(ABC):
         """A picture, uint8 (H, W, C)."""
 
     @final
+    def square(self, name: str) -> np.ndarray:
+        """A picture of any size, uint8 (S, S, C): its largest centred square, resized by Lanczos."""
+        channels, size, _ = self.shape
+        image, _ = self.read(name)
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        square = image.crop((left, top, left + side, top + side))
+        return np.array(square.resize((size, size), pillow().Image.Resampling.LANCZOS)).reshape(size, size, channels)
+
+    @final
     def read(self, name: str) -> tuple[Image, str]:
         """A picture, upright in 8-bit grey or colour as `shape` says, and PIL's name of the mode that it had.
 
@@ -236,7 +246,13 @@ class LazySplit(Split):
 
 
 class ImageFiles(DataModule):
-    """Square images (channels, image_size, image_size), uint8, from `path`."""
+    """Square images (channels, image_size, image_size), uint8, from `path`.
+
+    Attributes:
+        classes_are: what tells the classes, for messages.
+    """
+
+    classes_are = "subfolders"
 
     def __init__(
         self,
@@ -252,8 +268,9 @@ class ImageFiles(DataModule):
         num_workers: NonNegativeInt,
         dequantize: bool,
         flip: bool,
+        caption_template: str | None,
     ) -> None:
-        super().__init__(Pixels(256, dequantize, flip), batch_size, num_workers)
+        super().__init__(Pixels(256, dequantize, flip), batch_size, num_workers, caption_template)
         self.shape = (channels, image_size, image_size)
         self.num_classes = num_classes
         self.path = path
@@ -268,13 +285,14 @@ class ImageFiles(DataModule):
     @final
     def load(self) -> tuple[Split, Split]:
         train = self.listing(Path(self.path).expanduser(), "path")
+        self.class_names = [name.replace("_", " ") for name in train.class_names]  # as captions say them
         if self.test_path is not None:
             test = self.listing(Path(self.test_path).expanduser(), "test_path")
             if test.class_names != train.class_names:
                 odd = sorted(set(test.class_names) ^ set(train.class_names))
                 raise DataError(
-                    f"{self.path} and {self.test_path} do not have the same class subfolders, only one of"
-                    f" them has {', '.join(odd)}: rename or remove folders until both agree."
+                    f"{self.path} and {self.test_path} do not have the same class {self.classes_are}, only one of"
+                    f" them has {', '.join(odd)}: rename or remove {self.classes_are} until both agree."
                 )
             return LazySplit(train), LazySplit(test)
         n = len(train.names)

@@ -8,7 +8,7 @@ from typing import IO, final
 import numpy as np
 
 from flowdiff.data.caption_files import captions_in
-from flowdiff.data.image_files import EXTENSIONS, ImageFiles, Listing, PictureReader, is_unseen, pictures_below, pillow
+from flowdiff.data.image_files import EXTENSIONS, ImageFiles, Listing, PictureReader, is_unseen, pictures_below
 from flowdiff.errors import DataError
 from flowdiff.registry import register
 
@@ -24,12 +24,7 @@ class FileReader(PictureReader):
         return str(self.source / name)
 
     def __call__(self, name: str) -> np.ndarray:
-        channels, size, _ = self.shape
-        image, _ = self.read(name)
-        side = min(image.size)
-        left, top = ((length - side) // 2 for length in image.size)
-        square = image.crop((left, top, left + side, top + side))
-        return np.array(square.resize((size, size), pillow().Image.Resampling.LANCZOS)).reshape(size, size, channels)
+        return self.square(name)
 
 
 @final
@@ -38,7 +33,8 @@ class ImageFolder(ImageFiles):
     """Pictures below a folder, cropped to a square and resized to image_size.
 
     Captions are read from metadata.csv, metadata.jsonl or metadata.parquet with the columns file_name and text, or from
-    a.txt beside a.jpg with a caption in each line. Links to folders are followed. Hidden files and folders, and those that a system leaves behind, are ignored.
+    a.txt beside a.jpg with a caption in each line. Links to folders are followed. Hidden files and folders, and those
+    that a system leaves behind, are ignored.
 
     Args:
         path: folder of the training pictures.
@@ -54,6 +50,7 @@ class ImageFolder(ImageFiles):
         num_workers: loader processes, ≥ 0; they change the speed only.
         dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
         flip: mirror each training image left to right with probability 1/2.
+        caption_template: caption of every image with {} for the name of its class; None: those of the files.
 
     Raises:
         ConfigurationError: background is not a colour.
@@ -70,7 +67,7 @@ class ImageFolder(ImageFiles):
         if not names:
             raise DataError(f"dataset.{key}={path} holds no pictures ({', '.join(sorted(EXTENSIONS))}).")
         decode = FileReader(path, self.shape, self.background)
-        captions = captions_in(path, names)
+        captions = captions_in(path, names) if self.caption_template is None else None
         if self.num_classes is None:
             return Listing(names, None, decode, captions=captions)
         labels, class_names = self._classes(path, key, names)

@@ -69,10 +69,11 @@ class ZipReader(PictureReader):
 
 
 class Content(NamedTuple):
-    """What an archive holds: names of its pictures, sorted; labels as dataset.json gives them; the folder of that."""
+    """What an archive holds: names of its pictures, sorted; what dataset.json says of them; the folder of that."""
 
     names: list[str]
     labels: Any
+    captions: Any
     folder: str
 
 
@@ -81,6 +82,7 @@ class Content(NamedTuple):
 class ImageZip(ImageFiles):
     """Pictures in a zip beside `dataset.json`, {"labels": [[name, label], …]} or {"labels": null}.
 
+    dataset.json may have captions, too: {"captions": [[name, text], …]}, with a list of texts for several captions.
     dataset.json may lie in a folder of the archive; its names are relative to that folder. Hidden files and folders,
     and those that a system leaves behind, are ignored.
 
@@ -97,6 +99,7 @@ class ImageZip(ImageFiles):
         num_workers: loader processes, ≥ 0; they change the speed only.
         dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
         flip: mirror each training image left to right with probability 1/2.
+        caption_template: caption of every image with {} for the name of its class; None: those of the files.
 
     Raises:
         ConfigurationError: background is not a colour.
@@ -108,12 +111,14 @@ class ImageZip(ImageFiles):
     """
 
     name = "image_zip"
+    has_captions = True  # if the archive has some
 
     def listing(self, path: Path, key: str) -> Listing:
         reader = self._reader(path, key)
         content = self._content(reader, key)
         classes = None if self.num_classes is None else self._classes(path, content)
-        return Listing(content.names, classes, reader)
+        captions = _captions(path, content) if self.caption_template is None else None
+        return Listing(content.names, classes, reader, captions=captions)
 
     def count_classes(self) -> int:
         """num_classes, or one more than the largest label of `path`; reads no picture.
@@ -132,20 +137,21 @@ class ImageZip(ImageFiles):
         return ZipReader(path, self.shape, self.background)
 
     def _content(self, reader: ZipReader, key: str) -> Content:
-        path, labels = reader.source, None
+        path, said = reader.source, {}
         try:
             members = reader.archive().namelist()
             names = sorted(filter(is_picture, members))
             folder = _folder_of_labels(members)
             if folder is not None:
-                labels = json.loads(reader.archive().read(f"{folder}{LABELS}")).get("labels")
+                text = reader.archive().read(f"{folder}{LABELS}")
+                said = {key: json.loads(text).get(key) for key in ("labels", "captions")}
         except (OSError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise DataError(f"dataset.{key}={path} is not a readable zip archive ({error}).") from error
         except (ValueError, AttributeError) as error:
             raise DataError(f'{LABELS} in {path} is not a JSON object with the key "labels" ({error}).') from error
         if not names:
             raise DataError(f"dataset.{key}={path} holds no pictures: give an archive of PNG files.")
-        return Content(names, labels, folder or "")
+        return Content(names, said.get("labels"), said.get("captions"), folder or "")
 
     def _classes(self, path: Path, content: Content) -> list[int]:
         """The class of each picture; `setup` checks their range."""
@@ -155,18 +161,38 @@ class ImageZip(ImageFiles):
                 f"{path} has no labels{declared}: set dataset.num_classes=null conditioner=none for an unconditional"
                 " model."
             )
-        try:
-            label_of = {f"{content.folder}{name}": label for name, label in dict(content.labels).items()}
-            missing = next((name for name in content.names if name not in label_of), None)
-        except (TypeError, ValueError):
-            raise DataError(f"the labels in {LABELS} of {path} are not a list of [name, label] pairs.") from None
-        if missing is not None:
-            raise DataError(f"{LABELS} of {path} has no label for {missing}: make the archive again.")
-        classes = [label_of[name] for name in content.names]
+        classes = _of_each(path, content, "label", content.labels)
         odd = next((c for c in classes if type(c) is not int), None)
         if odd is not None:
             raise DataError(f"{LABELS} of {path} holds the label {odd!r} where a class number is expected.")
         return classes
+
+
+def _of_each(path: Path, content: Content, what: str, pairs: Any) -> list[Any]:
+    """The label or the caption of each picture from the [name, value] pairs of dataset.json."""
+    try:
+        value_of = {f"{content.folder}{name}": value for name, value in dict(pairs).items()}
+        missing = next((name for name in content.names if name not in value_of), None)
+    except (TypeError, ValueError):
+        raise DataError(f"the {what}s in {LABELS} of {path} are not a list of [name, {what}] pairs.") from None
+    if missing is not None:
+        raise DataError(f"{LABELS} of {path} has no {what} for {missing}: make the archive again.")
+    return [value_of[name] for name in content.names]
+
+
+def _captions(path: Path, content: Content) -> list[tuple[str, ...]] | None:
+    """The captions of each picture; None if dataset.json has none."""
+    if content.captions is None:
+        return None
+    found = []
+    for name, given in zip(content.names, _of_each(path, content, "caption", content.captions), strict=True):
+        texts = given if isinstance(given, list) else [given]
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise DataError(
+                f"{LABELS} of {path} has the caption {given!r} for {name}: write a text or a list of texts."
+            )
+        found.append(tuple(text.strip() for text in texts))
+    return found
 
 
 def _folder_of_labels(members: list[str]) -> str | None:

@@ -36,6 +36,7 @@ class TorchvisionSet(DataModule):
         num_workers: loader processes, ≥ 0; they change the speed only.
         dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
         flip: mirror each training image left to right with probability 1/2.
+        caption_template: caption of every image with {} for the name of its class; None: no captions.
 
     Attributes:
         reader: name of torchvision's class.
@@ -60,8 +61,9 @@ class TorchvisionSet(DataModule):
         num_workers: NonNegativeInt,
         dequantize: bool,
         flip: bool,
+        caption_template: str | None,
     ) -> None:
-        super().__init__(Pixels(256, dequantize, flip), batch_size, num_workers)
+        super().__init__(Pixels(256, dequantize, flip), batch_size, num_workers, caption_template)
         self.root = Path(root).expanduser()
         self.download = download
 
@@ -144,6 +146,7 @@ class MNIST(TorchvisionSet):
 
     name = "mnist"
     shape = (1, 28, 28)
+    class_names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     reader = "MNIST"
     folder = "MNIST/raw"
     files = IDX_FILES
@@ -160,6 +163,10 @@ class FashionMNIST(TorchvisionSet):
 
     name = "fashion_mnist"
     shape = (1, 28, 28)
+    class_names = (
+        *("t-shirt", "pair of trousers", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    )
     reader = "FashionMNIST"
     folder = "FashionMNIST/raw"
     files = IDX_FILES
@@ -175,6 +182,7 @@ class CIFAR10(TorchvisionSet):
 
     name = "cifar10"
     shape = (3, 32, 32)
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     reader = "CIFAR10"
     folder = "cifar-10-batches-py"
     files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")

@@ -42,6 +42,7 @@ RENAMED = (
 # is the value of an old run, which does not have the setting.
 ADDED = {
     "dataset.background": "white",
+    "dataset.caption_template": None,
     "metrics.health": {
         **{"denoising": True, "levels": 16, "samples": 500},
         **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},

@@ -75,7 +75,7 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
     assert "\n" not in text
 
 
-UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder")
+UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder", "image_tars", "image_table")
 NEEDS_A_MODEL = {("first_stage", "vae"), ("first_stage", "autoencoder_kl")}  # from outside: tests/test_latents.py
 OPTIONS = [(group, name) for group in registry.GROUP_MODULES for name in config.options(group)]
 TRAINED_BY_THEIR_OWN = {

@@ -41,11 +41,27 @@ def test_texts_beside_the_pictures(tmp_path):
 
 
 BROKEN = [
-    ("metadata.csv", CSV.replace("b/c.png", "d.png"), r"line 3 of .*metadata.csv names d.png, and .* has no such picture"),
-    ("metadata.csv", CSV.replace("b/c.png,a blue two,8\n", ""), r"b/c.png has no caption: write one into .*metadata.csv"),
+    (
+        "metadata.csv",
+        CSV.replace("b/c.png", "d.png"),
+        r"line 3 of .*metadata.csv names d.png, and .* has no such picture",
+    ),
+    (
+        "metadata.csv",
+        CSV.replace("b/c.png,a blue two,8\n", ""),
+        r"b/c.png has no caption: write one into .*metadata.csv",
+    ),
     ("metadata.csv", CSV.replace("a blue two", " "), r"b/c.png has no caption: write one into .*metadata.csv"),
-    ("metadata.csv", CSV.replace("text", "caption"), r"line 2 of .* has no text in the column text: metadata.csv needs"),
-    ("metadata.jsonl", "\n" * 16 + '{"file_name": "a.png", "text"', r"line 17 of .*metadata.jsonl is not JSON \(Expecting"),
+    (
+        "metadata.csv",
+        CSV.replace("text", "caption"),
+        r"line 2 of .* has no text in the column text: metadata.csv needs",
+    ),
+    (
+        "metadata.jsonl",
+        "\n" * 16 + '{"file_name": "a.png", "text"',
+        r"line 17 of .*metadata.jsonl is not JSON \(Expecting",
+    ),
     ("metadata.jsonl", "[1]", r"line 1 of .* is not a JSON object: write"),
     ("metadata.jsonl", '{"file_name": "a.png", "text": 3}', r"line 1 of .* has no text in the column text"),
     ("metadata.csv", b"file_name,text\na.png,\xff", r"metadata.csv cannot be read .*: write it as UTF-8 text"),

@@ -29,9 +29,7 @@ def parsed(caption):
     words = caption.replace(",", "").split()
     colour = {name: k for k, names in enumerate(COLOURS) for name in names}
     digit = {name: k for k, names in enumerate(NUMERALS) for name in names}
-    found = [
-        (digit[word], colour[before]) for before, word in zip(words, words[1:], strict=False) if before in colour
-    ]
+    found = [(digit[word], colour[before]) for before, word in zip(words, words[1:], strict=False) if before in colour]
     if len(found) == 2:
         if "below" in words or "right" in words:
             found.reverse()
@@ -45,9 +43,7 @@ def test_a_caption_says_what_the_scene_is(data):
     scenes = data.train.scenes
     for i, texts in enumerate(data.train[:].captions):
         assert len(texts) == 2
-        expected = [
-            (int(d), int(c)) for d, c in zip(scenes.digits[i], scenes.colours[i], strict=True) if d >= 0
-        ]
+        expected = [(int(d), int(c)) for d, c in zip(scenes.digits[i], scenes.colours[i], strict=True) if d >= 0]
         for text in texts:
             assert parsed(text) == (expected, int(scenes.layout[i])), text
 
@@ -88,7 +84,9 @@ def test_prompts_ask_for_the_attributes_of_their_pictures(data):
 
 def test_scenes_show_their_digits_in_their_colours():
     glyphs = torch.ones(3, 2, 8, 8)
-    scenes = Scenes(torch.tensor([[3, -1], [3, 5], [3, 5]]), torch.tensor([[0, -1], [1, 2], [1, 2]]), torch.tensor([1, 0, 1]))
+    scenes = Scenes(
+        torch.tensor([[3, -1], [3, 5], [3, 5]]), torch.tensor([[0, -1], [1, 2], [1, 2]]), torch.tensor([1, 0, 1])
+    )
     left, beside, above = pictures(scenes, glyphs, 16).float() / 255
     tint = torch.tensor(list(COLOURS.values()))
     colour = tint[0][:, None, None].expand(3, 8, 8)

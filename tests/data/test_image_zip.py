@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from prepared_data import holds, prepared
 
+from flowdiff.data.base import held_out
 from flowdiff.errors import DataError
 
 PAIRS = "pairs"  # write the labels as EDM does
@@ -145,3 +146,33 @@ def test_real_archive():
     batch = data.train[:200]
     assert batch.x.shape == (200, 3, 32, 32)
     assert batch.label.unique().tolist() == list(range(10))
+
+
+def test_captions_lie_in_dataset_json(tmp_path):
+    said = {member(i): f"picture {i}" if i % 2 else [f"picture {i}", f"number {i}"] for i in range(5)}
+    path = write(tmp_path / "a.zip", pictures(5), info=json.dumps({"labels": None, "captions": list(said.items())}))
+    data = read(path)
+    batches = data.train[:], data.test[:]
+    names = sorted(said)
+    for part, batch in zip(held_out(5, num_test=1), batches, strict=True):
+        texts = [said[names[i]] for i in part.tolist()]
+        assert batch.captions == [tuple(text) if isinstance(text, list) else (text,) for text in texts]
+    assert read(write(tmp_path / "b.zip", pictures(5))).train.captions is None
+
+
+@pytest.mark.parametrize(
+    ("captions", "sentence"),
+    [
+        ([[member(0), "red"]], f"dataset.json of .* has no caption for {member(1)}: make the archive again"),
+        (
+            [[member(0), "red"], [member(1), " "]],
+            f"has the caption ' ' for {member(1)}: write a text or a list of texts",
+        ),
+        ([[member(0), 3], [member(1), "red"]], f"has the caption 3 for {member(0)}"),
+        ("red", "the captions in dataset.json of .* are not a list of"),
+    ],
+)
+def test_what_is_wrong_with_captions_is_a_sentence(tmp_path, captions, sentence):
+    path = write(tmp_path / "a.zip", pictures(2), info=json.dumps({"labels": None, "captions": captions}))
+    with pytest.raises(DataError, match=sentence):
+        read(path)

@@ -1,12 +1,14 @@
 """A model of captions from its first step to its prompts: trained, resumed, guided, sampled, measured."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 from cli_process import check_mistakes, outcomes
 from flow_cases import perturb
+from PIL import Image
 from runs import settings, train
 
 import flowdiff
@@ -47,6 +49,12 @@ def test_a_prompt_names_the_samples(model):
     by_default = flowdiff.sample(model, 2, num_steps=2)
     examples = list(model.conditioner.examples()[:2])
     assert torch.equal(by_default, flowdiff.sample(model, 2, prompt=examples, num_steps=2))
+
+
+def test_the_words_that_are_cut_are_told(model, caplog):
+    long = " ".join([*["red"] * 33, "and blue"])  # the model reads 32 words
+    flowdiff.sample(model, 1, prompt=[long, "blue", long], num_steps=1)
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["red and blue"]
 
 
 def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
@@ -104,17 +112,25 @@ def test_prompts_on_the_command_line(run):
     (cwd / "prompts.txt").write_text("a big red three\n\na green two left of a golden nine\n")
     (cwd / "empty.txt").write_text("\n")
     asked = [f"run={run}", "num_samples=4"]
+    long = " ".join([*["red"] * 33, "and blue"])  # the model reads 32 words
     commands = [
-        [*asked, "prompt=a red three, little, at the left side", "out=one"],
+        [*asked, f"prompt={long}", "out=one"],
         [*asked, "prompt=[a big red three,a big blue two]", "out=list"],
         [*asked, "prompts=prompts.txt", "negative_prompt=green", "guidance=cfg", "guidance.scale=2", "out=file"],
     ]
-    assert [status for status, _ in outcomes("sample", commands, cwd)] == [0, 0, 0]
+    results = outcomes("sample", commands, cwd)
+    assert [status for status, _ in results] == [0, 0, 0]
+    told = "a prompt is longer than the model reads; these words are left out:"
+    assert [" ".join(text.split()).count(told) for _, text in results] == [1, 0, 0]
+    assert f"{told} red and blue" in " ".join(results[0][1].split())
     prompts = {name: list(np.load(cwd / name / "samples.npz")["prompts"]) for name in ("one", "list", "file")}
-    assert prompts["one"] == ["a red three, little, at the left side"] * 4
+    assert prompts["one"] == [long] * 4
     assert prompts["list"] == ["a big red three", "a big blue two"] * 2
     assert prompts["file"] == ["a big red three", "a green two left of a golden nine"] * 2
-    assert all((cwd / name / "samples.png").is_file() for name in prompts)
+    kept = {name: Image.open(cwd / name / "samples.png").text["Description"].splitlines() for name in prompts}
+    assert kept == {name: list(dict.fromkeys(of)) for name, of in prompts.items()}
+    with Image.open(run / "samples.png") as picture:
+        assert picture.text["Description"].splitlines() == list(flowdiff.load(run).conditioner.examples()[:10])
     mistakes = [
         ([*asked, "prompts=empty.txt"], "prompts=empty.txt holds no prompt: write one in each line"),
         ([f"run={run}", "num_samples=1", "prompt=[red,blue]"], "num_samples=1 is less than the 2 prompts: set"),
@@ -124,6 +140,25 @@ def test_prompts_on_the_command_line(run):
         ([*asked, "negative_prompt=green"], "takes the place of the null condition in guidance=cfg"),
     ]
     check_mistakes("sample", mistakes, cwd)
+
+
+def test_what_is_wrong_with_captions_is_a_sentence_before_training(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "metadata.jsonl").write_text("\n" * 16 + '{"file_name": "0.png", "text"')
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        tar.add(tmp_path / "0.png", "0.png")
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:1100])
+    given = ["conditioner=text", "logger=csv", "dataset.image_size=8", *SMALL_FLOW, "metrics.frechet=false"]
+    mistakes = [
+        (
+            [*given, "dataset=image_folder", "dataset.path=."],
+            "metadata.jsonl is not JSON (Expecting ':' delimiter): corr",
+        ),
+        ([*given, "dataset=image_tars", "dataset.path=cut.tar"], "cut.tar is cut short, after 1,100 bytes: copy or"),
+    ]
+    check_mistakes("train", mistakes, tmp_path)
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_text_needs_captions_and_prompts_need_text(tmp_path):

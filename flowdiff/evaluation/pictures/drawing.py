@@ -38,7 +38,8 @@ def draw_samples(denoiser: ConditionedDenoiser, data: DataModule, path: Path, ba
     texts = [prompts[row] for row in range(rows) for _ in range(columns)] if prompts else None
     samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels, prompt=texts, batch_size=batch_size)
     row_labels = [str(row) for row in range(rows)] if classes else list(prompts[:rows]) or None
-    plots.sample_grid(data.to_uint8(samples.cpu()), path, columns=columns, row_labels=row_labels)
+    images = data.to_uint8(samples.cpu())
+    plots.sample_grid(images, path, columns=columns, row_labels=row_labels, prompts=prompts[:rows])
 
 
 def draw_trajectory(denoiser: ConditionedDenoiser, data: DataModule, path: Path) -> None:

@@ -34,10 +34,12 @@ def sample_grid(
     columns: int,
     title: str = "",
     row_labels: Sequence[str] | None = None,
+    prompts: Sequence[str] = (),
 ) -> None:
     """Images uint8 (N, C, H, W), C 1 or 3, in rows of `columns`, with an optional label at the left of each row.
 
-    Pixels are enlarged by a whole factor without smoothing, so that they stay visible.
+    Pixels are enlarged by a whole factor without smoothing, so that they stay visible. The file keeps the prompts that
+    the images were drawn for in its metadata, under Description, one in each line.
     """
     rows = math.ceil(len(images) / columns)
     gap = max(1, images.shape[-1] // 14)  # pixels between images
@@ -57,7 +59,7 @@ def sample_grid(
         axes.text(-0.08 / inner[0], y, label, transform=axes.transAxes, ha="right", va="center", color=INK, fontsize=10)
     if title:
         figure.text(left / size[0], 1 - 0.12 / size[1], title, ha="left", va="top", color=INK, fontsize=11)
-    _save(figure, path)
+    _save(figure, path, prompts)
 
 
 def scatter(samples: Tensor, data: Tensor, path: str | Path, *, title: str = "") -> None:
@@ -91,8 +93,18 @@ def paths(curves: Tensor, data: Tensor, path: str | Path) -> None:
     _save(figure, path)
 
 
-def side_by_side(panels: Sequence[tuple[str, Tensor]], path: str | Path, *, columns: int, data: Tensor | None) -> None:
-    """Titled panels of samples: images uint8 (N, C, H, W) in rows of `columns`, or points (N, D ≥ 2) on data's axes."""
+def side_by_side(
+    panels: Sequence[tuple[str, Tensor]],
+    path: str | Path,
+    *,
+    columns: int,
+    data: Tensor | None,
+    prompts: Sequence[str] = (),
+) -> None:
+    """Titled panels of samples: images uint8 (N, C, H, W) in rows of `columns`, or points (N, D ≥ 2) on data's axes.
+
+    The file keeps the prompts in its metadata, as `sample_grid` does.
+    """
     side, top = 3.6, 0.55  # inches: the width of a panel, and the height of its title of two lines
     mosaics = [_mosaic(x, columns, max(1, x.shape[-1] // 14)) for _, x in panels] if data is None else []
     ratio = mosaics[0].shape[0] / mosaics[0].shape[1] if mosaics else 1.0
@@ -107,7 +119,7 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], path: str | Path, *, colu
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.set_title(title, fontsize=10, color=INK)
-    _save(figure, path)
+    _save(figure, path, prompts)
 
 
 def trajectory(
@@ -295,9 +307,9 @@ def _headline(figure: Figure, title: str) -> None:
     figure.text(0.12 / width, 1 - 0.12 / height, title, ha="left", va="top", color=INK, fontsize=11)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def _save(figure: Figure, path: str | Path, prompts: Sequence[str] = ()) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Description": "\n".join(prompts)} if prompts else None)
 
 
 def _mosaic(images: Tensor, columns: int, gap: int) -> Tensor:

@@ -23,9 +23,12 @@ EXAMPLES = 2000  # training captions that a run keeps as prompts; a Fréchet dis
 
 NEEDS_CAPTIONS = Requirement(
     "dataset",
-    fits=lambda dataset, node: bool(dataset.has_captions),  # type: ignore[attr-defined]  # a DataModule declares it
+    fits=lambda dataset, node: (
+        bool(dataset.has_captions) or node.get("caption_template") is not None  # type: ignore[attr-defined]  # a DataModule
+    ),
     reason="this conditioner reads captions, and the data set has none",
-    remedy="set conditioner=class or none, or a data set with captions, e.g. dataset=captioned_digits",
+    remedy="set conditioner=class or none, or dataset.caption_template='a photo of {}', or a data set with captions, "
+    "e.g. dataset=captioned_digits",
 )
 
 
@@ -74,7 +77,8 @@ class TextConditioner(Conditioner):
         self.max_length = max_length
         self.max_words = max_words
         self.embedding = nn.Embedding(max_words, dim)
-        self.position = nn.Parameter(0.02 * torch.randn(max_length + 1, dim))
+        # As large as an embedding: the order of the words tells which of two digits is the left one.
+        self.position = nn.Parameter(torch.randn(max_length + 1, dim))
         layer = nn.TransformerEncoderLayer(
             dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )

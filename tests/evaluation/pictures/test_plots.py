@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowdiff.evaluation.pictures import plots
 from flowdiff.runs.health import Curve, Denoising, Health
@@ -48,6 +49,19 @@ def test_grid_shows_every_pixel_enlarged_and_unsmoothed(image_of):
     red = (np.abs(picture - [200 / 255, 0, 0]) < 0.02).all(-1)
     # six images of 64 pixels but one; edges of pixels may be rounded to a dot
     assert red.sum() / green.sum() == pytest.approx(6 * 64 - 1, rel=0.1)
+
+
+def test_a_picture_keeps_its_prompts(tmp_path):
+    prompts, path = ["a big red three", "蓝色的二"], tmp_path / "a.png"
+    plots.sample_grid(flat(100, 2), path, columns=2, prompts=prompts)
+    with Image.open(path) as picture:
+        assert picture.text["Description"].splitlines() == prompts
+    plots.side_by_side([("one", flat(0, 2)), ("two", flat(9, 2))], path, columns=2, data=None, prompts=prompts[:1])
+    with Image.open(path) as picture:
+        assert picture.text["Description"] == prompts[0]
+    plots.sample_grid(flat(100, 2), path, columns=2)
+    with Image.open(path) as picture:
+        assert "Description" not in picture.text
 
 
 def test_panels_of_points_share_the_axes_of_the_data(image_of):
