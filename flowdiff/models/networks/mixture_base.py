@@ -84,11 +84,14 @@ class MixtureBase(nn.Module):
         """log p_σ(x|c) in nats, (B,), for x (B, …), sigma (B,) in data units and labels (B,), −1 for no class."""
         x = x.flatten(1)
         if label is None:
-            return self._log_mixture(x, sigma)
-        # Class by class, so that each sample meets the matrices of its own class alone.
-        groups = [(c, (label == c).nonzero().flatten()) for c in label.unique().tolist()]
-        parts = [self._log_mixture(x[rows], sigma[rows], None if c < 0 else c) for c, rows in groups]
-        return torch.cat(parts)[torch.cat([rows for _, rows in groups]).argsort()]
+            return self._log_marginal(x, sigma)
+        without = label < 0
+        if not bool(without.any()):
+            return self._log_conditional(x, sigma, label)
+        groups = [(~without).nonzero().flatten(), without.nonzero().flatten()]
+        first, last = groups
+        parts = [self._log_conditional(x[first], sigma[first], label[first]), self._log_marginal(x[last], sigma[last])]
+        return torch.cat(parts)[torch.cat(groups).argsort()]
 
     @torch.no_grad()
     def sample(self, sigma: Tensor, label: Tensor | None, generator: Generators = None) -> Tensor:
@@ -139,20 +142,39 @@ class MixtureBase(nn.Module):
         self.basis.copy_(basis)
         self.eigenvalues.copy_(eigenvalues.clamp(min=0.0))  # rounding may turn a zero eigenvalue into −1e−17
 
-    def _log_mixture(self, x: Tensor, sigma: Tensor, c: int | None = None) -> Tensor:
-        """log p_σ(x|c) in nats, (n,), for one class; log p_σ(x) without."""
-        weight = self.prior[:, None] * self.weight if c is None else self.weight[c]
-        own = slice(None) if c is None else slice(c, c + 1)
-        basis = self.basis[own].flatten(0, 1)  # (K, D, D), or (C·K, D, D)
-        mean = torch.einsum("kd,kde->ke", self.mean[own].flatten(0, 1), basis)
-        y = torch.einsum("nd,kde->nke", x, basis) - mean  # in the axes of each Gaussian
-        variance = self.eigenvalues[own].flatten(0, 1) + append_dims(sigma**2, 3)
-        square = (y.square() / variance + variance.log()).sum(2)
-        log_normal = -0.5 * square - 0.5 * self.dim * math.log(2 * math.pi)
-        terms = weight.flatten().log() + log_normal
-        largest = terms.detach().amax(1, keepdim=True)
-        # Not torch's logsumexp: its forward-mode derivative cannot be differentiated again.
-        return (terms - largest).exp().sum(1).log() + largest.squeeze(1)
+    def _log_marginal(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """log Σ_c π_c p_σ(x|c) in nats, (n,), for x (n, D)."""
+        weight = (self.prior[:, None] * self.weight).flatten()
+        parameters = (weight, self.mean.flatten(0, 1), self.basis.flatten(0, 1), self.eigenvalues.flatten(0, 1))
+        return _log_mixture(x[None], sigma[None], *(part[None] for part in parameters))[0]
+
+    def _log_conditional(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+        """log p_σ(x|c) in nats, (n,), for x (n, D) and classes (n,).
+
+        The samples of a class stand in one row of a table, so that each meets the matrices of its own class alone.
+        """
+        counts = torch.bincount(label, minlength=len(self.prior))
+        order = label.argsort(stable=True)
+        place = torch.empty_like(label)
+        place[order] = torch.arange(len(label), device=label.device) - (counts.cumsum(0) - counts)[label[order]]
+        table = len(counts), int(counts.max())
+        rows = x.new_zeros(*table, self.dim).index_put((label, place), x)
+        levels = sigma.new_ones(table).index_put((label, place), sigma)
+        return _log_mixture(rows, levels, self.weight, self.mean, self.basis, self.eigenvalues)[label, place]
+
+
+def _log_mixture(x: Tensor, sigma: Tensor, weight: Tensor, mean: Tensor, basis: Tensor, eigenvalues: Tensor) -> Tensor:
+    """log p_σ(x) in nats, (C, n), of C mixtures of K Gaussians, for n samples of each mixture, x (C, n, D)."""
+    classes, k, dim = mean.shape
+    axes = basis.transpose(1, 2).reshape(classes, dim, k * dim)
+    centre = torch.einsum("ckd,ckde->cke", mean, basis)
+    y = (x @ axes).unflatten(2, (k, dim)) - centre[:, None]  # (C, n, K, D), in the axes of each Gaussian
+    variance = eigenvalues[:, None] + append_dims(sigma**2, 4)
+    square = (y.square() / variance + variance.log()).sum(3)
+    terms = weight.log()[:, None] - 0.5 * square - 0.5 * dim * math.log(2 * math.pi)
+    largest = terms.detach().amax(2, keepdim=True)
+    # Not torch's logsumexp: its forward-mode derivative cannot be differentiated again.
+    return (terms - largest).exp().sum(2).log() + largest.squeeze(2)
 
 
 def _fitted(x: Tensor, components: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
