@@ -30,7 +30,7 @@ from flowdiff.shapes import append_dims
 MAX_DIM = 256
 # Expectation maximisation: at most this many rounds, or until a round adds less than this to log p, in nats a sample.
 # More rounds change the mixture by less than another seed does.
-ROUNDS, TOLERANCE = 60, 1e-3
+ROUNDS, TOLERANCE = 60, 1e-2
 # Added to the variances while the mixture is fitted, relative to the mean variance of the data.
 RIDGE = 1e-3
 
