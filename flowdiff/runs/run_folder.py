@@ -28,7 +28,7 @@ WRITTEN = (
     *("metrics.csv", "evaluations.csv", "result.json", "failed.json", "pruned.json", ".evaluations.lock"),
     *("health.json", "denoising.png"),
     *("samples.png", "trajectory.png", "loss_curve.png", "interpolation.png", "reconstructions.png"),
-    *("checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
+    *("clip/*", "checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
     *("samples/*/samples.npz", "samples/*/samples.png", "samples/*/comparison.png"),
     *("tensorboard/events.out.tfevents.*", "wandb/*run-*-{run_id}", "wandb/upload-begun-{run_id}"),
 )
@@ -73,6 +73,7 @@ class RunFolder:
         self.interpolation = self.path / "interpolation.png"
         self.reconstructions = self.path / "reconstructions.png"
         self.denoising = self.path / "denoising.png"
+        self.clip = self.path / "clip"  # the model that network=clip has trained, as transformers reads it
         self.pictures = (
             *(self.samples, self.trajectory, self.loss_curve, self.interpolation, self.reconstructions),
             self.denoising,

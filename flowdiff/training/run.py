@@ -152,6 +152,7 @@ def prepare(config: Mapping[str, Any], folder: RunFolder, label: Label) -> Prepa
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Lightning does so when it trains; features are computed there too
         parts.denoiser.first_stage.to(device)  # it may have a data set to encode
+        parts.denoiser.conditioner.to(device)  # it may have captions to encode
     engine.measure()
     parts.metrics.check_cache()
     if checkpoint is not None:

@@ -76,7 +76,10 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder")
-NEEDS_A_MODEL = {("first_stage", "vae"), ("first_stage", "autoencoder_kl")}  # from outside: tests/test_latents.py
+NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py and test_text.py
+    *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
+    ("conditioner", "pretrained_text"),
+}
 OPTIONS = [(group, name) for group in registry.GROUP_MODULES for name in config.options(group)]
 TRAINED_BY_THEIR_OWN = {
     "classifier": ["loss=cross_entropy", "conditioner=one_hot"],

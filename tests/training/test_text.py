@@ -7,19 +7,14 @@ import pytest
 import torch
 from cli_process import check_mistakes, outcomes
 from flow_cases import perturb
-from runs import settings, train
+from runs import TINY_CAPTIONED, settings, train
 
 import flowdiff
 from flowdiff.errors import ConfigurationError
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training.engine import Engine
 
-CAPTIONED = [
-    *("dataset=captioned_digits", "dataset.num_train=64", "dataset.num_test=16", "dataset.batch_size=8"),
-    *("conditioner=text", "conditioner.dim=16", "conditioner.layers=1", "conditioner.heads=2"),
-    *("trainer.max_steps=4", "trainer.log_every_n_steps=1", "metrics.frechet=false", "metrics.every_n_steps=2"),
-    *("metrics.health.samples=16", "sampler=heun", "sampler.num_steps=2", "logger=csv", "accelerator=cpu"),
-]
+CAPTIONED = [*TINY_CAPTIONED, "conditioner=text", "conditioner.dim=16", "conditioner.layers=1", "conditioner.heads=2"]
 SMALL_FLOW = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16", "loss=nll"]
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from flowdiff.models.conditioning import Conditioning
 
+EXAMPLES = 2000  # training captions that a run keeps as prompts; a Fréchet distance needs as varied ones as the data
+
 Given = Tensor | Sequence[str]
 """What conditions are made of: classes (B,) int64, or B captions."""
 
@@ -52,6 +54,9 @@ class Conditioner(nn.Module, ABC):
     def fit(self, captions: Sequence[str]) -> None:
         """Learn the vocabulary of the training captions, before training; nothing for a conditioner of labels."""
 
+    def precompute(self, captions: Sequence[str]) -> None:
+        """Compute once what training and its evaluation need of these captions, before training; usually nothing."""
+
     def examples(self) -> Sequence[str]:
         """Prompts that samples are drawn for, in turn, where none is given; empty for a conditioner of labels."""
         return ()
@@ -87,6 +92,11 @@ class Conditioner(nn.Module, ABC):
         rows = torch.arange(n, device=device)
         rows = torch.where(dropped(n, self.drop, generator, device), n, rows)  # row n is the null one
         return both[rows]
+
+
+def example_captions(captions: Sequence[str]) -> tuple[str, ...]:
+    """At most EXAMPLES of the captions, evenly spaced."""
+    return tuple(captions[i] for i in range(0, len(captions), -(-len(captions) // EXAMPLES)))
 
 
 def dropped(n: int, rate: float, generator: torch.Generator | None, device: torch.device) -> Tensor:

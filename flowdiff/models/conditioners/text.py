@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.models.conditioners.base import Conditioner, Given
+from flowdiff.models.conditioners.base import Conditioner, Given, example_captions
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import Requirement, register
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 UNKNOWN, END = 0, 1  # ids of the word that training has not seen, and of the end of a caption
-EXAMPLES = 2000  # training captions that a run keeps as prompts; a Fréchet distance needs as varied ones as the data
 
 
 NEEDS_CAPTIONS = Requirement(
@@ -85,7 +84,7 @@ class TextConditioner(Conditioner):
 
     def fit(self, captions: Sequence[str]) -> None:
         self.tokenizer = _fitted(captions, self.max_words)
-        self.prompts = tuple(captions[i] for i in range(0, len(captions), -(-len(captions) // EXAMPLES)))
+        self.prompts = example_captions(captions)
         self._rows.clear()
 
     def examples(self) -> Sequence[str]:
