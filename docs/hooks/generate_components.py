@@ -37,8 +37,8 @@ GROUPS = {
     "weighting": "w(σ) of `loss=denoising`, `loss=hybrid` and `loss=nll`, which takes `unit`, `sigma` and "
     "`noise_share` only.",
     "sigma_sampler": "The noise levels seen in training.",
-    "conditioner": "What the model is conditioned on, the class or the caption, and how often training drops it. `one_hot` "
-    "is for `network=classifier`.",
+    "conditioner": "What the model is conditioned on, the class or the caption, and how often training drops it. "
+    "`one_hot` is for `network=classifier`.",
     "schedule": "The noise levels of sampling, from σ_max down to 0. `optimal` measures where a run's own trajectories "
     "bend.",
     "sampler": "The steps from one noise level of the schedule to the next.",

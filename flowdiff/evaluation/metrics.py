@@ -259,7 +259,8 @@ class Metrics:
             seed: seed of prompts and samples.
             **options: arguments of `ConditionedDenoiser.sample`.
         """
-        if not denoiser.conditioner.reads_text or not isinstance(self.data, AttributedData):
+        reads = denoiser.conditioner.reads_text and denoiser.conditioner.alone  # the prompts have no classes
+        if not reads or not isinstance(self.data, AttributedData):
             return {}
 
         def draw(prompts: list[str]) -> Tensor:

@@ -239,9 +239,9 @@ def _guided(model: ConditionedDenoiser, node: Node, negative_prompt: str | None 
             )
 
         def null(n: int) -> Conditioning | None:
-            return model.cond_of([negative_prompt] * n)
+            return model.conditioner.negative(negative_prompt, n)
 
-    every = None if model.num_classes is None else torch.arange(model.num_classes)
+    every = None if model.num_classes is None or model.conditioner.reads_text else torch.arange(model.num_classes)
     return create(
         "guidance",
         node,

@@ -5,6 +5,7 @@ import torch
 
 from flowdiff import config, registry
 from flowdiff.errors import ConfigurationError
+from flowdiff.testing.conditioners import inputs_of
 from flowdiff.training.engine import Engine
 from flowdiff.yaml_defaults import bringers
 
@@ -93,9 +94,9 @@ def test_every_option_composes_checks_and_builds(group, name):
     overrides = [f"{group}={name}"]
     if group == "scaling" and name != "score":
         overrides.append("network=mlp")
-    if name == "text":
+    if name in ("text", "class_and_text"):
         overrides.append("dataset=captioned_digits")
-    if group == "dataset" or name == "text":
+    if group == "dataset" or name in ("text", "class_and_text"):
         overrides.append("flow=realnvp")  # a rotation of CIFAR-10's 3,072 dimensions takes ten seconds here
     for network, own in TRAINED_BY_THEIR_OWN.items():
         if f"{group}={name}" in (f"network={network}", own[0]):
@@ -108,8 +109,7 @@ def test_every_option_composes_checks_and_builds(group, name):
     assert engine.num_parameters > 0
     x = torch.zeros(2, *engine.data.shape)
     engine.conditioner.fit(["a caption"])
-    reads_text = engine.conditioner.reads_text
-    cond = engine.denoiser.cond_of(["a caption", ""] if reads_text else torch.zeros(2, dtype=torch.long))
+    cond = engine.denoiser.cond_of(inputs_of(engine.conditioner, 2))
     assert engine.denoiser.eval()(x, torch.ones(2), cond).shape == x.shape
 
 

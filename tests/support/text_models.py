@@ -81,7 +81,9 @@ def _saved(model, words: PreTrainedTokenizerFast, folder: Path) -> Path:
 
 def conditioner_settings(name: str, folder: Path, **changed) -> dict:
     """The arguments of registry.create for a small conditioner; models that it needs are random, in a folder."""
-    models, small = {"clip": clip, "pretrained_text": bert}, {"text": {"dim": 16, "layers": 1, "heads": 2}}
+    models, text = {"clip": clip, "pretrained_text": bert}, {"dim": 16, "layers": 1, "heads": 2}
+    both = {"label": {"name": "class", "drop": 0.0}, "text": {"name": "text", "drop": 0.0, **text}, "locate": str}
+    small = {"text": text, "class_and_text": both}
     if name not in models:
         return {"node": name, **small.get(name, {}), **changed}
     path = folder / name

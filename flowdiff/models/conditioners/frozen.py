@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.models.conditioners.base import Conditioner, Given, example_captions
+from flowdiff.models.conditioners.base import Conditioner, Given, LabelledText, example_captions
 from flowdiff.models.conditioners.embedding_file import Embedding, EmbeddingFile, embedded
 from flowdiff.models.conditioners.pretrained import TextModel
 from flowdiff.models.conditioning import Conditioning
@@ -77,7 +77,7 @@ class FrozenText(Conditioner):
         self.prompts: tuple[str, ...] = ()
         self.known = _Known()
 
-    def fit(self, captions: Sequence[str]) -> None:
+    def fit(self, captions: Sequence[str], labels: Sequence[int] | None = None) -> None:
         self.prompts = example_captions(captions)
 
     def precompute(self, captions: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ class FrozenText(Conditioner):
         return self.prompts
 
     def condition(self, given: Given) -> Conditioning:
-        assert not isinstance(given, Tensor)  # `given` reads captions
+        assert not isinstance(given, Tensor | LabelledText)  # `given` reads captions
         found = self._embeddings(given)
         lengths = np.array([len(one.tokens) for one in found])
         tokens = np.zeros((len(found), lengths.max(), self.token_dim), np.float16)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.models.conditioners.base import Conditioner, Given, example_captions
+from flowdiff.models.conditioners.base import Conditioner, Given, LabelledText, example_captions
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import Requirement, register
 
@@ -82,7 +82,7 @@ class TextConditioner(Conditioner):
         self.prompts: tuple[str, ...] = ()
         self._rows: dict[str, list[int]] = {}  # the word ids of captions that were read before
 
-    def fit(self, captions: Sequence[str]) -> None:
+    def fit(self, captions: Sequence[str], labels: Sequence[int] | None = None) -> None:
         self.tokenizer = _fitted(captions, self.max_words)
         self.prompts = example_captions(captions)
         self._rows.clear()
@@ -91,7 +91,7 @@ class TextConditioner(Conditioner):
         return self.prompts
 
     def condition(self, given: Given) -> Conditioning:
-        assert not isinstance(given, Tensor)  # `given` reads captions
+        assert not isinstance(given, Tensor | LabelledText)  # `given` reads captions
         rows = [self._words(text) for text in given]
         longest = max(map(len, rows))
         device = self.position.device

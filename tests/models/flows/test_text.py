@@ -9,6 +9,7 @@ from flowdiff import config, registry
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.nn.embeddings import ConditionEmbedding
 from flowdiff.testing import flows as laws
+from flowdiff.testing.conditioners import inputs_of
 from flowdiff.testing.inputs import samples
 
 EMBED_DIM, SHAPE = 8, (1, 4, 4)
@@ -36,7 +37,9 @@ def condition(conditioner):
 
     @torch.no_grad()
     def of(n):
-        given = Conditioning.cat([conditioner.condition(CAPTIONS), conditioner.null(1)])[torch.arange(n) % 4]
+        given = Conditioning.cat([conditioner.condition(inputs_of(conditioner, 3)), conditioner.null(1)])[
+            torch.arange(n) % 4
+        ]
         return embedding(torch.linspace(-1, 1, n).double(), given)
 
     return of
