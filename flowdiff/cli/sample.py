@@ -248,17 +248,14 @@ def _show(request: Request, n: int, ways: list[Way], parts: ModelParts, out: Pat
     """Draw n samples of each way, timed, into a picture and samples.npz."""
     import numpy as np
 
-    from flowdiff.models.conditioners.base import LabelledText
-
     drawn = [_timed(parts.denoiser, way, request, n, warm=len(ways) > 1) for way in ways]
     out.mkdir(parents=True, exist_ok=True)
     for way, (_, seconds) in zip(ways, drawn, strict=True):
         log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, request.describe(way), out)
     arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), out)
-    given = parts.denoiser.given(n, request.label, request.prompt)
-    texts = given.text if isinstance(given, LabelledText) else given
-    if isinstance(texts, list):
-        arrays["prompts"] = np.array([text or "" for text in texts])
+    prompts = parts.denoiser.prompts(n, request.label, request.prompt)
+    if prompts is not None:
+        arrays["prompts"] = np.array(prompts)
     with whole(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

@@ -23,7 +23,7 @@ from flowdiff.models.autoencoder.base import Autoencoder
 from flowdiff.models.conditioners.base import Conditioner, Described, Given, LabelledText
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage, FirstStage
-from flowdiff.models.networks.base import AutoencoderNetwork, Network, NoisyClassifier
+from flowdiff.models.networks.base import AutoencoderNetwork, ImageTextNetwork, Network, NoisyClassifier
 from flowdiff.noise import generators
 
 RANGE_ROUNDING = 1e-5  # relative rounding error of the ends of a range that was computed in float32
@@ -119,6 +119,11 @@ class ConditionedDenoiser(nn.Module):
         return isinstance(self.network, AutoencoderNetwork)
 
     @property
+    def can_sample(self) -> bool:
+        """Whether it can be sampled: all networks but embeddings of images and captions, which have no D."""
+        return not isinstance(self.network, ImageTextNetwork)
+
+    @property
     def autoencoder(self) -> Autoencoder | AutoencoderStage | None:
         """The autoencoder that the network is, or that the first stage holds; None if there is neither."""
         if isinstance(self.network, AutoencoderNetwork):
@@ -208,8 +213,11 @@ class ConditionedDenoiser(nn.Module):
             callback: called in every sampler step.
 
         Raises:
-            ConfigurationError: an argument does not fit the model, e.g. a sigma_start that it was not trained at.
+            ConfigurationError: an argument does not fit the model, e.g. a sigma_start that it was not trained at; or
+                the model cannot be sampled.
         """
+        if not self.can_sample:
+            raise ConfigurationError("a run of network=clip does not denoise and cannot be sampled: take another run.")
         if isinstance(self.network, AutoencoderNetwork):
             return self._from_prior(self.network, range(n) if indices is None else indices, seed, batch_size, progress)
         sampler = sampler or self.sampling.sampler
@@ -355,6 +363,15 @@ class ConditionedDenoiser(nn.Module):
         classes_of = torch.full((n,), -1) if label is None else self.labels(n, label)
         assert classes_of is not None  # there are classes
         return LabelledText(classes_of, [None] * n if prompt is None else texts)
+
+    def prompts(
+        self, n: int, label: int | Sequence[int] | None = None, prompt: str | Sequence[str] | None = None
+    ) -> list[str] | None:
+        """The text that each of n samples is drawn for; None for a model that does not read text."""
+        given = self.given(n, label, prompt)
+        if given is None or isinstance(given, Tensor):
+            return None
+        return [text or "" for text in (given.text if isinstance(given, LabelledText) else given)]
 
     def labels(self, n: int, label: int | Sequence[int] | None) -> Tensor | None:
         """The class of each of n samples, (n,); None for an unconditional model; ConfigurationError if out of range."""

@@ -17,7 +17,9 @@ from flowdiff.runs.machine_settings import CACHES, HASHED_AS, INPUTS, NOT_IDENTI
 
 _RUNS = ("first_stage.run", "guidance.run")  # the run id hashes the id of the run that they name
 _OF_TODAY = ("metrics.cache_dir",)  # FLOWDIFF_CACHE names nothing else, so it counts whatever a run recorded
-_NAMES = ("first_stage.model", "conditioner.model", "conditioner.text.model")  # a folder, or a name on a hub
+_NAMES = (  # a folder, or a name on a hub
+    *("first_stage.model", "conditioner.model", "conditioner.text.model", "metrics.compare.clip_score.model"),
+)
 
 
 def with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:

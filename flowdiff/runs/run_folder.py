@@ -290,3 +290,17 @@ class RunFolder:
             raise RunError(
                 f"{self.evaluations} cannot be read ({error}): move it elsewhere, and a new one is begun."
             ) from error
+
+
+def clip_of(name: str) -> str:
+    """Where a model of the library transformers lies: the CLIP model of a run for its folder, else the name itself.
+
+    Raises:
+        RunError: the run has trained no CLIP model, or is not complete.
+    """
+    folder = RunFolder(Path(name).expanduser())
+    if not folder.label_file.is_file():
+        return name
+    if not folder.is_complete or not (folder.clip / "config.json").is_file():
+        raise RunError(f"{name} is a run that holds no CLIP model: give a run of network=clip, once it is complete.")
+    return str(folder.clip)

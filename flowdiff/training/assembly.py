@@ -33,7 +33,7 @@ from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.networks.base import Density, Network
 from flowdiff.registry import completed, create
-from flowdiff.runs.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder, clip_of
 from flowdiff.training.accelerators import Accelerator
 from flowdiff.training.optimizers import Optimizer
 
@@ -78,11 +78,12 @@ def assemble(config: Node) -> ModelParts:
         ConfigurationError: components do not fit each other or the shape of the data.
     """
     data = create("dataset", config["dataset"])
-    conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes, locate=text_model_of)
+    conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes, locate=clip_of)
     first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=load)
     loss = create("loss", config["loss"], weighting=_optional("weighting", config))
     runtime: dict[str, Any] = {
         "shape": first_stage.latent_shape,
+        "conditioner": conditioner,
         "cond_dim": conditioner.dim,
         "token_dim": conditioner.token_dim,
         "num_classes": data.num_classes,
@@ -193,20 +194,6 @@ def load_parts(
         ) from error
     parts.denoiser.to(device).eval().requires_grad_(False)
     return parts
-
-
-def text_model_of(name: str) -> str:
-    """Where a pretrained model of texts lies: the CLIP model of a run for a run folder, else the name itself.
-
-    Raises:
-        RunError: the run has trained no CLIP model, or is not complete.
-    """
-    folder = RunFolder(Path(name).expanduser())
-    if not folder.label_file.is_file():
-        return name
-    if not (folder.clip / "config.json").is_file():
-        raise RunError(f"{name} is a run that holds no CLIP model: give a run of network=clip, once it is complete.")
-    return str(folder.clip)
 
 
 def guide_by(node: Node, negative_prompt: str | None = None) -> Callable[[ConditionedDenoiser], Guidance]:

@@ -8,6 +8,7 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
@@ -44,12 +45,13 @@ TEXT = {
 
 
 def clip(folder: Path, width: int = 16, projection: int = 8, seed: int = 0, **settings) -> Path:
-    """A CLIPModel of images (3, 16, 16) with its tokenizer."""
+    """A CLIPModel of images (3, 16, 16) with its tokenizer and its image processor."""
     torch.manual_seed(seed)
     text = {**TEXT, "hidden_size": width, **settings}
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"image_size": 16, "patch_size": 8}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection)
+    CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder)
     return _saved(CLIPModel(config), tokenizer(), folder)
 
 

@@ -140,7 +140,7 @@ class Densities:
 
     def _missing(self, key: str, denoiser: ConditionedDenoiser) -> str | None:
         """What a setting of `choices` needs and the model or the data lack; None if nothing is missing."""
-        if key == "ode.measure" and denoiser.is_autoencoder:
+        if key == "ode.measure" and (denoiser.is_autoencoder or not denoiser.can_sample):
             return "a denoiser: take another network"
         if key == "ode.measure":
             if isinstance(denoiser.network, Density) and not denoiser.network.twice_differentiable:

@@ -248,18 +248,14 @@ def read(name: str, place: str, **options: Any) -> Any:
 def sentences(source: str, setting: str = "conditioner.model") -> Iterator[None]:
     """Turn the errors of reading a model into sentences, and keep the reports of transformers out of the log."""
     try:
-        from transformers.utils import logging as reports
+        import transformers.utils  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
             f"{setting}={source} needs the package transformers: pip install 'flowdiff[text]'."
         ) from error
-    level, hub = reports.get_verbosity(), logging.getLogger("huggingface_hub")
-    hub_level, bars = hub.level, reports.is_progress_bar_enabled()
-    reports.set_verbosity_error()
-    reports.disable_progress_bar()
-    hub.setLevel(logging.ERROR)
     try:
-        yield
+        with quiet():
+            yield
     except ConfigurationError:
         raise
     except Exception as error:  # the hub, the network and the file system raise many kinds
@@ -269,6 +265,20 @@ def sentences(source: str, setting: str = "conditioner.model") -> Iterator[None]
             "weights and tokenizer, as `save_pretrained` writes it, or a name on the Hugging Face hub that can be "
             "reached."
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep reports and progress bars of transformers out of the terminal."""
+    from transformers.utils import logging as reports
+
+    level, hub = reports.get_verbosity(), logging.getLogger("huggingface_hub")
+    hub_level, bars = hub.level, reports.is_progress_bar_enabled()
+    reports.set_verbosity_error()
+    reports.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         reports.set_verbosity(level)
         hub.setLevel(hub_level)
