@@ -28,17 +28,19 @@ GROUPS = {
     "dataset": "The data, with their batch size and loader workers. `checkerboard`, `swiss_roll` and unlabelled images "
     "need `conditioner=none`.",
     "network": "What the denoiser is made of: a score flow or a raw network. `classifier` trains a classifier of "
-    "noised samples for `guidance=classifier`, `vae` an autoencoder for `first_stage=vae`.",
+    "noised samples for `guidance=classifier`, `vae` an autoencoder for `first_stage=vae`, `clip` a model of "
+    "images and captions for `conditioner=clip`.",
     "flow": "The family of the score flow; `flow.n_flows` is its number of blocks.",
     "activation": "The bijection between the layers of `linear_activation`, and the nonlinearity inside every net.",
     "whitening": "The exact first layer of a score flow, which knows σ in closed form.",
     "scaling": "How the output of a network becomes a denoiser; a score flow takes `score`.",
-    "loss": "The training objective. `cross_entropy` is for `network=classifier`, `elbo` for `network=vae`.",
+    "loss": "The training objective. `cross_entropy` is for `network=classifier`, `elbo` for `network=vae`, "
+    "`contrastive` for `network=clip`.",
     "weighting": "w(σ) of `loss=denoising`, `loss=hybrid` and `loss=nll`, which takes `unit`, `sigma` and "
     "`noise_share` only.",
     "sigma_sampler": "The noise levels seen in training.",
-    "conditioner": "What the model is conditioned on, and how often training drops the label. `one_hot` is for "
-    "`network=classifier`.",
+    "conditioner": "What the model is conditioned on, the class or the caption, and how often training drops it. "
+    "`one_hot` is for `network=classifier`, `word_ids` for `network=clip`.",
     "schedule": "The noise levels of sampling, from σ_max down to 0. `optimal` measures where a run's own trajectories "
     "bend.",
     "sampler": "The steps from one noise level of the schedule to the next.",

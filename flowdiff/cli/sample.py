@@ -251,11 +251,10 @@ def _show(request: Request, n: int, ways: list[Way], parts: ModelParts, out: Pat
     out.mkdir(parents=True, exist_ok=True)
     for way, (_, seconds) in zip(ways, drawn, strict=True):
         log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, request.describe(way), out)
-    given = parts.denoiser.given(n, request.label, request.prompt)
-    texts = given if isinstance(given, list) else []
-    arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), texts, out)
-    if texts:
-        arrays["prompts"] = np.array(texts)
+    prompts = parts.denoiser.prompts(n, request.label, request.prompt)
+    arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), prompts or [], out)
+    if prompts is not None:
+        arrays["prompts"] = np.array(prompts)
     with whole(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

@@ -37,6 +37,7 @@ NAMES_OF_FILES = (
     *CACHES,
 )
 
+LISTS_OF_FILES = ("conditioner.model",)  # one name, or a list of them
 PROMPTS = ("prompt", "negative_prompt")  # text, in which a comma does not separate the values of a sweep
 
 _EXPANDED = ("run", "resume", "out")  # ~ of the others is expanded where they are read
@@ -105,7 +106,7 @@ def _value(override: Override) -> Any:
 def _quoted(argument: str) -> str:
     key, equals, raw = argument.partition("=")
     name = key.lstrip("+")
-    if name == "plugins":
+    if name == "plugins" or (name in LISTS_OF_FILES and raw.startswith("[")):
         return f"{key}={_list_of_names(argument, raw)}"
     if equals and name in PROMPTS and not raw.startswith(("[", "'", '"', "choice(", "${")) and raw not in ("null", ""):
         return f"{key}={_in_quotes(raw)}"

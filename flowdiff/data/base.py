@@ -61,6 +61,14 @@ class Captions:
         self.rows = [tuple(table.setdefault(text, len(table)) for text in texts) for texts in captions]
         self.texts = tuple(table)
 
+    def classes(self, label: Tensor) -> list[int]:
+        """The class of the first sample that each text belongs to, given the classes (n,) of the samples."""
+        found: dict[int, int] = {}
+        for texts, value in zip(self.rows, label.tolist(), strict=True):
+            for text in texts:
+                found.setdefault(text, value)
+        return [found[i] for i in range(len(self.texts))]
+
     def of(self, indices: Iterable[int]) -> list[tuple[str, ...]]:
         """The captions of some samples."""
         return [tuple(self.texts[i] for i in self.rows[index]) for index in indices]

@@ -20,10 +20,10 @@ from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.autoencoder.base import Autoencoder
-from flowdiff.models.conditioners.base import Conditioner, Described, Given
+from flowdiff.models.conditioners.base import Conditioner, Described, Given, LabelledText
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage, FirstStage
-from flowdiff.models.networks.base import AutoencoderNetwork, Network, NoisyClassifier
+from flowdiff.models.networks.base import AutoencoderNetwork, ImageTextNetwork, Network, NoisyClassifier
 from flowdiff.noise import generators
 
 RANGE_ROUNDING = 1e-5  # relative rounding error of the ends of a range that was computed in float32
@@ -119,6 +119,11 @@ class ConditionedDenoiser(nn.Module):
         return isinstance(self.network, AutoencoderNetwork)
 
     @property
+    def can_sample(self) -> bool:
+        """Whether it can be sampled: all networks but embeddings of images and captions, which have no D."""
+        return not isinstance(self.network, ImageTextNetwork)
+
+    @property
     def autoencoder(self) -> Autoencoder | AutoencoderStage | None:
         """The autoencoder that the network is, or that the first stage holds; None if there is neither."""
         if isinstance(self.network, AutoencoderNetwork):
@@ -158,7 +163,10 @@ class ConditionedDenoiser(nn.Module):
 
     def cond_of(self, given: Given) -> Conditioning | None:
         """The condition of labels (B,), or of B captions."""
-        return self.conditioner(given.to(self.sigma_data.device) if isinstance(given, Tensor) else given)
+        device = self.sigma_data.device
+        if isinstance(given, LabelledText):
+            return self.conditioner(LabelledText(given.label.to(device), given.text))
+        return self.conditioner(given.to(device) if isinstance(given, Tensor) else given)
 
     def cond_of_batch(self, batch: Described) -> Conditioning | None:
         """The condition of each sample of a batch: its label, or its first caption."""
@@ -205,8 +213,11 @@ class ConditionedDenoiser(nn.Module):
             callback: called in every sampler step.
 
         Raises:
-            ConfigurationError: an argument does not fit the model, e.g. a sigma_start that it was not trained at.
+            ConfigurationError: an argument does not fit the model, e.g. a sigma_start that it was not trained at; or
+                the model cannot be sampled.
         """
+        if not self.can_sample:
+            raise ConfigurationError("a run of network=clip does not denoise and cannot be sampled: take another run.")
         if isinstance(self.network, AutoencoderNetwork):
             return self._from_prior(self.network, range(n) if indices is None else indices, seed, batch_size, progress)
         sampler = sampler or self.sampling.sampler
@@ -309,14 +320,16 @@ class ConditionedDenoiser(nn.Module):
     def _conditions(self, given: Given | None) -> Callable[[Sequence[int]], Conditioning | None] | None:
         if given is None:
             return None
-        if isinstance(given, Tensor):
+        if isinstance(given, Tensor | LabelledText):
             return lambda indices: self.cond_of(given[list(indices)])
         return lambda indices: self.cond_of([given[i] for i in indices])
 
     def given(
         self, n: int, label: int | Sequence[int] | None = None, prompt: str | Sequence[str] | None = None
     ) -> Given | None:
-        """The class of each of n samples, (n,), or its prompt; None for an unconditional model.
+        """The class of each of n samples, (n,), or its prompt, or both; None for an unconditional model.
+
+        A model that reads both takes one of them alone, if it was trained without the other at times.
 
         Raises:
             ConfigurationError: a label or a prompt was given to a model that does not read it, or is out of range.
@@ -328,14 +341,37 @@ class ConditionedDenoiser(nn.Module):
                     "conditioner=text and a data set with captions."
                 )
             return self.labels(n, label)
-        if label is not None:
+        if label is not None and self.num_classes is None:
             raise ConfigurationError(
                 f"class_label={label} was given to a model that reads text: give a prompt instead."
             )
         prompts = self.conditioner.examples() if prompt is None else [prompt] if isinstance(prompt, str) else prompt
         if not prompts:
             raise ConfigurationError("prompt is an empty list: give at least one text, or leave prompt out.")
-        return [prompts[i % len(prompts)] for i in range(n)]
+        texts = [prompts[i % len(prompts)] for i in range(n)]
+        if self.num_classes is None:
+            return texts
+        if label is None and prompt is None:
+            classes = self.conditioner.example_classes()
+            return LabelledText(torch.tensor([classes[i % len(classes)] for i in range(n)]), texts)
+        if (label is None or prompt is None) and not self.conditioner.alone:
+            missing, other = ("class_label", "prompt") if label is None else ("prompt", "class_label")
+            raise ConfigurationError(
+                f"{other} was given without {missing}, and this model was always trained with both: give both, or "
+                "train with conditioner.label.drop > 0 and conditioner.text.drop > 0."
+            )
+        classes_of = torch.full((n,), -1) if label is None else self.labels(n, label)
+        assert classes_of is not None  # there are classes
+        return LabelledText(classes_of, [None] * n if prompt is None else texts)
+
+    def prompts(
+        self, n: int, label: int | Sequence[int] | None = None, prompt: str | Sequence[str] | None = None
+    ) -> list[str] | None:
+        """The text that each of n samples is drawn for; None for a model that does not read text."""
+        given = self.given(n, label, prompt)
+        if given is None or isinstance(given, Tensor):
+            return None
+        return [text or "" for text in (given.text if isinstance(given, LabelledText) else given)]
 
     def labels(self, n: int, label: int | Sequence[int] | None) -> Tensor | None:
         """The class of each of n samples, (n,); None for an unconditional model; ConfigurationError if out of range."""

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from flowdiff.data.base import DataModule
 from flowdiff.data.encoded import in_model_space
+from flowdiff.diffusion.losses.contrastive import contrastive
 from flowdiff.diffusion.losses.elbo import latent_noise
 from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.evaluation.densities.likelihood import mean_and_error
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.networks.base import AutoencoderNetwork
+from flowdiff.models.networks.base import AutoencoderNetwork, ImageTextNetwork
 from flowdiff.noise import generators, randn_like
 from flowdiff.shapes import append_dims, mean_except_batch
 
@@ -66,6 +67,9 @@ def loss_of_test(
     if isinstance(denoiser.network, AutoencoderNetwork):
         autoencoder = denoiser.network.autoencoder
         return -autoencoder.elbo(x0, latent_noise(noise, autoencoder.latent_shape)).bound / x0[0].numel()
+    if isinstance(denoiser.network, ImageTextNetwork):
+        assert cond is not None  # the network takes conditioner=word_ids only
+        return contrastive(denoiser.network, x0, cond).loss
     return edm_loss(denoiser, x0, sigma, noise, cond)
 
 

@@ -193,7 +193,8 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
 
     before, began = request.guidance.evaluations, time.perf_counter()
     with counting("sampling for evaluation") if ranks.rank() == 0 else nullcontext() as progress:
-        numbers = metrics.quality(sample, request.seed)
+        prompts = denoiser.prompts(metrics.num_samples, request.label, request.prompt)
+        numbers = metrics.quality(sample, request.seed, prompts)
     seconds = time.perf_counter() - began
     accuracies = [sample_accuracy(judge, metrics.data, x, labels, metrics.batch_size) for x, labels in judged]
     evaluations = ranks.total(request.guidance.evaluations - before)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,8 @@ from flowdiff.data.attributes import AttributedData
 from flowdiff.data.base import DataModule
 from flowdiff.data.encoded import in_model_space
 from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.digests import digest
+from flowdiff.errors import ConfigurationError
 from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.densities.autoencoding import latent_statistics
@@ -32,6 +34,7 @@ from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
 from flowdiff.evaluation.health.measure import HealthSettings, measure
 from flowdiff.evaluation.prompts import attribute_judge, prompt_accuracy
+from flowdiff.evaluation.retrieval import retrieval
 from flowdiff.registry import check, hyperparameters, register, resolve
 from flowdiff.runs.files import can_write
 from flowdiff.runs.health import Health
@@ -123,6 +126,16 @@ class Metrics:
 
     def check(self, denoiser: ConditionedDenoiser) -> None:
         """Raise ConfigurationError if a setting is true that this model or these data do not allow."""
+        if self.with_frechet and not denoiser.can_sample:
+            raise ConfigurationError(
+                "metrics.frechet=true draws samples, and network=clip cannot be sampled: set metrics.frechet=false."
+            )
+        for name, comparison in self.comparisons.items():
+            if comparison.reads_prompts and not denoiser.conditioner.reads_text:
+                raise ConfigurationError(
+                    f"metrics.compare.{name} compares samples with their prompts, and this model reads none: "
+                    "remove it, or set conditioner=text or clip."
+                )
         self._densities.check(denoiser)
 
     def check_cache(self) -> None:
@@ -174,7 +187,10 @@ class Metrics:
         def measure() -> dict[str, float]:
             return {key: float(value) for key, value in self._measure(name, self.test).items()}  # plain, to be kept
 
-        return self.test.kept("floors", measure, self.train.key, name, settings)
+        about = self.comparisons[name].about()
+        if self.comparisons[name].reads_prompts:
+            about = [*about, digest(self.test.prompts())]
+        return self.test.kept("floors", measure, self.train.key, name, settings, *about)
 
     def evaluate(
         self, denoiser: ConditionedDenoiser, sample_fn: Callable[[int, int], Tensor], seed: int
@@ -187,7 +203,8 @@ class Metrics:
             seed: every random number follows from it.
 
         Returns:
-            test_loss and test_loss_se; if frechet, what `quality` and `prompted` return; what `densities` returns.
+            test_loss and test_loss_se; if frechet, what `quality` and `prompted` return; what `densities` returns; of a
+            model of images and captions what `retrieval` returns.
         """
         results: dict[str, float] = {}
         with _evaluating(denoiser):
@@ -195,9 +212,10 @@ class Metrics:
                 denoiser, self.data, seed=seed, batch_size=self.batch_size, num_levels=self.sigmas_per_sample
             )
             if self.with_frechet:
-                results |= self.quality(sample_fn, seed)
+                results |= self.quality(sample_fn, seed, denoiser.prompts(self.num_samples))
                 results |= self.prompted(denoiser, seed)
             results |= self.densities(denoiser, seed)
+            results |= retrieval(denoiser, self.data)
         return results
 
     @torch.no_grad()
@@ -215,8 +233,12 @@ class Metrics:
             numbers |= {f"reconstruction_{name}": value for name, value in self.frechet(reconstructions).items()}
         return numbers
 
-    def quality(self, sample_fn: Callable[[int, int], Tensor], seed: int) -> dict[str, float]:
+    def quality(
+        self, sample_fn: Callable[[int, int], Tensor], seed: int, prompts: Sequence[str] | None = None
+    ) -> dict[str, float]:
         """The part of the table that needs only samples: sample_fn(n, seed) returns n of them in model space.
+
+        prompts: what each of num_samples samples is drawn for; None without prompts.
 
         Returns:
             Each number of the comparisons (the mean over repeats, and <name>_sd if there are several), its
@@ -229,7 +251,7 @@ class Metrics:
             start = time.perf_counter()
             x = sample_fn(self.num_samples, seed + repeat).cpu()  # .cpu() waits until a GPU has finished
             seconds += time.perf_counter() - start
-            samples = self._samples(x)
+            samples = self._samples(x, prompts)
             measured.append({k: v for name in self.comparisons for k, v in self._measure(name, samples).items()})
         results: dict[str, float] = {}
         for name, comparison in self.comparisons.items():
@@ -259,7 +281,8 @@ class Metrics:
             seed: seed of prompts and samples.
             **options: arguments of `ConditionedDenoiser.sample`.
         """
-        if not denoiser.conditioner.reads_text or not isinstance(self.data, AttributedData):
+        reads = denoiser.conditioner.reads_text and denoiser.conditioner.alone  # the prompts have no classes
+        if not reads or not isinstance(self.data, AttributedData):
             return {}
 
         def draw(prompts: list[str]) -> Tensor:
@@ -292,8 +315,8 @@ class Metrics:
         with _evaluating(denoiser):
             return measure(denoiser, in_model_space(denoiser, self.data), self.health_settings, self.batch_size)
 
-    def _samples(self, x: Tensor) -> Generated:
-        return Generated(x, self.extractor, self.data, self.batch_size)
+    def _samples(self, x: Tensor, prompts: Sequence[str] | None = None) -> Generated:
+        return Generated(x, self.extractor, self.data, self.batch_size, prompts)
 
     def _measure(self, name: str, samples: Samples) -> dict[str, float]:
         """The numbers of one comparison, all Undefined for the samples of a diverged model."""

@@ -18,6 +18,7 @@ NOT_IDENTITY = ("hydra", "resume", "force", "retry", "plugins", "tags", "logger"
 NOT_IDENTITY_KEYS = {
     "dataset": ("root", "download", "num_workers"),
     "first_stage": ("cache_dir",),
+    "conditioner": ("cache_dir",),
     "metrics": ("cache_dir",),
     "trainer": ("profiler", "benchmark"),
     "accelerator": ("name", "kind", "strategy", "compile"),  # but precision and the number of devices count
@@ -25,9 +26,10 @@ NOT_IDENTITY_KEYS = {
 # Paths of what a run reads, and folders of what it keeps to save time.
 INPUTS = (
     *("dataset.path", "dataset.test_path", "dataset.root", "first_stage.run", "first_stage.model"),
-    *("guidance.run", "guidance.inner.run", "metrics.inception_weights"),
+    *("conditioner.model", "conditioner.text.model", "guidance.run", "guidance.inner.run", "metrics.inception_weights"),
+    "metrics.compare.clip_score.model",
 )
-CACHES = ("first_stage.cache_dir", "metrics.cache_dir")
+CACHES = ("first_stage.cache_dir", "conditioner.cache_dir", "metrics.cache_dir")
 # The settings of a run that may be given again where it is resumed or sampled.
 MOVABLE = (*INPUTS, *CACHES, "dataset.num_workers", "dataset.download", "plugins")
 

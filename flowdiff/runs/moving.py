@@ -17,12 +17,16 @@ from flowdiff.runs.machine_settings import CACHES, HASHED_AS, INPUTS, NOT_IDENTI
 
 _RUNS = ("first_stage.run", "guidance.run")  # the run id hashes the id of the run that they name
 _OF_TODAY = ("metrics.cache_dir",)  # FLOWDIFF_CACHE names nothing else, so it counts whatever a run recorded
-_NAMES = ("first_stage.model",)  # a folder, or a name on a hub
+_NAMES = (  # a folder, or a name on a hub
+    *("first_stage.model", "conditioner.model", "conditioner.text.model", "metrics.compare.clip_score.model"),
+)
 
 
 def with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved config (plain containers) with absolute paths instead of paths relative to the working directory."""
     result: dict[str, Any] = copy.deepcopy(dict(config))
+    for key, names in _lists(result):
+        move(result, key, [os.path.abspath(name) if os.path.isdir(name) else name for name in names])
     for key, given in _paths(result):
         path = (
             os.path.expanduser(given) if key.endswith(".run") else given
@@ -71,10 +75,18 @@ def move(config: dict[str, Any], key: str, value: Any) -> None:
     before = get_value(config, key)
     group, _, name = key.partition(".")
     counts = key in INPUTS and name not in NOT_IDENTITY_KEYS.get(group, ())
-    if counts and isinstance(before, str) and (before != value or key in _RUNS):
-        hashed = identity_of_run(before) if key in _RUNS else before
+    if counts and isinstance(before, str | list) and (before != value or key in _RUNS):
+        hashed = identity_of_run(str(before)) if key in _RUNS else before
         config.setdefault(HASHED_AS, {}).setdefault(key, hashed)
     set_value(config, key, value)
+
+
+def _lists(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """The lists of names in a config with their dotted keys: each is a folder, or a name on a hub."""
+    for key in _NAMES:
+        value = get_value(config, key)
+        if isinstance(value, list):
+            yield key, [str(name) for name in value]
 
 
 def _paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

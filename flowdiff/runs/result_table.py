@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ SAMPLE_METRICS = {
     "memorised": "share of samples closer to a training sample than almost every test sample is",
     "train_distance": "median distance to the nearest training sample, divided by √dim",
     "sample_accuracy": "share of samples that the extractor's classifier assigns to the requested class",
+    "clip_score": "100 × cosine of a sample and its prompt, by a CLIP model",
+    "clip_recall_1": "share of samples whose own prompt is the nearest of 100, by a CLIP model",
     "is": "Inception score: higher for confident and diverse class predictions",
 }
 # Name and description of each likelihood on the test split.
@@ -37,6 +40,7 @@ LIKELIHOODS = {
     "latent_nats_per_dim": ("nats/dim of the latent", "−log p per latent dimension, exact density of the latents"),
     "bpd_bound": ("bits/dim, bound", "upper bound from the ELBO, uniform dequantisation; not exact"),
 }
+NAMED = {"image": "image", "text": "caption"}
 NO_NUMBER = "–"
 AGAINST_TRAINING = "samples compared with the training split"
 UNITS = {"bpd": "bits/dim", "nats_per_dim": "nats/dim", "latent_nats_per_dim": "nats/dim of the latent"}
@@ -70,7 +74,9 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
     """The rows of the result table for the metrics that were measured; at the end, why some have no number."""
     rows: list[Row] = []
     if "test_loss" in numbers:
-        if "bpd_bound" in numbers and "latent_nats_per_dim" not in numbers:  # an autoencoder has no denoising loss
+        if "num_candidates" in numbers:  # a model of images and captions has no denoising loss
+            rows.append(("test loss", _value(numbers, "test_loss"), "contrastive, nats"))
+        elif "bpd_bound" in numbers and "latent_nats_per_dim" not in numbers:  # an autoencoder has no denoising loss
             rows.append(("test loss", _value(numbers, "test_loss"), "negative ELBO, nats/dim"))
         else:
             rows.append(("denoising test loss", _value(numbers, "test_loss"), "EDM weighting, per dimension"))
@@ -78,6 +84,7 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
         if (f"{key}_floor" in numbers and not key.startswith("prompts_")) or _is_frechet(key):
             rows += _sample_metric(numbers, key)
     rows += _prompt_rows(numbers)
+    rows += _retrieval_rows(numbers)
     rows += [(name, _value(numbers, key), about) for key, (name, about) in LIKELIHOODS.items() if key in numbers]
     rows += [*_autoencoder_rows(numbers), *_likelihood_rows(numbers), *_density_rows(numbers)]
     rows += _health_rows(numbers)
@@ -111,6 +118,16 @@ def _value(numbers: Mapping[str, float], key: str) -> str:
 
 def _count(numbers: Mapping[str, float], key: str) -> str:
     return f"{numbers[key]:,} " if key in numbers else ""
+
+
+def _retrieval_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
+    """How often images find their captions, and captions their images."""
+    for key in numbers:
+        if found := re.fullmatch(r"recall_(\d+)_(\w+)_to_(\w+)", key):
+            k, given, sought = found.groups()
+            others = f"the {k} nearest of {numbers['num_candidates']}"
+            about = f"share of {NAMED[given]}s whose own {NAMED[sought]} is among {others}"
+            yield f"recall@{k}, {NAMED[given]} to {NAMED[sought]}", _value(numbers, key), about
 
 
 def _is_frechet(key: str) -> bool:

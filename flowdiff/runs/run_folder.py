@@ -28,7 +28,7 @@ WRITTEN = (
     *("metrics.csv", "evaluations.csv", "result.json", "failed.json", "pruned.json", ".evaluations.lock"),
     *("health.json", "denoising.png"),
     *("samples.png", "trajectory.png", "loss_curve.png", "interpolation.png", "reconstructions.png"),
-    *("checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
+    *("clip/*", "checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
     *("samples/*/samples.npz", "samples/*/samples.png", "samples/*/comparison.png"),
     *("tensorboard/events.out.tfevents.*", "wandb/*run-*-{run_id}", "wandb/upload-begun-{run_id}"),
 )
@@ -73,6 +73,7 @@ class RunFolder:
         self.interpolation = self.path / "interpolation.png"
         self.reconstructions = self.path / "reconstructions.png"
         self.denoising = self.path / "denoising.png"
+        self.clip = self.path / "clip"  # the model that network=clip has trained, as transformers reads it
         self.pictures = (
             *(self.samples, self.trajectory, self.loss_curve, self.interpolation, self.reconstructions),
             self.denoising,
@@ -289,3 +290,17 @@ class RunFolder:
             raise RunError(
                 f"{self.evaluations} cannot be read ({error}): move it elsewhere, and a new one is begun."
             ) from error
+
+
+def clip_of(name: str) -> str:
+    """Where a model of the library transformers lies: the CLIP model of a run for its folder, else the name itself.
+
+    Raises:
+        RunError: the run has trained no CLIP model, or is not complete.
+    """
+    folder = RunFolder(Path(name).expanduser())
+    if not folder.label_file.is_file():
+        return name
+    if not folder.is_complete or not (folder.clip / "config.json").is_file():
+        raise RunError(f"{name} is a run that holds no CLIP model: give a run of network=clip, once it is complete.")
+    return str(folder.clip)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from flowdiff.models.conditioners.base import Conditioner, Given
+from flowdiff.models.conditioners.base import Conditioner, Given, LabelledText
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing.compare import require, require_close
 
@@ -32,7 +32,10 @@ def check_conditioner(conditioner: Conditioner) -> None:
 def conditions_have_the_declared_widths(conditioner: Conditioner) -> None:
     """vector (B, dim) and tokens (B, L, token_dim) with a mask (B, L) of bool, for labels and null conditions."""
     law = "conditions have the declared widths"
-    for name, cond in (("null(3)", conditioner.null(3)), ("condition", conditioner.condition(_inputs(conditioner, 3)))):
+    for name, cond in (
+        ("null(3)", conditioner.null(3)),
+        ("condition", conditioner.condition(inputs_of(conditioner, 3))),
+    ):
         if not conditioner.dim and not conditioner.token_dim:
             require(cond is None, law, f"{name} is not None, although dim and token_dim are 0")
             continue
@@ -54,7 +57,8 @@ def null_differs_from_every_class(conditioner: Conditioner) -> None:
         return
     null = conditioner.null(1)
     for k in range(conditioner.num_classes):
-        same = _same(conditioner.condition(torch.tensor([k])), null)
+        label = torch.tensor([k])
+        same = _same(conditioner.condition(LabelledText(label, [None]) if conditioner.reads_text else label), null)
         require(not same, "the null condition differs from every class", f"it is the condition of class {k}")
 
 
@@ -62,7 +66,7 @@ def dropout_replaces_labels_by_the_null_condition(conditioner: Conditioner) -> N
     """In training a fraction `drop` of the labels, chosen by the generator, has the null condition; in eval none."""
     if not reads(conditioner):
         return
-    conditioner, labels = copy.deepcopy(conditioner), _inputs(conditioner, 4000)
+    conditioner, labels = copy.deepcopy(conditioner), inputs_of(conditioner, 4000)
     rows = Conditioning.cat([_given(conditioner.condition(labels)), _given(conditioner.null(1))])  # equally long
     plain, null = rows[torch.arange(len(labels))].flat(), rows[torch.full((len(labels),), len(labels))].flat()
     conditioner.train()
@@ -84,7 +88,7 @@ def a_label_dropped_for_sure_is_the_null_condition(conditioner: Conditioner) -> 
     """With drop → 1 the condition is `null` itself."""
     if not reads(conditioner):
         return
-    conditioner, labels = copy.deepcopy(conditioner).train(), _inputs(conditioner, 4)
+    conditioner, labels = copy.deepcopy(conditioner).train(), inputs_of(conditioner, 4)
     conditioner.drop = 1 - 1e-9
     cond = conditioner(labels, torch.Generator().manual_seed(0))
     require(_same(cond, conditioner.null(4)), "a dropped label has the null condition", "they differ")
@@ -96,7 +100,7 @@ def padding_changes_nothing(conditioner: Conditioner) -> None:
     """The condition of a sample is the same alone and beside others, which may have more tokens, in any order."""
     if not reads(conditioner):
         return
-    conditioner, given = copy.deepcopy(conditioner).eval(), _inputs(conditioner, 5)
+    conditioner, given = copy.deepcopy(conditioner).eval(), inputs_of(conditioner, 5)
     together = _given(conditioner(given))
     for i in range(5):
         alone = _given(conditioner(given[i : i + 1]))
@@ -109,13 +113,15 @@ def reads(conditioner: Conditioner) -> bool:
     return conditioner.num_classes is not None or conditioner.reads_text
 
 
-def _inputs(conditioner: Conditioner, n: int) -> Given:
-    """n labels, or n captions of different lengths."""
-    if conditioner.reads_text:
-        prompts = conditioner.examples()
-        require(len(prompts) > 0, "a conditioner of captions is fitted before the laws", "it has no examples")
-        return [prompts[i % len(prompts)] for i in range(n)]
-    return torch.arange(n) % (conditioner.num_classes or 1)
+def inputs_of(conditioner: Conditioner, n: int) -> Given:
+    """n labels, or n captions of different lengths, or both."""
+    labels = torch.arange(n) % (conditioner.num_classes or 1)
+    if not conditioner.reads_text:
+        return labels
+    prompts = conditioner.examples()
+    require(len(prompts) > 0, "a conditioner of captions is fitted before the laws", "it has no examples")
+    texts = [prompts[i % len(prompts)] for i in range(n)]
+    return texts if conditioner.num_classes is None else LabelledText(labels, texts)
 
 
 def _given(cond: Conditioning | None) -> Conditioning:

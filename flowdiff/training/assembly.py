@@ -33,7 +33,7 @@ from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.networks.base import Density, Network
 from flowdiff.registry import completed, create
-from flowdiff.runs.run_folder import RunFolder
+from flowdiff.runs.run_folder import RunFolder, clip_of
 from flowdiff.training.accelerators import Accelerator
 from flowdiff.training.optimizers import Optimizer
 
@@ -78,11 +78,12 @@ def assemble(config: Node) -> ModelParts:
         ConfigurationError: components do not fit each other or the shape of the data.
     """
     data = create("dataset", config["dataset"])
-    conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes)
+    conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes, locate=clip_of)
     first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=load)
     loss = create("loss", config["loss"], weighting=_optional("weighting", config))
     runtime: dict[str, Any] = {
         "shape": first_stage.latent_shape,
+        "conditioner": conditioner,
         "cond_dim": conditioner.dim,
         "token_dim": conditioner.token_dim,
         "num_classes": data.num_classes,
@@ -225,9 +226,9 @@ def _guided(model: ConditionedDenoiser, node: Node, negative_prompt: str | None 
             )
 
         def null(n: int) -> Conditioning | None:
-            return model.cond_of([negative_prompt] * n)
+            return model.conditioner.negative(negative_prompt, n)
 
-    every = None if model.num_classes is None else torch.arange(model.num_classes)
+    every = None if model.num_classes is None or model.conditioner.reads_text else torch.arange(model.num_classes)
     return create(
         "guidance",
         node,

@@ -120,6 +120,8 @@ class PeriodicEvaluation(Callback):
             distances = metrics.frechet(samples)
             self.tracker.minimise(distances)
             module.log_dict(distances, rank_zero_only=True)
+        if not model.can_sample:
+            return
         drawn = {"samples": self.folder.samples}
         draw_samples(model, data, self.folder.samples, metrics.batch_size)
         if model.is_autoencoder:

@@ -108,7 +108,9 @@ class Engine(LightningModule):
         self.latents.setup()
         captions = self.latents.train.captions
         if captions is not None:
-            self.conditioner.fit(captions.texts)
+            self.conditioner.fit(captions.texts, captions.classes(self.latents.train.label))
+            of_test = self.latents.test.captions
+            self.conditioner.precompute([*captions.texts, *(() if of_test is None else of_test.texts)])
         elif self.conditioner.reads_text:
             raise DataError(
                 f"the conditioner reads captions, and {self.latents.name} has none: write them into metadata.csv "

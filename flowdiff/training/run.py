@@ -26,6 +26,8 @@ from flowdiff.evaluation.pictures.drawing import (
     draw_trajectory,
 )
 from flowdiff.loggers.base import StartedRun, Tracker
+from flowdiff.models.conditioners.text import WordIds
+from flowdiff.models.networks.base import ImageTextNetwork
 from flowdiff.progress import counting
 from flowdiff.registry import name_of
 from flowdiff.runs.job import Interrupted, Pruned
@@ -152,6 +154,7 @@ def prepare(config: Mapping[str, Any], folder: RunFolder, label: Label) -> Prepa
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Lightning does so when it trains; features are computed there too
         parts.denoiser.first_stage.to(device)  # it may have a data set to encode
+        parts.denoiser.conditioner.to(device)  # it may have captions to encode
     engine.measure()
     parts.metrics.check_cache()
     if checkpoint is not None:
@@ -205,6 +208,9 @@ def finish(run: Prepared, trainer: Trainer, label: Label, train_seconds: float, 
     health = parts.metrics.health(parts.denoiser)
     numbers = _evaluate(parts) | health.numbers()
     _draw(run)
+    network, conditioner = parts.denoiser.network, parts.denoiser.conditioner
+    if isinstance(network, ImageTextNetwork) and isinstance(conditioner, WordIds):
+        network.save(folder.clip, conditioner.fitted(), conditioner.max_length)
     if not health.is_empty:
         folder.write_health(health)
         plots.health(health, folder.denoising)
@@ -300,8 +306,10 @@ def _evaluate(parts: RunParts) -> dict[str, float]:
 
 def _draw(run: Prepared) -> None:
     model, data, folder, metrics = run.parts.denoiser, run.parts.data, run.folder, run.parts.metrics
-    draw_samples(model, data, folder.samples, metrics.batch_size)
     plots.loss_curve(run.csv.rows(), folder.loss_curve)
+    if not model.can_sample:
+        return
+    draw_samples(model, data, folder.samples, metrics.batch_size)
     if model.autoencoder is not None:
         draw_reconstructions(model, data, folder.reconstructions, metrics.batch_size)
     if model.is_autoencoder:

@@ -5,6 +5,7 @@ import torch
 
 from flowdiff import config, registry
 from flowdiff.errors import ConfigurationError
+from flowdiff.testing.conditioners import inputs_of
 from flowdiff.training.engine import Engine
 from flowdiff.yaml_defaults import bringers
 
@@ -76,11 +77,15 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder", "image_tars", "image_table")
-NEEDS_A_MODEL = {("first_stage", "vae"), ("first_stage", "autoencoder_kl")}  # from outside: tests/test_latents.py
+NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py and test_text.py
+    *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
+    ("conditioner", "pretrained_text"),
+}
 OPTIONS = [(group, name) for group in registry.GROUP_MODULES for name in config.options(group)]
 TRAINED_BY_THEIR_OWN = {
     "classifier": ["loss=cross_entropy", "conditioner=one_hot"],
     "vae": ["loss=elbo", "conditioner=none"],
+    "clip": ["loss=contrastive", "conditioner=word_ids", "dataset=captioned_digits"],
 }
 
 
@@ -90,12 +95,12 @@ def test_every_option_composes_checks_and_builds(group, name):
     overrides = [f"{group}={name}"]
     if group == "scaling" and name != "score":
         overrides.append("network=mlp")
-    if name == "text":
+    if name in ("text", "class_and_text"):
         overrides.append("dataset=captioned_digits")
-    if group == "dataset" or name == "text":
+    if group == "dataset" or name in ("text", "class_and_text"):
         overrides.append("flow=realnvp")  # a rotation of CIFAR-10's 3,072 dimensions takes ten seconds here
     for network, own in TRAINED_BY_THEIR_OWN.items():
-        if f"{group}={name}" in (f"network={network}", own[0]):
+        if f"{group}={name}" in (f"network={network}", own[0]) or (name == "word_ids" and network == "clip"):
             overrides += [f"network={network}", *own]
     if name in UNLABELLED:
         overrides += ["conditioner=none", "metrics.frechet=false"]
@@ -105,8 +110,7 @@ def test_every_option_composes_checks_and_builds(group, name):
     assert engine.num_parameters > 0
     x = torch.zeros(2, *engine.data.shape)
     engine.conditioner.fit(["a caption"])
-    reads_text = engine.conditioner.reads_text
-    cond = engine.denoiser.cond_of(["a caption", ""] if reads_text else torch.zeros(2, dtype=torch.long))
+    cond = engine.denoiser.cond_of(inputs_of(engine.conditioner, 2))
     assert engine.denoiser.eval()(x, torch.ones(2), cond).shape == x.shape
 
 

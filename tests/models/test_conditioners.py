@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from text_models import conditioner_settings
 
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
@@ -11,11 +12,17 @@ from flowdiff.testing import check_conditioner
 from flowdiff.testing import conditioners as laws
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Folder of the pretrained models that some conditioners need."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("name", registry.names("conditioner"))
-def test_law(name, law):
+def test_law(name, law, folder):
     for drop in (0.0, 0.25, 0.5):
-        conditioner = registry.create("conditioner", name, num_classes=3, drop=drop)
+        conditioner = registry.create("conditioner", num_classes=3, **conditioner_settings(name, folder, drop=drop))
         conditioner.fit(["a red three", "blue", "a green two left of a golden nine"])
         law(conditioner)
 

@@ -41,6 +41,13 @@ TINY_DIGITS = [
     "logger=csv",
     "accelerator=cpu",
 ]
+# Without a conditioner.
+TINY_CAPTIONED = [
+    *("dataset=captioned_digits", "dataset.num_train=64", "dataset.num_test=16", "dataset.batch_size=8"),
+    *("trainer.max_steps=4", "trainer.log_every_n_steps=1", "metrics.frechet=false", "metrics.every_n_steps=2"),
+    *("metrics.health.samples=16", "sampler=heun", "sampler.num_steps=2", "logger=csv", "accelerator=cpu"),
+    *("metrics.health.eigenvalue=false", "metrics.health.fokker_planck=false", "metrics.likelihood=false"),
+]
 
 
 def without_flow(overrides: list[str]) -> list[str]:

@@ -9,19 +9,14 @@ import torch
 from cli_process import check_mistakes, outcomes
 from flow_cases import perturb
 from PIL import Image
-from runs import settings, train
+from runs import TINY_CAPTIONED, settings, train
 
 import flowdiff
 from flowdiff.errors import ConfigurationError
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training.engine import Engine
 
-CAPTIONED = [
-    *("dataset=captioned_digits", "dataset.num_train=64", "dataset.num_test=16", "dataset.batch_size=8"),
-    *("conditioner=text", "conditioner.dim=16", "conditioner.layers=1", "conditioner.heads=2"),
-    *("trainer.max_steps=4", "trainer.log_every_n_steps=1", "metrics.frechet=false", "metrics.every_n_steps=2"),
-    *("metrics.health.samples=16", "sampler=heun", "sampler.num_steps=2", "logger=csv", "accelerator=cpu"),
-]
+CAPTIONED = [*TINY_CAPTIONED, "conditioner=text", "conditioner.dim=16", "conditioner.layers=1", "conditioner.heads=2"]
 SMALL_FLOW = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16", "loss=nll"]
 
 
@@ -176,3 +171,27 @@ def test_a_run_resumes_with_its_vocabulary(run, tmp_path):
     train(again, *CAPTIONED, *SMALL_FLOW)
     one, other = (json.loads((folder / "result.json").read_text())["metrics"] for folder in (run, again))
     assert one["test_loss"] == other["test_loss"]
+
+
+def test_class_and_text_are_sampled_together_or_alone(tmp_path):
+    text = "conditioner.text={name:text,dim:16,layers:1,heads:2,drop:0.1}"
+    given = [*TINY_CAPTIONED, *SMALL_FLOW, "conditioner=class_and_text", text]
+    train(tmp_path / "run", *given)
+    model = flowdiff.load(tmp_path / "run")
+    perturb(model.denoiser.network, gain=0.1)
+    captions = model.conditioner.examples()
+    engine = Engine.of(settings(*given))
+    engine.measure()
+    batch = engine.data.train[torch.arange(64)]
+    known = {text: int(label) for texts, label in zip(batch.captions, batch.label, strict=True) for text in texts}
+    assert [known[text] for text in captions] == list(model.conditioner.example_classes())
+    ways = [{"label": 3, "prompt": "a big red three"}, {"label": 3}, {"prompt": "a big red three"}, {"label": 4}]
+    drawn = [flowdiff.sample(model, 1, num_steps=2, **way) for way in ways]
+    for i in range(4):
+        for j in range(i):
+            assert (drawn[i] - drawn[j]).abs().mean() > 1e-3
+    with pytest.raises(ConfigurationError, match="class_label=12 is out of range"):
+        flowdiff.sample(model, 1, label=12)
+    model.conditioner.alone = False
+    with pytest.raises(ConfigurationError, match="prompt was given without class_label, and this model was always"):
+        flowdiff.sample(model, 1, prompt="a big red three")

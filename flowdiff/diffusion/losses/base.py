@@ -14,7 +14,7 @@ from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.networks.base import AutoencoderNetwork, Density, NoisyClassifier
+from flowdiff.models.networks.base import AutoencoderNetwork, Density, ImageTextNetwork, NoisyClassifier
 from flowdiff.models.nn.directional import Gradient
 from flowdiff.noise import Generators, randn_like
 from flowdiff.registry import Requirement, resolve
@@ -105,6 +105,12 @@ NO_AUTOENCODER = Requirement(
     fits=lambda network, node: not issubclass(network, AutoencoderNetwork),
     reason="an autoencoder is trained by loss=elbo only",
     remedy="set loss=elbo, or another network",
+)
+NEEDS_IMAGES_AND_TEXT = Requirement(
+    "network",
+    fits=lambda network, node: issubclass(network, ImageTextNetwork),
+    reason="this loss trains embeddings of images and captions and the network has none",
+    remedy="set network=clip conditioner=word_ids, or another loss",
 )
 GRADIENT_NEEDS_DENSITY = Requirement(
     "network",

@@ -23,9 +23,14 @@ class Comparison(ABC):
     """
 
     num_samples: int | None = None
+    reads_prompts: bool = False  # whether it needs the prompt that each sample was drawn for
 
     def check(self, data: Dataset) -> None:  # noqa: B027, most fit any data
         """Raise ConfigurationError if the data do not fit; uses their shape and classes only."""
+
+    def about(self) -> list[str]:
+        """What its numbers depend on besides the samples and its settings."""
+        return []
 
     @abstractmethod
     def __call__(self, samples: Samples, train: Real, test: Real) -> dict[str, float]:

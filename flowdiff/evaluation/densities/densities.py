@@ -140,7 +140,7 @@ class Densities:
 
     def _missing(self, key: str, denoiser: ConditionedDenoiser) -> str | None:
         """What a setting of `choices` needs and the model or the data lack; None if nothing is missing."""
-        if key == "ode.measure" and denoiser.is_autoencoder:
+        if key == "ode.measure" and (denoiser.is_autoencoder or not denoiser.can_sample):
             return "a denoiser: take another network"
         if key == "ode.measure":
             if isinstance(denoiser.network, Density) and not denoiser.network.twice_differentiable:
@@ -150,7 +150,7 @@ class Densities:
             return None
         if not denoiser.is_density:
             return "a normalised density: take network=score_flow"
-        if key == "classify" and denoiser.num_classes is None:
+        if key == "classify" and (denoiser.num_classes is None or denoiser.conditioner.reads_text):
             return "a class-conditional density: take conditioner=class"
         if key in ("outliers", "interpolate") and denoiser.conditioner.reads_text:
             return "a model of classes or none: p(x) is not the sum over all captions, and two images share no caption"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -52,6 +52,10 @@ class Samples(ABC):
     def features(self, most: int | None = None) -> Tensor:
         """φ, float32 (≤ most, num_features), of at most `most` samples, evenly spaced; of real ones at most KEPT."""
 
+    @abstractmethod
+    def prompts(self, most: int | None = None) -> list[str]:
+        """The prompt, or the first caption, of each of at most `most` samples, evenly spaced."""
+
     @property
     @abstractmethod
     def statistics(self) -> FeatureStatistics:
@@ -66,11 +70,20 @@ class Generated(Samples):
         extractor: maps samples to features.
         data: the data set, to whose levels samples are snapped.
         batch_size: samples per batch.
+        prompts: what each sample was drawn for; None without prompts.
     """
 
-    def __init__(self, x: Tensor, extractor: Extractor, data: DataModule, batch_size: int) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        extractor: Extractor,
+        data: DataModule,
+        batch_size: int,
+        prompts: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(len(x), extractor)
         self.all = x
+        self.texts = prompts
         self.data = data
         self.batch_size = batch_size
 
@@ -82,6 +95,10 @@ class Generated(Samples):
     def x(self, most: int | None = None) -> Iterator[Tensor]:
         for part in self.all[evenly(self.n, most).to(self.all.device)].split(self.batch_size):
             yield self.data.quantize(part.detach().float())
+
+    def prompts(self, most: int | None = None) -> list[str]:
+        assert self.texts is not None  # Metrics.check asks for a model of captions
+        return [self.texts[i] for i in evenly(self.n, most).tolist()]
 
     def features(self, most: int | None = None) -> Tensor:
         return self._features[evenly(self.n, most)]
@@ -130,6 +147,10 @@ class Real(Samples):
 
     def x(self, most: int | None = None) -> Iterator[Tensor]:
         return (x for x, _ in split_batches(self.data, self.split, self.batch_size, most))
+
+    def prompts(self, most: int | None = None) -> list[str]:
+        assert self.split.captions is not None  # `Comparison.check` asks for them
+        return [texts[0] for texts in self.split.captions.of(evenly(self.n, most).tolist())]
 
     def features(self, most: int | None = None) -> Tensor:
         found = self._features["features"]

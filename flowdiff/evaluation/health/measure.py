@@ -45,7 +45,8 @@ class HealthSettings:
 
 
 def measure(denoiser: ConditionedDenoiser, data: Dataset, settings: HealthSettings, batch_size: int) -> Health:
-    """What the settings ask for and the model allows; nothing of a classifier or an autoencoder, which have no D.
+    """What the settings ask for and the model allows; nothing of a network without D: a classifier, an
+    autoencoder, or embeddings of images and captions.
 
     The numbers depend on the model and the data only, not on the batch size: every seed is fixed.
 
@@ -55,7 +56,7 @@ def measure(denoiser: ConditionedDenoiser, data: Dataset, settings: HealthSettin
         settings: what to measure.
         batch_size: samples per batch of the error.
     """
-    if denoiser.is_classifier or denoiser.is_autoencoder:
+    if denoiser.is_classifier or denoiser.is_autoencoder or not denoiser.can_sample:
         return Health()
     denoising = eigenvalues = fokker_planck = None
     reasons: dict[str, str] = {}

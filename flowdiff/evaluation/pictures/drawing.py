@@ -33,11 +33,12 @@ def draw_samples(denoiser: ConditionedDenoiser, data: DataModule, path: Path, ba
         plots.scatter(samples.cpu(), points_of(data), path)
         return
     classes, prompts = denoiser.num_classes, denoiser.conditioner.examples()
-    rows, columns = min(classes or len(prompts) or 8, ROWS), COLUMNS
-    labels = [row for row in range(rows) for _ in range(columns)] if classes else None
+    rows, columns = min(len(prompts) or classes or 8, ROWS), COLUMNS
+    of_rows = denoiser.conditioner.example_classes() if prompts else range(classes or 0)
+    labels = [of_rows[row] for row in range(rows) for _ in range(columns)] if of_rows else None
     texts = [prompts[row] for row in range(rows) for _ in range(columns)] if prompts else None
     samples = denoiser.sample(rows * columns, seed=PICTURE_SEED, label=labels, prompt=texts, batch_size=batch_size)
-    row_labels = [str(row) for row in range(rows)] if classes else list(prompts[:rows]) or None
+    row_labels = list(prompts[:rows]) or ([str(row) for row in range(rows)] if classes else None)
     images = data.to_uint8(samples.cpu())
     plots.sample_grid(images, path, columns=columns, row_labels=row_labels, prompts=prompts[:rows])
 

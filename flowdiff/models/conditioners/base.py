@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,8 +12,32 @@ from torch import Tensor, nn
 
 from flowdiff.models.conditioning import Conditioning
 
-Given = Tensor | Sequence[str]
-"""What conditions are made of: classes (B,) int64, or B captions."""
+EXAMPLES = 2000  # training captions that a run keeps as prompts; a Fréchet distance needs as varied ones as the data
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Classes with captions.
+
+    Args:
+        label: (B,) int64; −1 where the class is not known.
+        text: B captions; None where there is none.
+    """
+
+    label: Tensor
+    text: Sequence[str | None]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> LabelledText:
+        """Some of them: a slice, or positions."""
+        chosen = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        return LabelledText(self.label[list(chosen)], [self.text[row] for row in chosen])
+
+
+Given = Tensor | Sequence[str] | LabelledText
+"""What conditions are made of: classes (B,) int64, B captions, or both."""
 
 
 class Described(Protocol):
@@ -36,11 +61,12 @@ class Conditioner(nn.Module, ABC):
     token_dim: int = 0  # width of the tokens, 0 without tokens
     num_classes: int | None = None  # labels are 0 … num_classes − 1; None: the model does not read labels
     reads_text: bool = False  # whether `condition` takes captions, not labels
+    alone: bool = True  # of one that reads both: whether it also takes a class alone, and a caption alone
     drop: float = 0.0  # probability of replacing a condition by the null condition in training
 
     @abstractmethod
     def condition(self, given: Given) -> Conditioning | None:
-        """The condition of labels (B,) int64 or of B captions, which have parts of width `dim` and `token_dim`.
+        """The condition of labels (B,) int64, of B captions, or of both, with parts of width `dim` and `token_dim`.
 
         They are a vector (B, dim), tokens (B, L, token_dim) with a mask, or both.
         """
@@ -49,12 +75,27 @@ class Conditioner(nn.Module, ABC):
     def null(self, n: int) -> Conditioning | None:
         """The null condition of n samples: the same parts as `condition` gives, with any number of tokens."""
 
-    def fit(self, captions: Sequence[str]) -> None:
-        """Learn the vocabulary of the training captions, before training; nothing for a conditioner of labels."""
+    def fit(self, captions: Sequence[str], labels: Sequence[int] | None = None) -> None:
+        """Learn the vocabulary of the training captions, before training; nothing for a conditioner of labels.
+
+        captions: each once.
+        labels: the class of a sample that each belongs to; None without classes.
+        """
+
+    def precompute(self, captions: Sequence[str]) -> None:
+        """Compute once what training and its evaluation need of these captions, before training; usually nothing."""
 
     def examples(self) -> Sequence[str]:
         """Prompts that samples are drawn for, in turn, where none is given; empty for a conditioner of labels."""
         return ()
+
+    def example_classes(self) -> Sequence[int]:
+        """The class of each example, of a conditioner that reads both; else empty."""
+        return ()
+
+    def negative(self, prompt: str, n: int) -> Conditioning | None:
+        """What a negative prompt puts in the place of the null condition of n samples: its own condition."""
+        return self.condition([prompt] * n)
 
     def cut(self, text: str) -> str:
         """The end of a prompt that is not read because the prompt is too long; usually empty."""
@@ -78,15 +119,25 @@ class Conditioner(nn.Module, ABC):
 
         Source: Ho, Salimans, Classifier-free diffusion guidance, 2022.
         """
-        cond = self.condition(given)
+        return self.with_drops(self.condition(given), len(given), generator)
+
+    def with_drops(
+        self, cond: Conditioning | None, n: int, generator: torch.Generator | None = None
+    ) -> Conditioning | None:
+        """The condition of n samples; in training each is replaced by the null condition with probability `drop`."""
         null = self.null(1) if self.training and self.drop > 0 else None
         if cond is None or null is None:
             return cond
         both = Conditioning.cat([cond, null])
-        n, device = len(given), both.device
+        device = both.device
         rows = torch.arange(n, device=device)
         rows = torch.where(dropped(n, self.drop, generator, device), n, rows)  # row n is the null one
         return both[rows]
+
+
+def example_captions(captions: Sequence[str]) -> tuple[str, ...]:
+    """At most EXAMPLES of the captions, evenly spaced."""
+    return tuple(captions[i] for i in range(0, len(captions), -(-len(captions) // EXAMPLES)))
 
 
 def dropped(n: int, rate: float, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -7,12 +7,15 @@ mlp) do nothing more. Some kinds do more; losses, guidance and metrics ask for t
     FlowDensity        a density that also maps x to base points z      network=score_flow
     NoisyClassifier    log p(c|x, σ)                                    network=classifier
     AutoencoderNetwork an encoder, a decoder and a prior                network=vae
+    ImageTextNetwork   embeddings of images and of captions; no D       network=clip
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +26,20 @@ from flowdiff.models.flows.guided import GuidanceOrder
 from flowdiff.noise import Generators
 from flowdiff.registry import Requirement
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 SCALING_IS_SCORE = Requirement(
     "scaling",
     fits=lambda scaling, node: node["name"] == "score",
     reason="this network outputs the score ∇log p itself, which any other scaling would distort",
     remedy="set scaling=score",
 )
+
+
+def only(group: str, name: str, reason: str) -> Requirement:
+    """The requirement that a config group has the given option."""
+    return Requirement(group, lambda other, node: node["name"] == name, reason, f"set {group}={name}")
 
 
 class Network(nn.Module, ABC):
@@ -153,3 +164,30 @@ class AutoencoderNetwork(Network):
     @abstractmethod
     def from_prior(self, n: int, generator: Generators = None) -> Tensor:
         """n samples E[x|ℓ] with latents ℓ ~ N(0, I): (n, *shape)."""
+
+
+class ImageTextNetwork(Network):
+    """Embeddings of images and captions in one space, in which an image is near to its captions; it does not denoise.
+
+    F = 0, so that D = x
+    """
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:
+        return torch.zeros_like(x)
+
+    @abstractmethod
+    def embed_images(self, x: Tensor) -> Tensor:
+        """Unit vectors of clean images x (B, *shape), (B, E)."""
+
+    @abstractmethod
+    def embed_texts(self, cond: Conditioning) -> Tensor:
+        """Unit vectors of the captions of conditioner=word_ids, (B, E)."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by, a scalar: 1/temperature."""
+
+    @abstractmethod
+    def save(self, folder: Path, vocabulary: Tokenizer, max_length: int) -> None:
+        """Write the model in the format of transformers, with the vocabulary and the number of words that are read."""

@@ -16,15 +16,10 @@ from flowdiff.models.activations import Activation
 from flowdiff.models.autoencoder.decoder_laws import LAWS, Reconstruction
 from flowdiff.models.autoencoder.vae import VAE, Levels, decoder, encoder, smallest_level
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.networks.base import SCALING_IS_SCORE, AutoencoderNetwork
+from flowdiff.models.networks.base import SCALING_IS_SCORE, AutoencoderNetwork, only
 from flowdiff.noise import Generators, randn
-from flowdiff.registry import Requirement, register
+from flowdiff.registry import register
 from flowdiff.shapes import append_dims
-
-
-def _only(group: str, name: str, reason: str) -> Requirement:
-    """The requirement that a config group has the given option."""
-    return Requirement(group, lambda other, node: node["name"] == name, reason, f"set {group}={name}")
 
 
 @register(
@@ -32,9 +27,9 @@ def _only(group: str, name: str, reason: str) -> Requirement:
     "vae",
     requires=[
         SCALING_IS_SCORE,
-        _only("conditioner", "none", "an autoencoder does not know classes"),
-        _only("guidance", "none", "an autoencoder does not denoise, so nothing can be guided"),
-        _only("first_stage", "identity", "an autoencoder is trained on the data themselves"),
+        only("conditioner", "none", "an autoencoder does not know classes"),
+        only("guidance", "none", "an autoencoder does not denoise, so nothing can be guided"),
+        only("first_stage", "identity", "an autoencoder is trained on the data themselves"),
     ],
 )
 class ConvVAE(AutoencoderNetwork):

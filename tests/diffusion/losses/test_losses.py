@@ -8,7 +8,7 @@ from torch import nn
 
 from flowdiff import registry
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import NEEDS_AUTOENCODER, NEEDS_CLASSIFIER, NEEDS_DENSITY
+from flowdiff.diffusion.losses.base import NEEDS_AUTOENCODER, NEEDS_CLASSIFIER, NEEDS_DENSITY, NEEDS_IMAGES_AND_TEXT
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
 from flowdiff.errors import NotADensity
 from flowdiff.models.autoencoder.decoder_laws import GaussianLaw
@@ -25,7 +25,7 @@ def losses_with(*needs):
     return [name for name, own in found.items() if set(needs) & set(own)]
 
 
-OTHERS = losses_with(NEEDS_CLASSIFIER, NEEDS_AUTOENCODER)
+OTHERS = losses_with(NEEDS_CLASSIFIER, NEEDS_AUTOENCODER, NEEDS_IMAGES_AND_TEXT)
 OF_DENOISERS = [name for name in registry.names("loss") if name not in OTHERS]
 
 

@@ -41,4 +41,4 @@ def test_laws(name, shape, cond_dim, token_dim, settings):
 
 
 def test_every_network_has_a_case():
-    assert {name for name, *_ in CASES} == {*registry.names("network")}
+    assert {name for name, *_ in CASES} == {*registry.names("network")} - {"clip"}  # it has no D; see test_clip.py
