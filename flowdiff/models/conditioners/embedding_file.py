@@ -62,7 +62,8 @@ class EmbeddingFile:
         found, expected = path.stat().st_size, 2 * int(self.starts[-1])
         if len(self.lengths) < len(texts) or found != expected:
             raise DataError(f"{path} holds {found:,} bytes where {expected:,} are expected: delete it.")
-        self.numbers = np.memmap(path, np.float16, mode="r") if expected else np.empty(0, np.float16)
+        # A plain view, because each slice of a memmap costs as much as copying it.
+        self.numbers = np.memmap(path, np.float16, mode="r").view(np.ndarray)
 
     def __contains__(self, text: str) -> bool:
         return text in self.rows
