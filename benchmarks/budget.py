@@ -4,9 +4,9 @@
 
 One step is a batch, the loss, its backward pass and the optimiser's step. `python train.py` adds a few per cent for
 Lightning. What a network measures of the data before training, such as the mixtures of network.components, is taken
-from the given time. The clock counts processor time of one thread, so other work on the machine changes little: two runs
-that share two cores for 5 minutes have 10 minutes of processor time together. A step's time is the median of 20 steps,
-after 3 steps that are not counted.
+from the given time. The clock counts processor time of one thread, so other work on the machine changes little: two
+runs that share two cores for 5 minutes have 10 minutes of processor time together. A step's time is the median of 20
+steps, after 3 steps that are not counted.
 """
 
 from __future__ import annotations
