@@ -63,7 +63,8 @@ class Metrics:
         inception_weights: file of Inception weights, to compare in its features; None: features that suit the data.
         likelihood: whether to measure the exact likelihood of densities.
         ode: likelihood by the probability-flow ODE: measure, rtol, atol and probes, see OdeSettings.
-        classify: accuracy of the exact class posterior: on all test samples, a part of them (auto), or not at all.
+        classify: accuracy of the exact posterior of classes or captions: on all test samples, a part of them (auto), or
+            not at all.
         outliers: AUROC of the test split's density against foreign data: all samples, a part (auto), or not at all.
         interpolate: likelihood on the way between test samples: 100 pairs, 20 pairs (auto), or not at all.
         health: health of the score: denoising, levels, samples, eigenvalue, trajectories and fokker_planck, see
@@ -298,7 +299,8 @@ class Metrics:
         same with _sigma_<σ> for each σ of sigma_sweep;
         ode: bpd_ode, bpd_ode_se or nats_per_dim_ode, nats_per_dim_ode_se;
         classify: class_accuracy, class_accuracy_se, class_ece (calibration error), num_classified, of a density or a
-        classifier; the accuracy with _sigma_<σ> for each σ of sigma_sweep;
+        classifier; the accuracy with _sigma_<σ> for each σ of sigma_sweep; of a density of captions caption_… instead,
+        and num_captions, the number of test samples among whose captions each finds its own;
         outliers: auroc_permuted, and auroc_<name> for each other data set of the same shape on disk;
         interpolate: interpolation_<bpd or nats_per_dim>, its _se, and interpolation_straight in the same unit.
 

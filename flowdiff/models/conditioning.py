@@ -57,10 +57,10 @@ class Conditioning:
             return Conditioning(vector, **others)
         longest = max(tokens.shape[1] for tokens in sequences)
         gaps = [longest - tokens.shape[1] for tokens in sequences]
-        tokens = torch.cat([F.pad(part, (0, 0, 0, gap)) for part, gap in zip(sequences, gaps, strict=True)])
+        tokens = torch.cat([_padded(part, 0, 0, 0, gap) for part, gap in zip(sequences, gaps, strict=True)])
         if not any(gaps) and all(part.mask is None for part in parts):
             return Conditioning(vector, tokens, **others)
-        masks = [F.pad(part.token_mask(), (0, gap)) for part, gap in zip(parts, gaps, strict=True)]
+        masks = [_padded(part.token_mask(), 0, gap) for part, gap in zip(parts, gaps, strict=True)]
         return Conditioning(vector, tokens, torch.cat(masks), **others)
 
     def __getitem__(self, rows: Tensor) -> Self:
@@ -95,3 +95,8 @@ def _joined(parts: Iterable[Tensor | None]) -> Tensor | None:
     """The parts joined along B; None if there is none."""
     given = [part for part in parts if part is not None]
     return torch.cat(given) if given else None
+
+
+def _padded(part: Tensor, *gaps: int) -> Tensor:
+    """A padded tensor; itself if there is nothing to add, where F.pad would copy it."""
+    return F.pad(part, gaps) if any(gaps) else part

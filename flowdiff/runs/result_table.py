@@ -190,14 +190,17 @@ def _likelihood_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
 
 def _density_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
     """Classification, outlier detection and interpolation by the density."""
-    if "class_accuracy" in numbers:
-        posterior = "exact posterior p(c | x)" if numbers.keys() & UNITS.keys() else "p(c | x, σ)"
-        about = f"{posterior}, {_count(numbers, 'num_classified')}test samples"
-        yield "class accuracy", _value(numbers, "class_accuracy"), about
-    for key, sigma in _at_sigmas(numbers, "class_accuracy"):
-        yield f"class accuracy at σ = {sigma}", _value(numbers, key), "the same for samples with this much noise"
-    if "class_ece" in numbers:
-        yield "calibration error", _value(numbers, "class_ece"), "mean |confidence − accuracy| of this posterior"
+    for kind in ("class", "caption"):
+        name = f"{kind}_accuracy"
+        if name in numbers:
+            posterior = "exact posterior p(c | x)" if numbers.keys() & UNITS.keys() else "p(c | x, σ)"
+            among = f", among the captions of {numbers['num_captions']}" if "num_captions" in numbers else ""
+            about = f"{posterior}, {_count(numbers, 'num_classified')}test samples{among}"
+            yield f"{kind} accuracy", _value(numbers, name), about
+        for key, sigma in _at_sigmas(numbers, name):
+            yield f"{kind} accuracy at σ = {sigma}", _value(numbers, key), "the same for samples with this much noise"
+        if f"{kind}_ece" in numbers:
+            yield "calibration error", _value(numbers, f"{kind}_ece"), "mean |confidence − accuracy| of this posterior"
     for key in numbers:
         if key.startswith("auroc_"):
             name = key.removeprefix("auroc_")

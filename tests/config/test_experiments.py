@@ -44,7 +44,8 @@ def setting(job):
 
 
 EXPERIMENTS = config.options("experiment")
-EACH = {name: list(dict.fromkeys(setting(job) for job in jobs(name))) for name in EXPERIMENTS}
+NEEDS_MODELS = {"sd_text"}  # from outside, and a GPU: tests/training/test_sd_text.py
+EACH = {name: list(dict.fromkeys(map(setting, jobs(name)))) for name in EXPERIMENTS if name not in NEEDS_MODELS}
 # The first and the last of each experiment are quick, and what lies between them are slow tests.
 SETTINGS = [
     pytest.param(job, id=" ".join(job), marks=() if job in (found[0], found[-1]) else pytest.mark.slow)

@@ -199,7 +199,7 @@ def test_true_is_refused_if_the_model_or_the_data_do_not_allow_it(metrics_of, po
             tiny,
             density,
             "classify",
-            r"metrics\.classify=true needs a class-conditional density: take conditioner=class",
+            r"metrics\.classify=true needs a density of either classes or captions: take conditioner=class or text",
         ),
         (points, density, "outliers", r"metrics\.outliers=true needs images"),
         (tiny, raw, "interpolate", r"metrics\.interpolate=true needs a normalised density"),

@@ -28,6 +28,15 @@ def test_every_metric_has_its_row():
     assert rows["sampling speed"][0] == "1,833 /s"
 
 
+def test_the_choice_of_a_caption_says_among_how_many():
+    found = rows_of(
+        {"bpd": 5.0, "caption_accuracy": 0.9, "caption_ece": 0.1, "num_classified": 200, "num_captions": 100}
+    )
+    about = "exact posterior p(c | x), 200 test samples, among the captions of 100"
+    assert found[1] == ("caption accuracy", "0.9000", about)
+    assert found[2][0] == "calibration error"
+
+
 def test_sample_metrics_have_their_floors_beside_them():
     numbers = {
         **{"fid": 12.345, "fid_sd": 0.21, "fid_floor": 3.1, "kid": 0.0123, "kid_sd": 0.001, "kid_floor": 0.0002},

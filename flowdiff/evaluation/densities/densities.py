@@ -22,6 +22,7 @@ from flowdiff.evaluation.densities.interpolation import likelihood_between
 from flowdiff.evaluation.densities.likelihood import Likelihood, bits_per_dim
 from flowdiff.evaluation.densities.ode_likelihood import Solution, ode_bits_per_dim
 from flowdiff.evaluation.densities.outliers import outlier_scores
+from flowdiff.evaluation.retrieval import CANDIDATES
 from flowdiff.models.networks.base import Density, FlowDensity
 
 log = logging.getLogger(__name__)
@@ -109,11 +110,15 @@ class Densities:
             results |= _numbers(ode_bits_per_dim(denoiser, data, solution, **settings), prefix, "_ode")
         if self.wants("classify", denoiser):
             most = self._most("classify", denoiser)
+            kind = "caption" if denoiser.conditioner.reads_text else "class"
             accuracy, error, ece, n = classify_test_split(denoiser, data, sigma, most=most, **settings)
-            results |= {"class_accuracy": accuracy, "class_accuracy_se": error, "class_ece": ece, "num_classified": n}
+            results |= {f"{kind}_accuracy": accuracy, f"{kind}_accuracy_se": error, f"{kind}_ece": ece}
+            results["num_classified"] = n
+            if kind == "caption":
+                results["num_captions"] = min(CANDIDATES, n)
             for other in self.sigma_sweep:
                 found = classify_test_split(denoiser, data, other, most=most, **settings)
-                name = f"class_accuracy_sigma_{other:g}"
+                name = f"{kind}_accuracy_sigma_{other:g}"
                 results |= {name: found.accuracy, f"{name}_se": found.standard_error}
         if self.wants("outliers", denoiser):
             scores = outlier_scores(denoiser, data, sigma, most=self._most("outliers", denoiser), **settings)
@@ -123,8 +128,9 @@ class Densities:
         return results
 
     def _most(self, key: str, denoiser: ConditionedDenoiser) -> int | None:
-        """Number of test samples to use; None for all. Each costs one evaluation of the density per class."""
-        return None if self.choices[key] is True else max(1, AUTO_EVALUATIONS // (denoiser.num_classes or 1))
+        """Number of test samples to use; None for all. Each costs an evaluation of the density for each candidate."""
+        candidates = CANDIDATES if denoiser.conditioner.reads_text else denoiser.num_classes or 1
+        return None if self.choices[key] is True else max(1, AUTO_EVALUATIONS // candidates)
 
     def _between(
         self, denoiser: ConditionedDenoiser, data: Dataset, sigma: float, prefix: str, settings: dict[str, int]
@@ -150,8 +156,8 @@ class Densities:
             return None
         if not denoiser.is_density:
             return "a normalised density: take network=score_flow"
-        if key == "classify" and (denoiser.num_classes is None or denoiser.conditioner.reads_text):
-            return "a class-conditional density: take conditioner=class"
+        if key == "classify" and denoiser.conditioner.reads_text == (denoiser.num_classes is not None):
+            return "a density of either classes or captions: take conditioner=class or text"
         if key in ("outliers", "interpolate") and denoiser.conditioner.reads_text:
             return "a model of classes or none: p(x) is not the sum over all captions, and two images share no caption"
         if key == "outliers" and len(self.data.shape) == 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
-from flowdiff.models.conditioners.base import Conditioner, Given, LabelledText, example_captions
+from flowdiff.models.conditioners.base import Conditioner, Given, LabelledText, dropped, example_captions
 from flowdiff.models.conditioners.embedding_file import Embedding, EmbeddingFile, embedded
 from flowdiff.models.conditioners.pretrained import TextModel
 from flowdiff.models.conditioning import Conditioning
@@ -97,29 +97,26 @@ class FrozenText(Conditioner):
         return self.prompts
 
     def condition(self, given: Given) -> Conditioning:
-        assert not isinstance(given, Tensor | LabelledText)  # `given` reads captions
-        found = self._embeddings(given)
-        lengths = np.array([len(one.tokens) for one in found])
-        tokens = np.zeros((len(found), lengths.max(), self.token_dim), np.float16)
-        for row, one in zip(tokens, found, strict=True):
-            row[: len(one.tokens)] = one.tokens
-        vector = np.stack([one.vector for one in found])
-        mask = lengths[:, None] > np.arange(tokens.shape[1])
-        return Conditioning(
-            torch.from_numpy(vector).to(self.nowhere),
-            torch.from_numpy(tokens).to(self.nowhere),
-            torch.from_numpy(mask).to(self.nowhere.device),
-        )
+        return self._stacked(self._embeddings(_texts(given)))
+
+    def forward(self, given: Given, generator: torch.Generator | None = None) -> Conditioning | None:
+        """The condition of B captions; in training each is the null condition with probability `drop`.
+
+        A null condition that is not trained takes the caption's place before the embeddings are stacked. That saves two
+        copies of all tokens, which cost more than everything else here.
+        """
+        if self.null_condition == "learned" or not self.training or self.drop == 0:
+            return super().forward(given, generator)
+        found, null = self._embeddings(_texts(given)), self._fixed_null()
+        gone = dropped(len(found), self.drop, generator, torch.device("cpu")).tolist()
+        return self._stacked([null if is_gone else one for one, is_gone in zip(found, gone, strict=True)])
 
     def null(self, n: int) -> Conditioning:
-        if self.null_condition == "empty":
-            empty = self.condition([""])
-            return empty[torch.zeros(n, dtype=torch.int64, device=empty.device)]
-        vector = self.nowhere.new_zeros(self.dim) if self.null_vector is None else self.null_vector
-        # Attention over one token of zeros equals attention over any number of them.
-        token = self.nowhere.new_zeros(self.token_dim) if self.null_token is None else self.null_token
-        mask = torch.ones(n, 1, dtype=torch.bool, device=vector.device)
-        return Conditioning(vector.expand(n, -1), token.expand(n, 1, -1), mask)
+        if self.null_vector is None or self.null_token is None:
+            fixed = self._stacked([self._fixed_null()])
+            return fixed[torch.zeros(n, dtype=torch.int64, device=fixed.device)]
+        mask = torch.ones(n, 1, dtype=torch.bool, device=self.null_vector.device)
+        return Conditioning(self.null_vector.expand(n, -1), self.null_token.expand(n, 1, -1), mask)
 
     def cut(self, text: str) -> str:
         return self.models[0].cut(text)
@@ -135,6 +132,28 @@ class FrozenText(Conditioner):
                     "trained with: give the folder, or name@revision, of the same weights."
                 )
         self.prompts = tuple(state["prompts"])
+
+    def _fixed_null(self) -> Embedding:
+        """The null condition that is not trained: the empty caption, or zeros."""
+        if self.null_condition == "empty":
+            return self._embeddings([""])[0]
+        # Attention over one token of zeros equals attention over any number of them.
+        return Embedding(np.zeros(self.dim, np.float16), np.zeros((1, self.token_dim), np.float16))
+
+    def _stacked(self, found: Sequence[Embedding]) -> Conditioning:
+        """Some embeddings as one condition, with padding behind the shorter ones."""
+        lengths = np.array([len(one.tokens) for one in found])
+        tokens = np.empty((len(found), lengths.max(), self.token_dim), np.float16)
+        for row, one in zip(tokens, found, strict=True):
+            row[: len(one.tokens)] = one.tokens
+            row[len(one.tokens) :] = 0
+        vector = np.stack([one.vector for one in found])
+        mask = lengths[:, None] > np.arange(tokens.shape[1])
+        return Conditioning(
+            torch.from_numpy(vector).to(self.nowhere),
+            torch.from_numpy(tokens).to(self.nowhere),
+            torch.from_numpy(mask).to(self.nowhere.device),
+        )
 
     def _embeddings(self, texts: Sequence[str]) -> list[Embedding]:
         """The embedding of each text: from the file, from memory, or encoded now."""
@@ -159,6 +178,11 @@ class FrozenText(Conditioner):
         model = self.models[0]
         ids = model.tokenizer(list(texts), truncation=True, max_length=model.max_length)["input_ids"]
         return [len(row) for row in ids]
+
+
+def _texts(given: Given) -> Sequence[str]:
+    assert not isinstance(given, Tensor | LabelledText)  # `Conditioner.given` reads captions
+    return given
 
 
 class _Known:

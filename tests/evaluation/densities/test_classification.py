@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 from given_data import GivenData
+from torch.nn import functional
 
 from flowdiff import registry
-from flowdiff.data.base import TensorSplit
+from flowdiff.data.base import Captions, TensorSplit
 from flowdiff.data.readers import evenly
 from flowdiff.evaluation.densities.classification import calibration_error, classify, log_joint
+from flowdiff.models.conditioners.base import Conditioner
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.testing.models import model_of
 from flowdiff.testing.oracles import Mixture
 
@@ -55,6 +58,50 @@ def test_accuracy_and_calibration_of_the_true_posterior():
     wide = labelled(means[labels] + torch.randn(n, 2, generator=generator), labels)
     sure = model(Mixture(means, torch.tensor([0.3, 0.3])))  # the data are much wider than it believes
     assert classify(sure, wide, 0.1, seed=1, batch_size=500).calibration_error > 0.1
+
+
+class Numbers(Conditioner):
+    """A conditioner of a mixture whose captions are the numbers of its components."""
+
+    reads_text = True
+    dim = 25
+
+    def condition(self, given):
+        return Conditioning(functional.one_hot(torch.tensor([int(text) for text in given]), self.dim).double())
+
+    def null(self, n):
+        return Conditioning(torch.zeros(n, self.dim))
+
+
+def captioned(n, std, mislabelled=0):
+    """A density of captions, and n samples of its components in turn, of which some have the next one's caption."""
+    means = torch.arange(Numbers.dim)[:, None].float()
+    component = torch.arange(n) % Numbers.dim
+    split = TensorSplit(means[component] + std * torch.randn(n, 1, generator=torch.Generator().manual_seed(0)))
+    named = [(k + (i < mislabelled)) % Numbers.dim for i, k in enumerate(component.tolist())]
+    split.captions = Captions([(str(k), "a wording that is not read") for k in named])
+    mixture = Mixture(means, torch.full((Numbers.dim,), std))
+    return model_of(mixture.network, conditioner=Numbers()), GivenData("captioned", split, split, None, None)
+
+
+def test_accuracy_among_captions_is_that_of_bayes():
+    """The components stand at 0, 1, 2, …: a sample is right unless noise carries it nearer to a neighbour."""
+    density, data = captioned(5000, std=0.3)
+    found = classify(density, data, 0.4, seed=1, batch_size=64)
+    neighbours = 2 * (1 - 1 / Numbers.dim)  # on the average, because the first and the last have one
+    bayes = 1 - neighbours * 0.5 * (1 - math.erf(0.5 / math.sqrt(2 * (0.3**2 + 0.4**2))))
+    assert found.accuracy == pytest.approx(bayes, abs=4 * found.standard_error)
+    assert found.calibration_error < 0.03
+    assert classify(density, data, 0.4, seed=1, batch_size=500) == pytest.approx(found)
+
+
+def test_samples_with_the_caption_of_another_are_wrong():
+    density, data = captioned(430, std=0.01, mislabelled=90)
+    found = classify(density, data, 0.01, seed=1, batch_size=64)
+    assert found.n == 400  # a rest of fewer than 100 is left out
+    assert found.accuracy == 1 - 90 / 400
+    few = classify(density, data, 0.01, seed=1, batch_size=64, most=7)
+    assert few.n == 7
 
 
 def test_calibration_error_equals_that_of_torchmetrics():
