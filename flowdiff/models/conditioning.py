@@ -41,17 +41,18 @@ class Conditioning:
         """Join the batches of several conditions along B; shorter sequences are padded with tokens that do not count.
 
         Raises:
-            ValueError: only some of the conditions have a vector, tokens, guidance, a gate or a label.
+            ValueError: only some of the conditions have a vector, tokens, guidance or a gate.
         """
-        present = {tuple(part is None for part in (c.vector, c.tokens, c.guidance, c.gate, c.label)) for c in parts}
+        present = {(c.vector is None, c.tokens is None, c.guidance is None, c.gate is None) for c in parts}
         if len(present) > 1:
             raise ValueError(
-                "these conditions cannot be joined, because only some have a vector, tokens, guidance, a gate or a "
-                "label: give the null condition the same parts as the others, a vector of zeros, tokens of shape "
-                "(n, 0, E), or labels −1."
+                "these conditions cannot be joined, because only some have a vector, tokens, guidance or a gate: give "
+                "the null condition the same parts as the others, a vector of zeros or tokens of shape (n, 0, E)."
             )
         vector = _joined(part.vector for part in parts)
-        others = {name: _joined(getattr(part, name) for part in parts) for name in ("guidance", "gate", "label")}
+        others = {"guidance": _joined(part.guidance for part in parts), "gate": _joined(part.gate for part in parts)}
+        if any(part.label is not None for part in parts):
+            others["label"] = torch.cat([part.label if part.label is not None else part.no_label() for part in parts])
         sequences = [part.tokens for part in parts if part.tokens is not None]
         if not sequences:
             return Conditioning(vector, **others)
@@ -66,6 +67,11 @@ class Conditioning:
     def __getitem__(self, rows: Tensor) -> Self:
         """The conditions of the selected samples: rows holds their positions (b,), repeats allowed, or is (B,) bool."""
         return replace(self, **{name: part[rows] for name, part in vars(self).items() if part is not None})
+
+    def no_label(self) -> Tensor:
+        """The label −1 for each of the samples, (B,)."""
+        part = next(part for part in vars(self).values() if part is not None)
+        return torch.full((len(part),), -1, device=part.device)
 
     @property
     def device(self) -> torch.device:

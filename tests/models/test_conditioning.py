@@ -56,8 +56,15 @@ def test_flat_contains_only_tokens_that_count():
 
 def test_conditions_with_different_parts_cannot_be_joined():
     cond = words(2, 4)
-    parts = {name: part for name, part in vars(cond).items() if name != "mask"}
+    parts = {name: part for name, part in vars(cond).items() if name not in ("mask", "label")}
     for missing in parts:
         other = Conditioning(**{name: part for name, part in parts.items() if name != missing})
         with pytest.raises(ValueError, match="cannot be joined"):
             Conditioning.cat([cond, other])
+
+
+def test_a_part_without_labels_has_no_class():
+    both = Conditioning.cat(
+        [Conditioning(torch.ones(2, 3), label=torch.tensor([4, 0])), Conditioning(torch.ones(1, 3))]
+    )
+    assert both.label.tolist() == [4, 0, -1]

@@ -5,6 +5,7 @@ import torch
 from runs import TINY, settings
 
 from flowdiff.evaluation import ranks
+from flowdiff.models.conditioners import Conditioner
 from flowdiff.models.first_stage.identity import IdentityFirstStage
 from flowdiff.runs.run_folder import Label, RunFolder
 from flowdiff.training import run as training
@@ -71,9 +72,10 @@ def test_a_process_prepares_its_run_on_the_gpu_that_it_trains_on(
     config = settings(*TINY, *overrides)
     assert check_trainer(config, RunFolder(tmp_path / "run"))[1] == gpu
     monkeypatch.setattr("torch.cuda.set_device", taken.append)
-    monkeypatch.setattr(IdentityFirstStage, "to", lambda self, device: moved.append(device))
+    for part in (IdentityFirstStage, Conditioner):  # what may encode the data
+        monkeypatch.setattr(part, "to", lambda self, device: moved.append(device))
     training.prepare(config, RunFolder(tmp_path / "run"), LABEL)
-    assert (taken, moved) == ([gpu], [gpu])
+    assert (taken, moved) == ([gpu], [gpu, gpu])
     monkeypatch.setattr("torch.cuda.current_device", lambda: index)
     assert ranks.local_device() == gpu  # where features are computed
 
