@@ -101,7 +101,7 @@ class Scenes:
 
 
 def drawn(n: int, part: Part, generator: Generator) -> Scenes:
-    """n random scenes of a part: uniform scenes, half of them with two digits, of which the other part is left out."""
+    """n random scenes of a part. Half of them have two digits, and combinations of the other part do not occur."""
     found: list[Scenes] = []
     while sum(map(len, found)) < n:  # 10 % of the scenes of one digit are held out, and 27 % of those of two
         digits = torch.randint(10, (4 * n, 2), generator=generator)

@@ -79,7 +79,7 @@ class TextModel(ABC):
 
     @abstractmethod
     def run(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L, width) and vectors (B, vector_width) of word ids (B, L), of which those in `mask` count."""
+        """Tokens (B, L, width) and vectors (B, vector_width) of word ids (B, L); only those in `mask` count."""
 
     @property
     @abstractmethod

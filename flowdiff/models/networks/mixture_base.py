@@ -7,8 +7,8 @@ diffusion, and D is the mean of clean data given x, without anything to be learn
 learns what it lacks. Weights, means and covariances are measured once, by expectation maximisation, before training.
 
 One Gaussian, N(0, I) behind a whitening, is the wrong start at the levels that decide what a sample looks like: there x
-is near one of several clusters of its class, and D is the mean of that cluster. A flow has to bend one Gaussian into
-these clusters at every σ anew, and the mixture has them.
+is near one of several clusters of its class, and D is the mean of that cluster. A flow has to learn at every σ how to
+bend one Gaussian into these clusters, and the mixture has them.
 """
 
 from __future__ import annotations
