@@ -2,8 +2,9 @@
 
     D(x, σ, c) = c_skip·x + c_out·F(c_in·x, c_noise, c),      x = x0 + σ·noise
 
-A scaling determines what F predicts: the noise (`eps`), the velocity of the variance-preserving process (`v`), the
-score ∇ₓ log p_σ itself (`score`), or a mixture of noise and data whose variance is one at every σ (`edm`).
+A scaling determines what F predicts: the noise (`eps`), the velocity of the variance-preserving process (`v`) or of
+flow matching (`flow_matching`), the score ∇ₓ log p_σ itself (`score`), or a mixture of noise and data whose variance is
+one at every σ (`edm`).
 """
 
 from abc import ABC, abstractmethod
@@ -86,6 +87,25 @@ class V(Scaling):
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:
         alpha = (sigma**2 + 1).rsqrt()
         return Scalings(alpha**2, -sigma * alpha, alpha, sigma)
+
+
+@register("scaling", "flow_matching")
+class FlowMatching(Scaling):
+    """The network predicts the velocity v = noise − x0 of the straight path x_t = (1 − t)·x0 + t·noise.
+
+    c_skip = 1/(1+σ), c_out = −σ/(1+σ), c_in = 1/(1+σ), c_noise = t,  t = σ/(1+σ)
+
+    x_t = x/(1+σ), so D = x_t − t·v. An Euler step from σ to σ' is one from t to t' of dx_t/dt = v. With
+    sigma_sampler=logit_normal and weighting=flow_matching the loss is that of flow matching. sigma_data is not used.
+
+    Source: Lipman, Chen, Ben-Hamu, Nickel, Le, Flow matching for generative modeling, 2023; Liu, Gong, Liu, Flow
+        straight and fast: learning to generate and transfer data with rectified flow, 2023.
+    """
+
+    def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:
+        signal = 1 / (1 + sigma)
+        t = sigma * signal
+        return Scalings(signal, -t, signal, t)
 
 
 @register("scaling", "score")
