@@ -3,8 +3,8 @@
     python benchmarks/likelihood_gap.py outputs/<run> … [--n 500] [--rtol 1e-4]
 
 Both are of the same n test samples at the run's own noise level of the likelihood, with the same dequantisation, in
-bits per dimension, or nats where the data have no levels. The gap of a sample is ODE − exact; it is 0 for densities that
-noised data have. Its median stands beside its mean, because a few samples can decide the mean. Random signs (Hutchinson)
+bits per dimension, or nats where the data have no levels. The gap of a sample is ODE − exact; it is 0 for the densities
+of noised data. Its median stands beside its mean, because a few samples can decide the mean. Random signs (Hutchinson)
 estimate the trace, which adds noise and no bias. A run whose solver gives up has no number.
 """
 
