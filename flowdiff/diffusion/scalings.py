@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from flowdiff.registry import register
@@ -26,7 +27,13 @@ class Scalings(NamedTuple):
 
 
 class Scaling(ABC):
-    """The four coefficients as functions of the noise level."""
+    """The four coefficients as functions of the noise level.
+
+    boundary: noise level σ_min at which D(x, σ_min) = x for every network, so that D is a consistency function, see
+        `consistency`; None for a denoiser.
+    """
+
+    boundary: float | None = None
 
     @abstractmethod
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:
@@ -106,6 +113,36 @@ class FlowMatching(Scaling):
         signal = 1 / (1 + sigma)
         t = sigma * signal
         return Scalings(signal, -t, signal, t)
+
+
+@register("scaling", "consistency")
+class Consistency(Scaling):
+    """The network is a consistency function f, which takes x at any σ to the end of its trajectory, x at σ_min.
+
+    f(x, σ) = c_skip·x + c_out·F(c_in·x, ¼ ln σ),  c_skip = σ_d²/((σ−σ_min)²+σ_d²),
+    c_out = (σ−σ_min)·σ_d/√(σ²+σ_d²),  c_in = 1/√(σ²+σ_d²),  σ_d = sigma_data
+
+    f(x, σ_min) = x holds for every F. f is no E[x0|x]: it is trained by loss=consistency and sampled by
+    sampler=consistency.
+
+    Args:
+        sigma_min: σ_min, where trajectories end, > 0, in data units.
+
+    Source: Song, Dhariwal, Chen, Sutskever, Consistency models, 2023, appendix C.
+    """
+
+    def __init__(self, *, sigma_min: PositiveFloat):
+        self.boundary = sigma_min
+
+    def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Scalings:
+        assert self.boundary is not None
+        way, norm = sigma - self.boundary, (sigma**2 + sigma_data**2).rsqrt()
+        return Scalings(
+            c_skip=sigma_data**2 / (way**2 + sigma_data**2),
+            c_out=way * sigma_data * norm,
+            c_in=norm,
+            c_noise=sigma.log() / 4,
+        )
 
 
 @register("scaling", "score")
