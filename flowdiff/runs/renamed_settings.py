@@ -43,6 +43,7 @@ RENAMED = (
 ADDED = {
     "dataset.background": "white",
     "dataset.caption_template": None,
+    "dataset.handwriting": "digits",
     "metrics.health": {
         **{"denoising": True, "levels": 16, "samples": 500},
         **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},
