@@ -140,13 +140,14 @@ def choices(group: str) -> list[str]:
 
 def default_option(group: str) -> str | None:
     """The option that `python train.py` takes, directly or through network=score_flow and loss=denoising."""
-    brought = {"flow": "network/score_flow", "weighting": "loss/denoising", "activation": "flow/realnvp"}
+    wanted = "default_flow" if group == "flow" else group
+    brought = {"weighting": "loss/denoising", "activation": "flow/realnvp"}
     brought |= {"whitening": "flow/realnvp", "sampler": "network/score_flow"}
     file = CONF / f"{brought.get(group, 'config')}.yaml"
     for entry in yaml.safe_load(file.read_text())["defaults"]:
         if isinstance(entry, dict):
             for key, option in entry.items():
-                if key.removeprefix("override ").lstrip("/").partition("@")[0] == group:
+                if key.split()[-1].lstrip("/").partition("@")[0] == wanted:
                     return option
     return None
 
