@@ -32,8 +32,9 @@ from flowdiff.evaluation.densities.densities import Choice, Densities, OdeSettin
 from flowdiff.evaluation.features.choose import build_extractor, check_extractable
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
+from flowdiff.evaluation.features.small_cnn import SmallCNN, trained_cnn
 from flowdiff.evaluation.health.measure import HealthSettings, measure
-from flowdiff.evaluation.prompts import attribute_judge, prompt_accuracy
+from flowdiff.evaluation.prompts import prompt_accuracy
 from flowdiff.evaluation.retrieval import retrieval
 from flowdiff.registry import check, hyperparameters, register, resolve
 from flowdiff.runs.files import can_write
@@ -150,7 +151,7 @@ class Metrics:
             for name in self.comparisons:
                 self.floor(name)
             if isinstance(self.data, AttributedData):
-                attribute_judge(self.data, self.cache_dir)
+                self.judge(self.data)
 
     def wants(self, key: str, denoiser: ConditionedDenoiser) -> bool:
         """Whether to measure `ode.measure`, `classify`, `outliers` or `interpolate` for this model."""
@@ -164,6 +165,10 @@ class Metrics:
     def extractor(self) -> Extractor:
         """The feature extractor: trained on first use if necessary, and kept in cache_dir."""
         return build_extractor(self.data, self.cache_dir, self.inception_weights)
+
+    def judge(self, data: AttributedData) -> SmallCNN:
+        """The classifier of the data's attributes: the extractor itself, unless that is Inception."""
+        return self.extractor if isinstance(self.extractor, SmallCNN) else trained_cnn(data, self.cache_dir)
 
     @cached_property
     def train(self) -> Real:
@@ -290,7 +295,7 @@ class Metrics:
             asked = {"batch_size": self.batch_size, **options, "prompt": prompts, "label": None}
             return denoiser.sample(len(prompts), seed=seed, **asked)
 
-        return prompt_accuracy(draw, self.data, self.cache_dir, seed, self.batch_size)
+        return prompt_accuracy(draw, self.data, self.judge(self.data), seed)
 
     def densities(self, denoiser: ConditionedDenoiser, seed: int) -> dict[str, float]:
         """The part of the table that needs no samples. For a raw network only `ode.measure` adds something to it.

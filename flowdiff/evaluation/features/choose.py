@@ -16,7 +16,7 @@ def build_extractor(data: DataModule, cache_dir: Path, inception_weights: Path |
     """The extractor of a run, in eval mode and frozen.
 
     With a file of weights it is `InceptionFeatures`. Without, it is `IdentityFeatures` for vectors; for images with
-    classes it is a `SmallCNN`, trained once on the training split and then read from `cache_dir`. Raises
+    classes or attributes it is a `SmallCNN`, trained once on the training split and then read from `cache_dir`. Raises
     ConfigurationError as `check_extractable` does.
     """
     check_extractable(data, inception_weights)
