@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from flowdiff import registry
 from flowdiff.config.arguments import quoted
 from flowdiff.config.class_count import with_class_count
+from flowdiff.config.combinations import without_unused
 from flowdiff.config.explain import hydra_errors, hydra_initialized, without_null_choices
 from flowdiff.config.plugins import import_plugins, load_plugins
 from flowdiff.errors import ConfigurationError, FlowdiffError, RunError
@@ -56,6 +57,7 @@ def _containers(config: DictConfig) -> dict[str, Any]:
         for key in map(str, config)
         if key != "hydra"
     }
+    plain = without_unused(plain)
     if "plugins" in plain:  # absolute, so that the run can be loaded from any folder
         plain["plugins"] = [str(Path(path).expanduser().resolve()) for path in plain["plugins"]]
     return plain
@@ -224,6 +226,14 @@ def _sweep_name(root: DictConfig) -> str:
     return identity.sweep_name(root.hydra.overrides.task, root.hydra.runtime.choices.get("experiment"))
 
 
+def _if_score_flow(yes: Any, no: Any, root: DictConfig) -> Any:
+    """`yes` with network=score_flow, otherwise `no`. While Hydra makes choices, the network is its name alone."""
+    return yes if (root.network if isinstance(root.network, str) else root.network.name) == "score_flow" else no
+
+
+OmegaConf.register_new_resolver(
+    "if_score_flow", lambda yes, no, *, _root_: _if_score_flow(yes, no, _root_), replace=True
+)
 OmegaConf.register_new_resolver("run_id", lambda *, _root_: _identity_of(_root_), replace=True)
 OmegaConf.register_new_resolver("run_folder", lambda *, _root_: _run_folder(_root_), replace=True)
 OmegaConf.register_new_resolver("run_dir", lambda *, _root_: _run_dir(_root_), replace=True)
