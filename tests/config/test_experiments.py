@@ -187,7 +187,7 @@ def test_an_experiment_expands_by_itself_and_the_command_line_wins(tmp_path):
     results = outcomes("train", commands, tmp_path)
     assert [status for status, _ in results] == [2, 2, 2]
     alone, narrowed, cases = ([line.strip().partition(":")[0] for line in text.splitlines()] for _, text in results)
-    assert alone == ["2 of 2 jobs make no sense, so none was started", "seed=0", "seed=1"]
+    assert alone == ["3 of 3 jobs make no sense, so none was started", "seed=0", "seed=1", "seed=2"]
     assert narrowed[1:] == ["flow.n_flows=4", "flow.n_flows=6"]
     assert len(cases) > 3
     assert not any("max_steps" in case or "seed" in case for case in cases)  # all jobs share the command line's
