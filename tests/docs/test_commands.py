@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from pages import ROOT, commands, pages, words
 
