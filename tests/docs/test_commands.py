@@ -9,6 +9,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from pages import ROOT, commands, pages, words
 
@@ -34,6 +35,7 @@ def folder(tmp_path_factory):
     """A folder with the plugins of the pages and the runs that commands name; the registry is restored afterwards."""
     for group in registry.GROUP_MODULES:
         registry.names(group)  # imports it
+    Plugins.instance()  # Hydra's own options, which it stores when it first looks for them, are to stay
     known = {group: dict(components) for group, components in registry._components.items()}
     stored = {
         group: dict(options) for group, options in ConfigStore.instance().repo.items() if isinstance(options, dict)
