@@ -39,6 +39,7 @@ GROUP_MODULES = {
     "loss": "flowdiff.diffusion.losses",
     "conditioner": "flowdiff.models.conditioners",
     "first_stage": "flowdiff.models.first_stage",
+    "adapter": "flowdiff.models.adapters",
     "dataset": "flowdiff.data",
     "metrics": "flowdiff.evaluation.metrics",
     "optimizer": "flowdiff.training.optimizers",
@@ -129,7 +130,8 @@ def resolve(group: str, name: str) -> type:
 
 def name_of(group: str, component: object) -> str:
     """The registered name of a component's class."""
-    return next(name for name, known in _components[group].items() if known is type(component))
+    names_of = {known: name for name, known in _components[group].items()}
+    return next(names_of[kind] for kind in type(component).__mro__ if kind in names_of)  # a parametrised class is derived
 
 
 def requirements(component: type) -> tuple[Requirement, ...]:

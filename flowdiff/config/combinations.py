@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import registry
+from flowdiff.config.base_run import with_base
 from flowdiff.config.explain import hydra_errors
 from flowdiff.config.trainer_arguments import check_trainer, is_integer, is_number
 from flowdiff.errors import ConfigurationError, nearest, text_hint
@@ -77,6 +78,7 @@ def check(config: DictConfig) -> None:
     with hydra_errors():  # a ${…} that cannot be resolved
         plain = {key: _plain(config[key]) for key in map(str, config) if key != "hydra"}
     _check_keys(plain)
+    plain = with_base(plain)
     nodes = {group: node for group, node in plain.items() if group in registry.GROUP_MODULES}
     for group, node in nodes.items():
         registry.check(group, node)

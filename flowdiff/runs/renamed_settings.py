@@ -47,6 +47,7 @@ ADDED = {
         **{"denoising": True, "levels": 16, "samples": 500},
         **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},
     },
+    "adapter": {"name": "none"},
     "clip": False,
     "network.gate": False,
     "whitening.center": False,

@@ -25,15 +25,20 @@ from flowdiff.diffusion.model import ConditionedDenoiser, Sampling, check_traine
 from flowdiff.diffusion.samplers.clipping import DataRange
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
+from flowdiff.digests import weight_hash
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
+from flowdiff.models.adapters import Adapter
+from flowdiff.models.adapters.deltas import keep_only_changes, merge
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.networks.base import Density, Network
 from flowdiff.registry import completed, create
+from flowdiff.runs.identity import id_of_folder
 from flowdiff.runs.run_folder import RunFolder, clip_of
+from flowdiff.shapes import times
 from flowdiff.training.accelerators import Accelerator
 from flowdiff.training.optimizers import Optimizer
 
@@ -42,14 +47,27 @@ Load = Callable[[str], ConditionedDenoiser]
 
 
 @dataclass(frozen=True)
+class Base:
+    """The run whose model is adapted: its id, and a hash of the weights in its checkpoint."""
+
+    run_id: str
+    weights: str
+
+
+@dataclass(frozen=True)
 class ModelParts:
-    """The model of a run, what trains it and the data it is trained on."""
+    """The model of a run, what trains it and the data it is trained on.
+
+    adapter: what is trained of the model, if it is that of another run, `base`.
+    """
 
     denoiser: ConditionedDenoiser
     loss: Loss
     sigma_sampler: SigmaSampler
     optimizer: Optimizer
     data: DataModule
+    adapter: Adapter
+    base: Base | None
 
     @property
     def schedule(self) -> Schedule:
@@ -131,7 +149,10 @@ def assemble(config: Node) -> ModelParts:
         sampling,
         DataRange(first_stage.latent_shape[0], images=first_stage.is_identity and data.levels is not None),
     )
-    return ModelParts(denoiser, loss, sampling.trained_levels, create("optimizer", config["optimizer"]), data)
+    adapter: Adapter = create("adapter", config["adapter"])
+    base = None if adapter.run is None else _adapt(denoiser, adapter, adapter.run)
+    optimizer = create("optimizer", config["optimizer"])
+    return ModelParts(denoiser, loss, sampling.trained_levels, optimizer, data, adapter, base)
 
 
 def assemble_run(config: Node) -> RunParts:
@@ -155,10 +176,40 @@ def assemble_run(config: Node) -> RunParts:
     )
 
 
+def _adapt(model: ConditionedDenoiser, adapter: Adapter, run: str) -> Base:
+    """Give a new model the weights of the run that is its base, and the adapter."""
+    if model.first_stage.trained:
+        raise ConfigurationError(
+            f"adapter.run={run} has trained its first stage together with the model, which an adapter cannot: give a "
+            "run with first_stage.train=false."
+        )
+    try:
+        parts, base = _trained(run)
+    except RunError as error:
+        raise RunError(f"adapter.run={run} cannot be adapted: {error}") from error
+    theirs = parts.denoiser
+    if theirs.first_stage.latent_shape != model.first_stage.latent_shape or theirs.num_classes != model.num_classes:
+        raise ConfigurationError(
+            f"adapter.run={run} is a model of {_kind_of_data(theirs)}, and the dataset has {_kind_of_data(model)}: give "
+            "a dataset of the same shape and classes, or another run."
+        )
+    model.load_state_dict(theirs.state_dict())
+    adapter.attach(model)
+    keep_only_changes(model)
+    return base
+
+
+def _kind_of_data(model: ConditionedDenoiser) -> str:
+    classes = "without classes" if model.num_classes is None else f"of {model.num_classes} classes"
+    return f"samples of shape {times(model.first_stage.latent_shape)} {classes}"
+
+
 def load(
     run: str | Path, device: torch.device | str = "cpu", moved: Mapping[str, Any] | None = None
 ) -> ConditionedDenoiser:
     """The trained model of a run folder with its averaged weights, in eval mode; RunError if there is none.
+
+    The changes of an adapter are added to the weights of its base.
 
     Args:
         run: the folder.
@@ -177,23 +228,53 @@ def load_parts(
             f"device={device} needs a GPU that torch can use, and there are {torch.cuda.device_count()} here: set "
             "device=cpu or device=auto."
         )
+    parts, _ = _trained(run, moved)
+    parts.denoiser.to(device)
+    return parts
+
+
+def _trained(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
+    """The parts of a run with its trained model, merged with its adapter, and how an adapter of it names it."""
+    parts, base = load_unmerged(run, moved)
+    merge(parts.denoiser)
+    parts.denoiser.requires_grad_(False)
+    return parts, base
+
+
+def load_unmerged(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
+    """The parts of a run with its trained model, whose weights and their changes by an adapter are apart."""
     folder = RunFolder.open(run)
     parts = assemble(configs.of_run(folder, moved))
     if not folder.checkpoint.is_file():
         raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
     try:
         checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        check_base(parts.base, checkpoint, folder)
         weights = {key.removeprefix("denoiser."): value for key, value in checkpoint["state_dict"].items()}
         parts.denoiser.load_state_dict(weights)
         parts.denoiser.levels_file = folder.path / f"levels_of_step_{checkpoint['global_step']}.json"
+    except RunError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
         raise RunError(
             f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
             "run made by this version of flowdiff."
         ) from error
-    parts.denoiser.to(device).eval().requires_grad_(False)
-    return parts
+    parts.denoiser.eval().requires_grad_(False)
+    hashed = {key: value for key, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)}
+    return parts, Base(id_of_folder(folder) or "", weight_hash(hashed))
+
+
+def check_base(base: Base | None, checkpoint: Mapping[str, Any], folder: RunFolder) -> None:
+    """Raise RunError if the checkpoint of an adapter belongs to another base than the run has found."""
+    trained_on = checkpoint.get("adapter_base")
+    if base is not None and trained_on is not None and trained_on["weights"] != base.weights:
+        raise RunError(
+            f"{folder.checkpoint} is an adapter of run {trained_on['run_id']} with other weights than those of the run "
+            f"that adapter.run names now, {base.run_id}: give adapter.run=<the folder of its base>, or train the "
+            "adapter again."
+        )
 
 
 def guide_by(node: Node, negative_prompt: str | None = None) -> Callable[[ConditionedDenoiser], Guidance]:
