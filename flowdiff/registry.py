@@ -131,7 +131,8 @@ def resolve(group: str, name: str) -> type:
 def name_of(group: str, component: object) -> str:
     """The registered name of a component's class."""
     names_of = {known: name for name, known in _components[group].items()}
-    return next(names_of[kind] for kind in type(component).__mro__ if kind in names_of)  # a parametrised class is derived
+    # A module with parametrised weights has a class of its own, which is derived from the registered one.
+    return next(names_of[kind] for kind in type(component).__mro__ if kind in names_of)
 
 
 def requirements(component: type) -> tuple[Requirement, ...]:

@@ -33,8 +33,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """The config as plain containers, with all interpolations resolved and absolute paths, without Hydra's own node.
 
     Raises:
-        ConfigurationError: the classes of the dataset have to be counted in its files and cannot be, or the architecture
-            is not that of the run that is adapted.
+        ConfigurationError: the classes of the dataset have to be counted in its files and cannot be, or the
+            architecture is not that of the run that is adapted.
         RunError: there is no run that is to be adapted.
     """
     return with_absolute_paths(with_class_count(with_base(_containers(config))))

@@ -188,10 +188,10 @@ def _adapt(model: ConditionedDenoiser, adapter: Adapter, run: str) -> Base:
     except RunError as error:
         raise RunError(f"adapter.run={run} cannot be adapted: {error}") from error
     theirs = parts.denoiser
-    if theirs.first_stage.latent_shape != model.first_stage.latent_shape or theirs.num_classes != model.num_classes:
+    if (trained := _kind_of_data(theirs)) != (given := _kind_of_data(model)):
         raise ConfigurationError(
-            f"adapter.run={run} is a model of {_kind_of_data(theirs)}, and the dataset has {_kind_of_data(model)}: give "
-            "a dataset of the same shape and classes, or another run."
+            f"adapter.run={run} is a model of {trained}, and the dataset has {given}: give a dataset of the same shape "
+            "and classes, or another run."
         )
     model.load_state_dict(theirs.state_dict())
     adapter.attach(model)

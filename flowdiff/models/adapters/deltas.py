@@ -29,7 +29,7 @@ class Delta(nn.Module, ABC):
     def change(self) -> Tensor:
         """ΔW, like W₀."""
 
-    def draw(self, generator: torch.Generator) -> None:  # noqa: B027, most changes are not random
+    def draw(self, generator: torch.Generator) -> None:
         """Draw what is random in a training step."""
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class LowRank(Delta):
             self.kept.copy_((u >= self.dropout) / (1 - self.dropout))
 
     def change(self) -> Tensor:
-        A = self.A
+        A: Tensor = self.A
         if self.training and self.dropout:
             A = A * self.kept.view(-1, *[1] * (A.ndim - 2))
         return self.scale * (self.B @ A.flatten(1)).view(len(self.B), *A.shape[1:])
@@ -130,10 +130,16 @@ def draw(model: nn.Module, generator: torch.Generator) -> None:
         delta.draw(generator)
 
 
+@torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Make every W₀ + ΔW of a model a plain weight, in place."""
-    for _, module, key, _ in list(changed(model)):
-        parametrize.remove_parametrizations(module, key, leave_parametrized=True)
+    whole = {(module, key): getattr(module, key).detach().clone() for _, module, key, _ in changed(model)}
+    for module in {module for module, _ in whole}:
+        # torch's remove_parametrizations would take the weight from the class, which copies of the module share.
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+    for (module, key), weight in whole.items():
+        module.register_parameter(key, nn.Parameter(weight))
 
 
 def keep_only_changes(model: nn.Module) -> None:
