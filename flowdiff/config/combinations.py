@@ -38,6 +38,16 @@ def _is_text_list(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _is_adapters(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, Mapping)
+        and _is_text(one.get("run"))
+        and is_number(one.get("weight", 1))
+        and not one.keys() - {"run", "weight"}
+        for one in value
+    )
+
+
 # Keys outside all groups: their allowed values in words, and the test.
 TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": (f"an integer 0 … {MAX_SEED}", lambda v: is_integer(v, 0, MAX_SEED)),
@@ -48,6 +58,10 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: isinstance(v, list) and all(map(_is_tag, v)),
     ),
     "plugins": ("a list of Python files, e.g. [mine.py]", _is_text_list),
+    "adapters": (
+        "a list of runs of adapters and their weights, e.g. [{run: outputs/a, weight: 0.7}]",
+        _is_adapters,
+    ),
     "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),

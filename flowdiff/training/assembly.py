@@ -6,7 +6,7 @@ is not imported, so that sampling, and checking the jobs of a sweep, need not wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from flowdiff import config as configs
 from flowdiff.data.base import DataModule
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
+from flowdiff.diffusion.losses.anchored import Anchored
 from flowdiff.diffusion.losses.base import Loss
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
 from flowdiff.diffusion.losses.one_diffusion import OneDiffusion
@@ -29,8 +30,8 @@ from flowdiff.digests import weight_hash
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
-from flowdiff.models.adapters import Adapter
-from flowdiff.models.adapters.deltas import keep_only_changes, merge
+from flowdiff.models.adapters import Adapter, peft_format
+from flowdiff.models.adapters.deltas import add, changes, keep_only_changes, merge
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
@@ -52,6 +53,11 @@ class Base:
 
     run_id: str
     weights: str
+
+    @property
+    def name(self) -> str:
+        """What a file of peft calls it."""
+        return f"flowdiff:{self.run_id}:{self.weights}"
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,8 @@ def assemble(config: Node) -> ModelParts:
     )
     adapter: Adapter = create("adapter", config["adapter"])
     base = None if adapter.run is None else _adapt(denoiser, adapter, adapter.run)
+    if adapter.anchor:
+        loss = Anchored(loss, adapter.anchor, adapter.anchor_steps)
     optimizer = create("optimizer", config["optimizer"])
     return ModelParts(denoiser, loss, sampling.trained_levels, optimizer, data, adapter, base)
 
@@ -205,22 +213,31 @@ def _kind_of_data(model: ConditionedDenoiser) -> str:
 
 
 def load(
-    run: str | Path, device: torch.device | str = "cpu", moved: Mapping[str, Any] | None = None
+    run: str | Path,
+    device: torch.device | str = "cpu",
+    moved: Mapping[str, Any] | None = None,
+    adapters: Sequence[Mapping[str, Any]] = (),
 ) -> ConditionedDenoiser:
     """The trained model of a run folder with its averaged weights, in eval mode; RunError if there is none.
 
-    The changes of an adapter are added to the weights of its base.
+    The changes of an adapter are added to the weights of its base, W = W₀ + ΔW, and those of several adapters too,
+    W = W₀ + Σ wᵢ·ΔWᵢ.
 
     Args:
         run: the folder.
         device: where to put the model.
         moved: paths that are not where the run recorded them, e.g. {"first_stage.run": "vae", "dataset.path": "data"}.
+        adapters: adapters of this run with their weights, [{"run": folder, "weight": 0.7}, …]; a folder is that of a
+            run, or of files of peft; without a weight it is 1.
     """
-    return load_parts(run, device, moved).denoiser
+    return load_parts(run, device, moved, adapters).denoiser
 
 
 def load_parts(
-    run: str | Path, device: torch.device | str = "cpu", moved: Mapping[str, Any] | None = None
+    run: str | Path,
+    device: torch.device | str = "cpu",
+    moved: Mapping[str, Any] | None = None,
+    adapters: Sequence[Mapping[str, Any]] = (),
 ) -> ModelParts:
     """The trained model of a run folder, what trained it, and the data it was trained on (not read yet)."""
     if torch.device(device).type == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
@@ -228,9 +245,27 @@ def load_parts(
             f"device={device} needs a GPU that torch can use, and there are {torch.cuda.device_count()} here: set "
             "device=cpu or device=auto."
         )
-    parts, _ = _trained(run, moved)
+    parts, base = _trained(run, moved)
+    for adapter in adapters:
+        add(parts.denoiser, _changes(adapter["run"], parts.denoiser, base, run), adapter.get("weight", 1.0))
     parts.denoiser.to(device)
     return parts
+
+
+def _changes(folder: str, model: ConditionedDenoiser, base: Base, run: str | Path) -> dict[str, torch.Tensor]:
+    """The changes of an adapter of the run whose model is given; RunError if it is none."""
+    path = Path(folder).expanduser()
+    if peft_format.is_adapter(path):
+        return peft_format.changes(path, model, base.name)
+    parts, _ = load_unmerged(path)
+    if parts.base is None:
+        raise RunError(f"adapters names {folder}, which is not a run of an adapter: give a run of adapter=lora.")
+    if parts.base.weights != base.weights:
+        raise RunError(
+            f"adapters names {folder}, an adapter of run {parts.base.run_id}, and run={run} is {base.run_id}: give "
+            "adapters of that run, or run=<the folder of their base>."
+        )
+    return changes(parts.denoiser)
 
 
 def _trained(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
