@@ -43,6 +43,8 @@ RENAMED = (
 ADDED = {
     "dataset.background": "white",
     "dataset.caption_template": None,
+    "dataset.classes": None,
+    "dataset.num_per_class": None,
     "metrics.health": {
         **{"denoising": True, "levels": 16, "samples": 500},
         **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},
