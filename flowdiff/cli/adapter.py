@@ -24,17 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     extracting = commands.add_parser("extract", help="write the adapter of a run of adapter=lora in peft's files")
     extracting.add_argument("run", metavar="RUN", help="the run folder")
     extracting.add_argument("--out", metavar="DIR", help="where to write (default: the folder `adapter` in RUN)")
-    merging = commands.add_parser("merge", help="write a run folder whose model has the adapter in its weights")
-    merging.add_argument("adapter", metavar="ADAPTER", help="a run of an adapter, or a folder of peft's files")
-    merging.add_argument("--base", metavar="RUN", help="the run that peft's files were trained on")
-    merging.add_argument("--weight", type=float, default=1.0, help="what the adapter is multiplied by (default: 1)")
+    merging = commands.add_parser("merge", help="write a run folder whose model has adapters in its weights")
+    merging.add_argument(
+        "adapters", metavar="ADAPTER", nargs="+", help="a run of an adapter, or a folder of peft's files"
+    )
+    merging.add_argument("--base", metavar="RUN", help="the run that they were trained on, if all are files of peft")
+    merging.add_argument("--weights", type=float, nargs="+", metavar="W", help="a number for each (default: 1)")
     merging.add_argument("--out", metavar="DIR", required=True, help="the new run folder")
     given = parser.parse_args(argv)
     if given.command == "list":
         return _list(Path(given.folder))
     if given.command == "extract":
         return _extract(given.run, given.out)
-    return _merge(Path(given.adapter), given.base, given.weight, Path(given.out))
+    weights = given.weights or [1.0] * len(given.adapters)
+    if len(weights) != len(given.adapters):
+        raise ConfigurationError(
+            f"--weights gives {len(weights)} numbers for {len(given.adapters)} adapters: give one for each."
+        )
+    return _merge(given.adapters, weights, given.base, Path(given.out))
 
 
 def _list(folder: Path) -> int:
@@ -76,8 +83,8 @@ def _extract(run: str, out: str | None) -> int:
     return 0
 
 
-def _merge(adapter: Path, base: str | None, weight: float, out: Path) -> int:
-    """Write the run of the merged model."""
+def _merge(adapters: Sequence[str], weights: Sequence[float], base: str | None, out: Path) -> int:
+    """Write the run of the merged model: the configuration of the first adapter's run, or of the base."""
     import torch
 
     from flowdiff import config
@@ -86,27 +93,27 @@ def _merge(adapter: Path, base: str | None, weight: float, out: Path) -> int:
 
     if out.exists() and any(out.iterdir()):
         raise ConfigurationError(f"--out {out} is not empty: give a new folder.")
-    of_peft = peft_format.is_adapter(adapter)
-    if of_peft and base is None:
-        raise ConfigurationError(f"{adapter} does not hold its base: give --base <the run that it was trained on>.")
-    run = RunFolder.open(str(base)) if of_peft else RunFolder.open(adapter)
-    trained_on = str(base) if of_peft else run.config().get("adapter", {}).get("run")
-    if trained_on is None:
-        raise RunError(
-            f"{adapter} is not a run of an adapter: give a run of adapter=lora, or a folder of peft's files."
-        )
-    parts: ModelParts = load_parts(trained_on, adapters=[{"run": str(adapter), "weight": weight}])
+    runs = [RunFolder.open(one) for one in adapters if not peft_format.is_adapter(Path(one))]
+    for run in runs:
+        if not run.config().get("adapter", {}).get("run"):
+            raise RunError(f"{run.path} is not a run of an adapter: give a run of adapter=lora, or files of peft.")
+    if not runs and base is None:
+        raise ConfigurationError(f"{adapters[0]} does not hold its base: give --base <the run that it was trained on>.")
+    trained_on = base or runs[0].config()["adapter"]["run"]
+    run = runs[0] if runs else RunFolder.open(str(base))
+    given = [{"run": one, "weight": weight} for one, weight in zip(adapters, weights, strict=True)]
+    parts: ModelParts = load_parts(trained_on, adapters=given)
     settings = config.of_run(run)
     settings["adapter"] = {"name": "none"}
     settings.get("hashed_as", {}).pop("adapter.run", None)
     label = label_of_folder(run)
-    name = f"{label.name} merged with {adapter.name} times {weight:g}"
+    sum_of = " + ".join(f"{weight:g}·{Path(one).name}" for one, weight in zip(adapters, weights, strict=True))
+    state = {f"denoiser.{key}": value for key, value in parts.denoiser.state_dict().items()}
+    identity = _identity(state)
     merged = RunFolder(out)
-    weights = {f"denoiser.{key}": value for key, value in parts.denoiser.state_dict().items()}
-    identity = _identity(weights)
     merged.write_config(settings)
-    merged.write_label(Label(identity, name, None, label.overrides))
-    torch.save({"state_dict": weights, "global_step": 0}, merged.checkpoint)
+    merged.write_label(Label(identity, f"{label.name} merged: {sum_of}", None, label.overrides))
+    torch.save({"state_dict": state, "global_step": 0}, merged.checkpoint)
     print(f"Wrote the run {identity} to {out}")
     return 0
 

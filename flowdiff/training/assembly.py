@@ -35,7 +35,7 @@ from flowdiff.models.adapters.deltas import add, changes, keep_only_changes, mer
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
-from flowdiff.models.networks.base import Density, Network
+from flowdiff.models.networks.base import AutoencoderNetwork, Density, ImageTextNetwork, Network
 from flowdiff.registry import completed, create
 from flowdiff.runs.identity import id_of_folder
 from flowdiff.runs.run_folder import RunFolder, clip_of
@@ -158,6 +158,11 @@ def assemble(config: Node) -> ModelParts:
     adapter: Adapter = create("adapter", config["adapter"])
     base = None if adapter.run is None else _adapt(denoiser, adapter, adapter.run)
     if adapter.anchor:
+        if isinstance(network, AutoencoderNetwork | ImageTextNetwork):
+            raise ConfigurationError(
+                f"adapter.anchor={adapter.anchor:g} is a distance of denoisers or densities, and network="
+                f"{config['network']['name']} is neither: set adapter.anchor=0."
+            )
         loss = Anchored(loss, adapter.anchor, adapter.anchor_steps)
     optimizer = create("optimizer", config["optimizer"])
     return ModelParts(denoiser, loss, sampling.trained_levels, optimizer, data, adapter, base)
@@ -246,8 +251,10 @@ def load_parts(
             "device=cpu or device=auto."
         )
     parts, base = _trained(run, moved)
-    for adapter in adapters:
-        add(parts.denoiser, _changes(adapter["run"], parts.denoiser, base, run), adapter.get("weight", 1.0))
+    found = [(_changes(one["run"], parts.denoiser, base, run), one.get("weight", 1.0)) for one in adapters]
+    for changes_of_one, weight in found:  # after all are read: files of peft hold W₀ + ΔW of some weights
+        add(parts.denoiser, changes_of_one, weight)
+        parts.denoiser.levels_file = None  # the levels of schedule=optimal there are those of the run's own model
     parts.denoiser.to(device)
     return parts
 

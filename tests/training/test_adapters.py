@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from runs import TINY, TINY_DIGITS, send, train
+from runs import TINY, TINY_DIGITS, send, settings, train
 from small_models import normal
 
 import flowdiff
@@ -15,7 +15,9 @@ from flowdiff.models.adapters import deltas, peft_format
 from flowdiff.runs.identity import run_id
 from flowdiff.runs.job import Interrupted
 from flowdiff.runs.run_folder import RunFolder
+from flowdiff.testing.inputs import perturb
 from flowdiff.training.assembly import load_unmerged
+from flowdiff.training.engine import Engine
 
 HEALTHLESS = ["metrics.health.denoising=false", "metrics.health.eigenvalue=false", "metrics.health.fokker_planck=false"]
 RUN = [*TINY, *HEALTHLESS, "metrics.frechet=false"]
@@ -23,9 +25,14 @@ RUN = [*TINY, *HEALTHLESS, "metrics.frechet=false"]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    train(folder, *RUN, "loss=nll")
-    return folder
+    """A run whose model has random weights, as if it were trained."""
+    folder = RunFolder(tmp_path_factory.mktemp("base"))
+    folder.write_config(settings(*RUN, "loss=nll"))
+    engine = Engine.of(folder.config())
+    engine.measure()
+    perturb(engine.denoiser, 0.3)
+    torch.save({"state_dict": engine.state_dict(), "global_step": 0}, folder.checkpoint)
+    return folder.path
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +92,6 @@ def test_before_its_first_step_an_adapter_is_its_base(base):
 def test_a_run_that_is_resumed_ends_as_one_that_was_not(base, tmp_path, monkeypatch):
     given = [*RUN, "adapter=lora", f"adapter.run={base}", "adapter.dropout=0.3", "metrics.every_n_steps=2"]
     train(tmp_path / "whole", *given)
-    from flowdiff.training.engine import Engine
-
     step = Engine.training_step
     monkeypatch.setattr(
         Engine, "training_step", lambda self, b, i: [step(self, b, i), send(2)() if i == 4 else None][0]
@@ -101,11 +106,10 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not(base, tmp_path, monkeypa
 def test_the_architecture_is_that_of_the_base_and_counts_for_the_identity(base):
     composed = config.compose([*(o for o in RUN if not o.startswith("flow")), "adapter=lora", f"adapter.run={base}"])
     config.check(composed)
-    settings, theirs = config.resolved(composed), RunFolder(base).config()
-    assert settings["flow"]["name"] == "linear_activation"
-    assert settings["flow"] == theirs["flow"]
-    elsewhere = {**settings, "adapter": {**settings["adapter"], "rank": 3}}
-    assert run_id(elsewhere) != run_id(settings)
+    ours, theirs = config.resolved(composed), RunFolder(base).config()
+    assert ours["flow"]["name"] == "linear_activation"
+    assert ours["flow"] == theirs["flow"]
+    assert run_id({**ours, "adapter": {**ours["adapter"], "rank": 3}}) != run_id(ours)
     assert run_id({**theirs, "adapter": {"name": "none"}}) == run_id(
         {k: v for k, v in theirs.items() if k != "adapter"}
     )
@@ -161,8 +165,13 @@ def test_an_adapter_is_written_and_read_in_the_files_of_peft(base, lora, tmp_pat
     same(flowdiff.load(tmp_path / "merged"), flowdiff.load(lora))
     assert command.main(["merge", str(tmp_path / "files"), "--base", str(base), "--out", str(tmp_path / "again")]) == 0
     same(flowdiff.load(tmp_path / "again"), flowdiff.load(lora), rtol=1e-6, atol=1e-6)
+    both = ["merge", str(tmp_path / "files"), str(lora), "--weights", "0.5", "0.5", "--out", str(tmp_path / "both")]
+    assert command.main(both) == 0
+    same(flowdiff.load(tmp_path / "both"), flowdiff.load(lora), rtol=1e-5, atol=1e-5)
     assert command.main(["list", str(lora)]) == 0
     assert "lora rank 2" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match="one for each"):
+        command.main(["merge", str(lora), "--weights", "1", "2", "--out", str(tmp_path / "x")])
     for refused in (["merge", str(base), "--out", str(tmp_path / "x")], ["extract", str(base)]):
         with pytest.raises(RunError):
             command.main(refused)
