@@ -107,12 +107,17 @@ def sampled(sampler: Sampler, n: int, sigmas: Tensor, seed: int = 0) -> tuple[Te
     return sampler(counted, x, sigmas, None, sources), counted.rows / n
 
 
+def of_denoisers() -> list[str]:
+    """The samplers that take a denoiser; a consistency function is another function of the mixture."""
+    return [name for name in registry.names("sampler") if not registry.create("sampler", name).of_consistency]
+
+
 def errors() -> dict[str, list[tuple[float, float]]]:
     """(calls, error) of each sampler: the median distance of 256 samples from the solution.
 
     A sampler with a Brownian path is compared with its own solution along the same path.
     """
-    named = {name: (name, {}) for name in registry.names("sampler")} | ODES
+    named = {name: (name, {}) for name in of_denoisers()} | ODES
     with_path = [name for name in named if name.endswith("_sde")]
     exact, _ = sampled(registry.create("sampler", "unipc", order=3), 256, KARRAS(4000))
     found = {}
@@ -134,7 +139,7 @@ def errors() -> dict[str, list[tuple[float, float]]]:
 def distributions(n: int) -> dict[str, list[tuple[float, float]]]:
     """(calls, error) of each sampler with noise: the error of mean and covariance of n samples / the covariance."""
     found = {}
-    for name in track([name for name in registry.names("sampler") if has_noise(name)], "distributions"):
+    for name in track([name for name in of_denoisers() if has_noise(name)], "distributions"):
         found[name] = []
         for num_steps in FEW:
             x, calls = sampled(registry.create("sampler", name), n, KARRAS(num_steps))

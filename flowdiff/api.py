@@ -38,7 +38,7 @@ def build(*overrides: str) -> Engine:
     from flowdiff.training.engine import Engine  # imports Lightning, which only training needs
 
     composed = config.compose(overrides)
-    config.check(composed)
+    config.check(composed, overrides)
     return Engine.of(config.resolved(composed))
 
 

@@ -2,7 +2,8 @@
 
 A component's signature is its contract. Parameters before `*` are *runtime* parameters: built objects and shapes that
 the program passes. Parameters after `*` are *hyperparameters*: exactly the keys of `conf/<group>/<name>.yaml`. Their
-annotations (`PositiveInt`, `Literal["l1", "l2"]`, …) are their types and ranges, checked by pydantic.
+annotations (`PositiveInt`, `Literal["l1", "l2"]`, …) are their types and ranges, checked by pydantic. `**settings`
+stands for the hyperparameters of the base class's constructor.
 
 Nothing here imports torch. The package of a group is imported when one of its names is first looked up.
 """
@@ -18,6 +19,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,15 +143,24 @@ def requirements(component: type) -> tuple[Requirement, ...]:
 
 
 def hyperparameters(component: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters: the settings that a YAML file of this component holds."""
-    parameters = inspect.signature(component).parameters.values()
-    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+    """The keyword-only parameters with their types: the settings that a YAML file of this component holds."""
+    return {p.name: p for p in _parameters(component) if p.kind is p.KEYWORD_ONLY}
 
 
 def runtime_parameters(component: type) -> list[str]:
     """The parameters before `*`, which the program passes."""
-    parameters = inspect.signature(component).parameters.values()
-    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return [p.name for p in _parameters(component) if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+@cache
+def _parameters(component: type) -> list[inspect.Parameter]:
+    """The parameters of a constructor with their types; those of its base class's settings in place of **settings."""
+    own = inspect.signature(component, eval_str=True).parameters
+    bases = (base for base in component.__mro__ if "__init__" in vars(base))
+    next(bases)  # whose constructor this is
+    if all(p.kind is not p.VAR_KEYWORD for p in own.values()) or (base := next(bases, None)) is None:
+        return list(own.values())
+    return [*own.values(), *(p for name, p in hyperparameters(base).items() if name not in own)]
 
 
 def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
@@ -166,9 +177,8 @@ def check(group: str, node: Mapping[str, Any], where: str | None = None) -> dict
         ConfigurationError: the first of: unknown name or key, missing key, wrong type, value out of range.
     """
     component = resolve(group, str(node["name"]))
-    hints = {p.name: p.annotation for p in inspect.signature(component, eval_str=True).parameters.values()}
     fields = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
+        name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
         for name, p in hyperparameters(component).items()
     }
     given = {key: value for key, value in node.items() if key != "name"}

@@ -45,10 +45,21 @@ def config_groups() -> set[str]:
 
 @cache
 def base_choices(config_name: str) -> dict[str, str | None]:
-    """{group: option} of the defaults list of conf/<config_name>.yaml; None where no option is chosen."""
+    """{group: option} of the defaults list of conf/<config_name>.yaml; None where no option is chosen.
+
+    `optional default_flow` is no group, but a choice that `${default_flow}` of network/score_flow.yaml reads.
+    """
     entries = plain_node(OmegaConf.load(CONF / f"{config_name}.yaml"), resolve=False)["defaults"]
     chosen = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
-    return {group: option for group, option in chosen.items() if not group.startswith("override ")}
+    return {group: option for group, option in chosen.items() if not group.startswith(("override ", "optional "))}
+
+
+@cache
+def base_variables(config_name: str) -> dict[str, str]:
+    """{name: value} of the choices of conf/<config_name>.yaml that are no groups; `${name}` of other files reads them."""
+    entries = plain_node(OmegaConf.load(CONF / f"{config_name}.yaml"), resolve=False)["defaults"]
+    chosen = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {key.removeprefix("optional "): value for key, value in chosen.items() if key.startswith("optional ")}
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -124,6 +125,27 @@ def test_plugin_that_is_missing_or_broken_is_a_sentence(tmp_path):
     path.write_text("import nothing_of_that_name")
     with pytest.raises(ConfigurationError, match="could not be imported: ModuleNotFoundError"):
         config.compose([f"plugins=[{path}]"])
+
+
+def test_settings_of_a_base_class_need_no_repetition():
+    """`**settings` of a constructor stands for them, with their types."""
+
+    class Base:
+        def __init__(self, shape: tuple[int, ...], *, depth: PositiveInt, width: PositiveInt):
+            self.base = shape, depth, width
+
+    class Variant(Base):
+        def __init__(self, embed_dim: int, *, width: float, extra: str, **settings: Any):
+            super().__init__((2,), width=1, **settings)
+
+    class Further(Variant):
+        pass
+
+    for component in (Variant, Further):
+        found = {key: p.annotation for key, p in registry.hyperparameters(component).items()}
+        assert found == {"width": float, "extra": str, "depth": PositiveInt}  # the nearest class decides
+        assert registry.runtime_parameters(component) == ["embed_dim"]
+    assert set(registry.hyperparameters(Base)) == {"depth", "width"}
 
 
 def test_annotations_carry_ranges():

@@ -141,13 +141,14 @@ def choices(group: str) -> list[str]:
 
 def default_option(group: str) -> str | None:
     """The option that `python train.py` takes, directly or through network=score_flow and loss=denoising."""
-    brought = {"flow": "network/score_flow", "weighting": "loss/denoising", "activation": "flow/realnvp"}
+    wanted = "default_flow" if group == "flow" else group
+    brought = {"weighting": "loss/denoising", "activation": "flow/realnvp"}
     brought |= {"whitening": "flow/realnvp", "sampler": "network/score_flow"}
     file = CONF / f"{brought.get(group, 'config')}.yaml"
     for entry in yaml.safe_load(file.read_text())["defaults"]:
         if isinstance(entry, dict):
             for key, option in entry.items():
-                if key.removeprefix("override ").lstrip("/").partition("@")[0] == group:
+                if key.split()[-1].lstrip("/").partition("@")[0] == wanted:
                     return option
     return None
 
@@ -223,13 +224,17 @@ def plain_page(group: str) -> str:
 
 
 def describe(component: type) -> Described:
-    """The parts of a component's docstring, and of its constructor's where that has one of its own."""
+    """The parts of a component's docstring, and of its constructor's where that has one of its own.
+
+    Arguments that it shares with others are described by its base classes.
+    """
     said = Described()
+    for base in reversed(component.__mro__[1:-1]):
+        said.args |= described_arguments(base)
     paragraphs: list[str] = []
     own_init = component.__dict__.get("__init__")
     for text in (inspect.getdoc(component), inspect.getdoc(own_init) if own_init and own_init.__doc__ else None):
-        parsed = griffe.Docstring(as_markdown(text or ""), parser="google", parser_options={"warnings": False})
-        for part in parsed.parse():
+        for part in parsed(text):
             if part.kind.value == "parameters":
                 said.args |= {arg.name: arg.description for arg in part.value}
             elif part.kind.value == "raises":
@@ -250,24 +255,34 @@ def describe(component: type) -> Described:
     return said
 
 
+def parsed(docstring: str | None) -> list[griffe.DocstringSection]:
+    """The sections of a docstring, as Markdown."""
+    return griffe.Docstring(as_markdown(docstring or ""), parser="google", parser_options={"warnings": False}).parse()
+
+
+def described_arguments(component: type) -> dict[str, str]:
+    """What the docstring of a class, without that of its bases, says of the constructor's arguments."""
+    sections = parsed(inspect.cleandoc(component.__dict__.get("__doc__") or ""))
+    return {arg.name: arg.description for part in sections if part.kind.value == "parameters" for arg in part.value}
+
+
 def settings(
     group: str, name: str, component: type, node: Mapping[str, Any], args: Mapping[str, str]
 ) -> Iterator[Setting]:
     """The rows of a component's table: hyperparameters in the order of the YAML file, nested ones below their key."""
     comments = yaml_comments(group, name)
-    hints = typing.get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
     parameters = registry.hyperparameters(component)
     keys = [key for key in node if key in parameters]
     for key in [*keys, *(key for key in parameters if key not in keys)]:
         parameter = parameters[key]
         default = node.get(key, "" if parameter.default is parameter.empty else parameter.default)
-        fields = nested_fields(hints.get(key))
+        fields = nested_fields(parameter.annotation)
         if fields and isinstance(default, Mapping):
             for inner, hint in fields.items():
                 meaning = comments.get(f"{key}.{inner}", args.get(key, ""))
                 yield Setting(f"{key}.{inner}", inline(default.get(inner)), allowed(hint), meaning)
             continue
-        yield Setting(key, inline(default), allowed(hints.get(key)), args.get(key) or comments.get(key, ""))
+        yield Setting(key, inline(default), allowed(parameter.annotation), args.get(key) or comments.get(key, ""))
 
 
 def table(rows: Iterator[Setting]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
     runtime = HydraConfig.get()
     overrides = list(runtime.overrides.task)
     path = Path(runtime.runtime.output_dir)
-    config.check(cfg)
+    config.check(cfg, overrides)
     settings = _resumed(cfg, overrides, moved) if cfg.resume else config.resolved(cfg)
     folder = RunFolder(cfg.resume or _relative(path))
     sweep = Path(runtime.sweep.dir).name if runtime.mode == RunMode.MULTIRUN else None

@@ -13,7 +13,7 @@ from typing import Any
 from flowdiff.config.of_run import of_run
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.runs.run_folder import RunFolder
-from flowdiff.yaml_defaults import base_choices, bringers, defaults
+from flowdiff.yaml_defaults import base_choices, base_variables, bringers, defaults
 
 ARCHITECTURE = ("network", "flow", "activation", "whitening", "scaling", "conditioner", "first_stage")
 _MISSING = object()
@@ -62,7 +62,10 @@ def _usual(group: str) -> dict[str, Any] | None:
         if option is None:
             return None
         chosen[group] = option
-    return defaults(group, str(chosen[group]))
+    option = str(chosen[group])
+    if option.startswith("${"):
+        option = base_variables("config")[option.strip("${}")]
+    return defaults(group, option)
 
 
 def _chosen(chosen: Mapping[str, str | None], group: str, name: str) -> bool:

@@ -5,14 +5,14 @@ Components declare their needs where they are registered, `@register(group, name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import registry
 from flowdiff.config.base_run import with_base
-from flowdiff.config.explain import hydra_errors
+from flowdiff.config.explain import hydra_errors, misplaced_group
 from flowdiff.config.trainer_arguments import check_trainer, is_integer, is_number
 from flowdiff.errors import ConfigurationError, nearest, text_hint
 from flowdiff.yaml_defaults import base_choices, base_keys, bringers
@@ -87,10 +87,17 @@ IN_SAMPLING: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def check(config: DictConfig) -> None:
-    """Raise ConfigurationError for the first thing in a composed config that does not work; reads no data."""
+def check(config: DictConfig, overrides: Iterable[str] = ()) -> None:
+    """Raise ConfigurationError for the first thing in a composed config that does not work; reads no data.
+
+    overrides: the command line; none of them may set what `without_unused` leaves out.
+    """
     with hydra_errors():  # a ${…} that cannot be resolved
-        plain = {key: _plain(config[key]) for key in map(str, config) if key != "hydra"}
+        composed = {key: _plain(config[key]) for key in map(str, config) if key != "hydra"}
+    plain, given = without_unused(composed), list(overrides)
+    for group in composed.keys() - plain.keys():
+        if any(override.lstrip("+").startswith(f"{group}.") for override in given):
+            raise ConfigurationError(misplaced_group(group, given))
     _check_keys(plain)
     plain = with_base(plain)
     nodes = {group: node for group, node in plain.items() if group in registry.GROUP_MODULES}
@@ -105,6 +112,17 @@ def check(config: DictConfig) -> None:
     if "sampler" in nodes:
         schedule, sampler = (registry.create(group, nodes[group]) for group in ("schedule", "sampler"))
         schedule(sampler.num_steps)  # a schedule made of a table cannot have more steps than the table has levels
+
+
+def without_unused(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the settings that an experiment gives to a group which the chosen network or loss does not use.
+
+    Such a group has no name: no option of it was loaded.
+    """
+    unused = {
+        group for group, node in plain.items() if isinstance(node, Mapping) and "name" not in node and bringers(group)
+    }
+    return {key: value for key, value in plain.items() if key not in unused}
 
 
 def _plain(value: Any) -> Any:

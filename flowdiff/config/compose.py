@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from flowdiff.config.arguments import quoted
 from flowdiff.config.base_run import with_base
 from flowdiff.config.class_count import with_class_count
+from flowdiff.config.combinations import without_unused
 from flowdiff.config.explain import hydra_errors, hydra_initialized, without_null_choices
 from flowdiff.config.plugins import load_plugins
 from flowdiff.errors import FlowdiffError
@@ -47,6 +48,7 @@ def _containers(config: DictConfig) -> dict[str, Any]:
         for key in map(str, config)
         if key != "hydra"
     }
+    plain = without_unused(plain)
     if "plugins" in plain:  # absolute, so that the run can be loaded from any folder
         plain["plugins"] = [str(Path(path).expanduser().resolve()) for path in plain["plugins"]]
     return plain
@@ -77,6 +79,14 @@ def _sweep_name(root: DictConfig) -> str:
     return identity.sweep_name(root.hydra.overrides.task, root.hydra.runtime.choices.get("experiment"))
 
 
+def _if_score_flow(yes: Any, no: Any, root: DictConfig) -> Any:
+    """`yes` with network=score_flow, otherwise `no`. While Hydra makes choices, the network is its name alone."""
+    return yes if (root.network if isinstance(root.network, str) else root.network.name) == "score_flow" else no
+
+
+OmegaConf.register_new_resolver(
+    "if_score_flow", lambda yes, no, *, _root_: _if_score_flow(yes, no, _root_), replace=True
+)
 OmegaConf.register_new_resolver("run_id", lambda *, _root_: _identity_of(_root_), replace=True)
 OmegaConf.register_new_resolver("run_folder", lambda *, _root_: _run_folder(_root_), replace=True)
 OmegaConf.register_new_resolver("run_dir", lambda *, _root_: _run_dir(_root_), replace=True)

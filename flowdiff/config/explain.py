@@ -52,7 +52,7 @@ def explain(error: Exception, overrides: Iterable[str] = (), config_name: str = 
     if failed and config_name == "sample" and _belongs_to_training(failed.group(1)):
         return _only_trained(failed.group(1), overrides)
     if failed and "No match in the defaults list" in text:
-        return _misplaced_group(failed.group(1), overrides)
+        return misplaced_group(failed.group(1), overrides)
     if failed:
         return _unknown_key(failed.group(1), overrides, config_name)
     if isinstance(error, InterpolationResolutionError):
@@ -155,7 +155,7 @@ def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
         with hydra_initialized():
             config = hydra_compose(config_name, kept)
         if group and group not in config:
-            return _misplaced_group(group, overrides)
+            return misplaced_group(group, overrides)
         node = OmegaConf.select(config, parent) if parent else config
         allowed = [str(k) for k in node] if OmegaConf.is_config(node) else []
     except (HydraException, OmegaConfBaseException, ValueError):  # one of the choices is wrong too
@@ -166,7 +166,8 @@ def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
     return f"{key} is not a setting{f' of {parent}' if parent else ''}: {hint}."
 
 
-def _misplaced_group(group: str, overrides: list[str]) -> str:
+def misplaced_group(group: str, overrides: list[str]) -> str:
+    """The sentence for a setting of a group that the chosen network or loss does not use."""
     if group not in registry.GROUP_MODULES:
         return f"{group} is not a config group: {nearest(group, sorted(config_groups() - {'hydra'}))}."
     given = " ".join(o for o in overrides if o.split("=")[0] in ("network", "loss")) or "this configuration"

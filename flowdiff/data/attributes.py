@@ -36,7 +36,7 @@ class AttributedData(DataModule):
     A subclass defines `attribute_sizes`, `attributes` and `ask`.
 
     Attributes:
-        attribute_sizes: {attribute: number of its values}.
+        attribute_sizes: {attribute: number of its values}; the first one is the class.
     """
 
     has_captions = True

@@ -24,8 +24,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Generator, Tensor
 
 from flowdiff.data.attributes import Asked, AttributedData, Part
-from flowdiff.data.base import Captions, Split, held_out
+from flowdiff.data.base import Captions, DataModule, Split
+from flowdiff.data.digits import Digits
 from flowdiff.data.pixels import Pixels
+from flowdiff.data.torchvision_sets import MNIST
 from flowdiff.noise import step_generator
 from flowdiff.registry import register
 
@@ -55,6 +57,7 @@ TWO = [
 CORNERS_OF_ONE: list[tuple[tuple[int, int], ...]] = [((1, 1),), ((4, 0),), ((4, 8),), ((0, 4),), ((8, 4),)]
 CORNERS_OF_TWO: list[tuple[tuple[int, int], ...]] = [((4, 0), (4, 8)), ((0, 4), (8, 4))]
 LARGE, SMALL = 13, 8
+MNIST_MARGIN = 2  # pixels at each side of MNIST's images, which hold at most 8 % of the ink of any of them
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def pictures(scenes: Scenes, glyphs: Tensor, size: int) -> Tensor:
 
     Args:
         scenes: n scenes.
-        glyphs: (n, 2, 8, 8) in [0, 1], the handwriting of each digit; the second is ignored where there is one digit.
+        glyphs: (n, 2, s, s) in [0, 1], the handwriting of each digit; the second is ignored where there is one digit.
         size: pixels along a side.
     """
     unit = size / 16
@@ -163,30 +166,56 @@ def pictures(scenes: Scenes, glyphs: Tensor, size: int) -> Tensor:
 
 
 @final
+class Handwriting:
+    """Images of digits.
+
+    Args:
+        images: (m, s, s) uint8, from 0 to `ink`.
+        digit: (m,) int64, the digit of each of them.
+        ink: the level of full ink, ≥ 1.
+    """
+
+    def __init__(self, images: Tensor, digit: Tensor, ink: int) -> None:
+        self.images = images
+        self.digit = digit
+        self.ink = ink
+
+    def glyphs(self, sources: Tensor) -> Tensor:
+        """The images at positions `sources`, int64 (…): (…, s, s) in [0, 1]."""
+        return self.images[sources].float() / self.ink
+
+    def drawn(self, scenes: Scenes, generator: Generator) -> Tensor:
+        """For each digit of each of n scenes the position of an image of it, (n, 2); 0 where there is no digit."""
+        pick = torch.rand(len(scenes), 2, generator=generator)
+        sources = torch.zeros(len(scenes), 2, dtype=torch.int64)
+        for k in range(10):
+            images = (self.digit == k).nonzero()[:, 0]
+            chosen = images[(pick * len(images)).long()]
+            sources = torch.where(scenes.digits == k, chosen, sources)
+        return sources
+
+
+@final
 class SceneSplit(Split):
     """Scenes that are drawn when they are read.
 
     Args:
         scenes: the scenes.
-        sources: (n, 2) int64, which image of `glyphs` each digit is written as.
-        glyphs: (m, 8, 8) in [0, 1], the images of digits.
-        digit: (m,) int64, the digit of each of them.
+        sources: (n, 2) int64, which image of `hand` each digit is written as.
+        hand: the images of digits.
         captions: the captions of each scene.
         size: pixels along a side.
     """
 
-    def __init__(
-        self, scenes: Scenes, sources: Tensor, glyphs: Tensor, digit: Tensor, captions: Captions, size: int
-    ) -> None:
+    def __init__(self, scenes: Scenes, sources: Tensor, hand: Handwriting, captions: Captions, size: int) -> None:
         super().__init__(scenes.digits[:, 0], captions)
         self.scenes = scenes
         self.sources = sources
-        self.glyphs = glyphs
-        self.digit = digit
+        self.hand = hand
         self.size = size
 
     def read(self, indices: Tensor) -> Tensor:
-        return pictures(self.scenes[indices], self.glyphs[self.sources[indices]], self.size)
+        return pictures(self.scenes[indices], self.hand.glyphs(self.sources[indices]), self.size)
 
 
 @final
@@ -198,6 +227,10 @@ class CaptionedDigits(AttributedData):
     split; both splits lack the combinations of `held_out`.
 
     Args:
+        handwriting: the images of digits: digits, those of dataset=digits, 8×8; mnist, those of dataset=mnist, 28×28
+            without a margin of two pixels.
+        root: folder of MNIST's files, as of dataset=mnist; `~` is allowed. handwriting=digits reads no files.
+        download: with handwriting=mnist, fetch the files if one is missing.
         image_size: pixels along a side S, 16 or 32.
         num_train: training scenes, ≥ 1.
         num_test: test scenes, ≥ 1.
@@ -206,7 +239,10 @@ class CaptionedDigits(AttributedData):
         num_workers: loader processes, ≥ 0; they change the speed only.
         dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
 
-    Source: the handwriting is that of dataset=digits.
+    Raises:
+        DataError: `prepare_data` and `setup`, with handwriting=mnist: as of dataset=mnist.
+
+    Source: the handwriting is that of dataset=digits or dataset=mnist.
     """
 
     name = "captioned_digits"
@@ -224,6 +260,9 @@ class CaptionedDigits(AttributedData):
     def __init__(
         self,
         *,
+        handwriting: Literal["digits", "mnist"],
+        root: str,
+        download: bool,
         image_size: Literal[16, 32],
         num_train: PositiveInt,
         num_test: PositiveInt,
@@ -236,6 +275,32 @@ class CaptionedDigits(AttributedData):
         self.shape = (3, image_size, image_size)
         self.sizes = (num_train, num_test)
         self.captions_per_image = captions_per_image
+        self.handwriting: DataModule  # only its raw images are read
+        if handwriting == "mnist":
+            self.handwriting = MNIST(
+                root=root,
+                download=download,
+                batch_size=1,
+                num_workers=0,
+                dequantize=False,
+                flip=False,
+                caption_template=None,
+            )
+            self.ink, self.margin = 255, MNIST_MARGIN
+        else:
+            self.handwriting = Digits(
+                batch_size=1,
+                num_workers=0,
+                dequantize=False,
+                flip=False,
+                caption_template=None,
+                classes=None,
+                num_per_class=None,
+            )
+            self.ink, self.margin = 16, 0
+
+    def prepare_data(self) -> None:
+        self.handwriting.prepare_data()
 
     def attributes(self, indices: Tensor) -> Mapping[str, Tensor]:
         assert isinstance(self.train, SceneSplit)
@@ -247,32 +312,19 @@ class CaptionedDigits(AttributedData):
         generator = step_generator(seed, len(self.sizes))  # the splits have the counters 0 and 1
         scenes = drawn(n, part, generator)
         texts = captions(scenes, generator)
-        sources = _hands(scenes, self.test.digit, generator)
-        return Asked(texts, scenes.attributes(), pictures(scenes, self.test.glyphs[sources], self.shape[1]))
+        sources = self.test.hand.drawn(scenes, generator)
+        return Asked(texts, scenes.attributes(), pictures(scenes, self.test.hand.glyphs(sources), self.shape[1]))
 
     def load(self) -> tuple[Split, Split]:
-        from sklearn.datasets import load_digits
-
-        images, target = load_digits(return_X_y=True)
-        glyphs = torch.from_numpy(images).float().reshape(-1, 8, 8) / 16
-        digit = torch.from_numpy(target).long()
+        self.handwriting.setup()
         splits = []
-        for part, (n, writers) in enumerate(zip(self.sizes, held_out(len(glyphs), num_test=297), strict=True)):
+        for part, (n, written) in enumerate(zip(self.sizes, (self.handwriting.train, self.handwriting.test), strict=True)):
+            images, digit, _ = written[:]
+            inside = slice(self.margin, images.shape[-1] - self.margin)
+            hand = Handwriting(images[:, 0, inside, inside], digit, self.ink)
             generator = step_generator(0, part)
             scenes = drawn(n, "seen", generator)
             texts = [captions(scenes, generator) for _ in range(self.captions_per_image)]
-            sources = _hands(scenes, digit[writers], generator)
-            known = Captions(zip(*texts, strict=True))
-            splits.append(SceneSplit(scenes, sources, glyphs[writers], digit[writers], known, self.shape[1]))
+            sources = hand.drawn(scenes, generator)
+            splits.append(SceneSplit(scenes, sources, hand, Captions(zip(*texts, strict=True)), self.shape[1]))
         return splits[0], splits[1]
-
-
-def _hands(scenes: Scenes, digit: Tensor, generator: Generator) -> Tensor:
-    """For each digit of each scene one of the images of that digit, (n, 2); 0 where there is no digit."""
-    pick = torch.rand(len(scenes), 2, generator=generator)
-    sources = torch.zeros(len(scenes), 2, dtype=torch.int64)
-    for k in range(10):
-        images = (digit == k).nonzero()[:, 0]
-        chosen = images[(pick * len(images)).long()]
-        sources = torch.where(scenes.digits == k, chosen, sources)
-    return sources

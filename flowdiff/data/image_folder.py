@@ -38,19 +38,9 @@ class ImageFolder(ImageFiles):
 
     Args:
         path: folder of the training pictures.
-        test_path: folder of the test pictures; None holds out a fixed part of `path`.
-        test_fraction: share of the images of `path` that is held out as the test split, in (0, 1).
-        image_size: pixels along a side, after cropping and resizing.
-        channels: 1 for grey, 3 for colour.
         num_classes: number K of subfolders, whose sorted order numbers the classes; a test folder needs the same ones.
             None takes every picture at any depth, without classes; a configuration whose conditioner needs classes
             replaces it by `count_classes()`.
-        background: colour behind transparent pixels, by its name or as #rrggbb.
-        batch_size: images per batch of one process, ≥ 1.
-        num_workers: loader processes, ≥ 0; they change the speed only.
-        dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
-        flip: mirror each training image left to right with probability 1/2.
-        caption_template: caption of every image with {} for the name of its class; None: those of the files.
 
     Raises:
         ConfigurationError: background is not a colour.

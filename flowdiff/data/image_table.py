@@ -6,10 +6,9 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, final
+from typing import IO, TYPE_CHECKING, Any, final
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
 
 from flowdiff.data.image_files import Background, ImageFiles, Listing, PictureReader
 from flowdiff.errors import DataError
@@ -66,21 +65,10 @@ class ImageTable(ImageFiles):
 
     Args:
         path: a Parquet file, a folder of them, or a folder of save_to_disk with one split.
-        test_path: the same for the test pictures; None holds out a fixed part of `path`.
-        test_fraction: share of the images of `path` that is held out as the test split, in (0, 1).
         image_column: column of the pictures.
         caption_column: column of the captions; None reads none.
         label_column: column of the class numbers, which is read if num_classes is given.
-        image_size: pixels along a side, after cropping and resizing.
-        channels: 1 for grey, 3 for colour.
-        num_classes: number of classes; None ignores them; a configuration whose conditioner needs classes replaces it by
-            `count_classes()`.
-        background: colour behind transparent pixels, by its name or as #rrggbb.
-        batch_size: images per batch of one process, ≥ 1.
-        num_workers: loader processes, ≥ 0; they change the speed only.
-        dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
-        flip: mirror each training image left to right with probability 1/2.
-        caption_template: caption of every image with {} for the name of its class; None: those of the column.
+        **settings: those of ImageFiles.
 
     Raises:
         ConfigurationError: background is not a colour.
@@ -97,36 +85,12 @@ class ImageTable(ImageFiles):
     def __init__(
         self,
         *,
-        path: str,
-        test_path: str | None,
-        test_fraction: Annotated[float, Field(gt=0, lt=1)],
         image_column: str,
         caption_column: str | None,
         label_column: str,
-        image_size: PositiveInt,
-        channels: Literal[1, 3],
-        num_classes: PositiveInt | None,
-        background: str,
-        batch_size: PositiveInt,
-        num_workers: NonNegativeInt,
-        dequantize: bool,
-        flip: bool,
-        caption_template: str | None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            path=path,
-            test_path=test_path,
-            test_fraction=test_fraction,
-            image_size=image_size,
-            channels=channels,
-            num_classes=num_classes,
-            background=background,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            dequantize=dequantize,
-            flip=flip,
-            caption_template=caption_template,
-        )
+        super().__init__(**settings)
         self.image_column = image_column
         self.caption_column = caption_column
         self.label_column = label_column

@@ -81,17 +81,6 @@ class ImageTars(ImageFiles):
 
     Args:
         path: the training tar, or a folder of tars.
-        test_path: the test tar or folder; None holds out a fixed part of `path`.
-        test_fraction: share of the images of `path` that is held out as the test split, in (0, 1).
-        image_size: pixels along a side, after cropping and resizing.
-        channels: 1 for grey, 3 for colour.
-        num_classes: number of classes; None ignores them; a configuration whose conditioner needs classes replaces it by
-            `count_classes()`.
-        background: colour behind transparent pixels, by its name or as #rrggbb.
-        batch_size: images per batch of one process, ≥ 1.
-        num_workers: loader processes, ≥ 0; they change the speed only.
-        dequantize: add uniform noise of one level's width to pixels; false takes the levels' midpoints.
-        flip: mirror each training image left to right with probability 1/2.
         caption_template: caption of every image with {} for the number of its class; None: those of the files.
 
     Raises:

@@ -45,6 +45,11 @@ class Denoiser(nn.Module):
         self.scaling = scaling
         self.register_buffer("sigma_data", torch.ones(()))
 
+    @property
+    def is_consistency(self) -> bool:
+        """Whether D is a consistency function and no estimate of the clean data."""
+        return self.scaling.boundary is not None
+
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """D, shaped like x."""
         c_skip, c_out, c_in, c_noise = self.scaling(sigma, self.sigma_data)

@@ -221,6 +221,7 @@ class ConditionedDenoiser(nn.Module):
         if isinstance(self.network, AutoencoderNetwork):
             return self._from_prior(self.network, range(n) if indices is None else indices, seed, batch_size, progress)
         sampler = sampler or self.sampling.sampler
+        self._check_sampler(sampler)
         schedule = schedule or self.sampling.schedule
         guide = guidance or self.sampling.guide(self)
         start, sigma_start = self.begins(start, sigma_start)
@@ -254,6 +255,19 @@ class ConditionedDenoiser(nn.Module):
             return self.first_stage.decode(z)
         finally:
             self.train(was_training)
+
+    def _check_sampler(self, sampler: Sampler) -> None:
+        """ConfigurationError if the sampler takes a denoiser and D is a consistency function, or the reverse."""
+        if sampler.of_consistency and not self.denoiser.is_consistency:
+            raise ConfigurationError(
+                "sampler=consistency takes a consistency function, and this run's D is a denoiser: take another "
+                "sampler, e.g. ancestral, or a run of loss=consistency."
+            )
+        if self.denoiser.is_consistency and not sampler.of_consistency:
+            raise ConfigurationError(
+                f"the sampler {type(sampler).__name__} takes a denoiser, and this run's D is a consistency function: "
+                "take sampler=consistency."
+            )
 
     def begins(self, start: str | None, sigma_start: float | None) -> tuple[str, float | None]:
         """Where `sample` with these arguments starts, and the noise level of start=flow; None as for `sample`."""

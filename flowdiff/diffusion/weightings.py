@@ -76,6 +76,19 @@ class V(Weighting):
         return 1 + sigma**-2
 
 
+@register("weighting", "flow_matching")
+class FlowMatching(Weighting):
+    """The unweighted loss of the velocity noise − x0 of flow matching.
+
+    w = ((1+σ)/σ)² = t⁻²,  t = σ/(1+σ)
+
+    Source: Lipman, Chen, Ben-Hamu, Nickel, Le, Flow matching for generative modeling, 2023.
+    """
+
+    def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
+        return (1 + 1 / sigma) ** 2
+
+
 @register("weighting", "unit")
 class Unit(Weighting):
     """w = 1: the plain mean squared error of D, which high noise levels dominate, or the plain likelihood."""

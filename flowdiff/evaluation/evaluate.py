@@ -174,6 +174,7 @@ def _cell(value: Any) -> Any:
 
 def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics: Metrics) -> dict[str, Any]:
     """The quality of one way's samples and their cost: nfe (network evaluations per sample) and seconds."""
+    metrics.tell_what_is_left_out()
     if not metrics.with_frechet:
         return {}
     judge = metrics.extractor  # made now, so that the seconds do not include its training

@@ -8,6 +8,7 @@ seen. All of them are biased by the number of samples n, which is reported with 
 from __future__ import annotations
 
 import contextlib
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,16 +30,19 @@ from flowdiff.evaluation.comparisons.base import Comparison
 from flowdiff.evaluation.denoising import denoising_loss
 from flowdiff.evaluation.densities.autoencoding import latent_statistics
 from flowdiff.evaluation.densities.densities import Choice, Densities, OdeSettings
-from flowdiff.evaluation.features.choose import build_extractor, check_extractable
+from flowdiff.evaluation.features.choose import build_extractor, check_extractable, has_features
 from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
+from flowdiff.evaluation.features.small_cnn import SmallCNN, trained_cnn
 from flowdiff.evaluation.health.measure import HealthSettings, measure
-from flowdiff.evaluation.prompts import attribute_judge, prompt_accuracy
+from flowdiff.evaluation.prompts import prompt_accuracy
 from flowdiff.evaluation.retrieval import retrieval
 from flowdiff.registry import check, hyperparameters, register, resolve
 from flowdiff.runs.files import can_write
 from flowdiff.runs.health import Health
 from flowdiff.runs.undefined import NOT_FINITE, Undefined
+
+log = logging.getLogger(__name__)
 
 FRECHET = "frechet"
 
@@ -58,7 +62,8 @@ class Metrics:
         sigma_sweep: further noise levels of the likelihood and of classify, each > 0.
         batch_size: samples per batch of an evaluation, ≥ 1.
         cache_dir: folder of trained extractors and of features of real data.
-        frechet: whether samples are drawn and compared, by the Fréchet distance and by `compare`.
+        frechet: whether samples are drawn and compared, by the Fréchet distance and by `compare`; auto: if the data
+            have features of their own (`has_features`), or inception_weights are given.
         compare: further comparisons, {registered name: settings}.
         inception_weights: file of Inception weights, to compare in its features; None: features that suit the data.
         likelihood: whether to measure the exact likelihood of densities.
@@ -89,7 +94,7 @@ class Metrics:
         sigma_sweep: list[PositiveFloat],
         batch_size: PositiveInt,
         cache_dir: str,
-        frechet: bool,
+        frechet: Choice,
         compare: dict[str, dict[str, Any] | None],
         inception_weights: str | None,
         likelihood: bool,
@@ -108,11 +113,13 @@ class Metrics:
         self.sigma_eval = sigma_eval
         self.batch_size = batch_size
         self.cache_dir = Path(cache_dir).expanduser()
-        self.with_frechet = frechet
-        self.health_settings = health
         self.inception_weights = None if inception_weights is None else Path(inception_weights).expanduser()
-        self.comparisons = comparisons({FRECHET: {}, **compare} if frechet else {}, data)
-        if frechet:
+        fits = self.inception_weights is not None or has_features(data)
+        self.with_frechet = fits if frechet == "auto" else frechet
+        self.lacks_features = frechet == "auto" and not fits
+        self.health_settings = health
+        self.comparisons = comparisons({FRECHET: {}, **compare} if self.with_frechet else {}, data)
+        if self.with_frechet:
             check_extractable(data, self.inception_weights)
         self._densities = Densities(
             data,
@@ -139,6 +146,15 @@ class Metrics:
                 )
         self._densities.check(denoiser)
 
+    def tell_what_is_left_out(self) -> None:
+        """Say in the log that samples are not compared, if `auto` leaves that out."""
+        if self.lacks_features:
+            log.info(
+                "samples are not compared: %s has no class labels to train a feature extractor by; metrics=inception "
+                "compares them in Inception's features",
+                self.data.name,
+            )
+
     def check_cache(self) -> None:
         """Raise ConfigurationError if something must be kept in cache_dir and cannot; reads the data.
 
@@ -150,7 +166,7 @@ class Metrics:
             for name in self.comparisons:
                 self.floor(name)
             if isinstance(self.data, AttributedData):
-                attribute_judge(self.data, self.cache_dir)
+                self.judge(self.data)
 
     def wants(self, key: str, denoiser: ConditionedDenoiser) -> bool:
         """Whether to measure `ode.measure`, `classify`, `outliers` or `interpolate` for this model."""
@@ -164,6 +180,10 @@ class Metrics:
     def extractor(self) -> Extractor:
         """The feature extractor: trained on first use if necessary, and kept in cache_dir."""
         return build_extractor(self.data, self.cache_dir, self.inception_weights)
+
+    def judge(self, data: AttributedData) -> SmallCNN:
+        """The classifier of the data's attributes: the extractor itself, unless that is Inception."""
+        return self.extractor if isinstance(self.extractor, SmallCNN) else trained_cnn(data, self.cache_dir)
 
     @cached_property
     def train(self) -> Real:
@@ -290,7 +310,7 @@ class Metrics:
             asked = {"batch_size": self.batch_size, **options, "prompt": prompts, "label": None}
             return denoiser.sample(len(prompts), seed=seed, **asked)
 
-        return prompt_accuracy(draw, self.data, self.cache_dir, seed, self.batch_size)
+        return prompt_accuracy(draw, self.data, self.judge(self.data), seed)
 
     def densities(self, denoiser: ConditionedDenoiser, seed: int) -> dict[str, float]:
         """The part of the table that needs no samples. For a raw network only `ode.measure` adds something to it.

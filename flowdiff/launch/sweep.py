@@ -95,7 +95,7 @@ def composed(context: HydraContext, sweep: DictConfig, overrides: Sequence[str])
         )
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(Path(sweep.hydra.sweep.dir) / _subdir(cfg))
-    config.check(cfg)
+    config.check(cfg, overrides)
     return cfg
 
 

@@ -17,7 +17,7 @@ from flowdiff.report.health import CAPTION, health_curves
 from flowdiff.report.series import series
 from flowdiff.report.table import Row, Table, direction, is_decided_by
 from flowdiff.report.text import row_title, setting_text, short_key
-from flowdiff.report.tradeoff import tradeoff, tradeoff_metric
+from flowdiff.report.tradeoff import tradeoff, tradeoff_axes
 from flowdiff.runs.collect import MEASURED, Run, Value, curves
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.typing import ColorType
 
 PANELS = 3  # metrics per figure
+# How well samples show what their prompts ask for: an attribute classifier's judgement, and a CLIP model's.
+OF_PROMPTS = ("prompts_seen", "prompts_held_out", "clip_score", "clip_recall_1")
 CURVE_POINTS = 400  # points of a curve that a plot of this width can show
 
 
@@ -61,11 +63,15 @@ def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
         if judged and len({row.settings.get(parameter, "") for row in sampling.rows} - {""}) > 1:
             caption = f"Quality against {slug.replace('_', ' ')}, from evaluations.csv."
             yield Plot(f"by_{slug}", caption, by_parameter(sampling, parameter, judged))
-    if (metric := tradeoff_metric(sampling)) is not None:
+            if parameter == "guidance_scale" and (asked := [m for m in OF_PROMPTS if m in sampling.metrics]):
+                caption = "Agreement of samples with their prompts against guidance scale, from evaluations.csv."
+                yield Plot("prompts_by_guidance_scale", caption, by_parameter(sampling, parameter, asked))
+    if (axes := tradeoff_axes(sampling)) is not None:
         caption = (
-            "Quality against class accuracy. Numbers are guidance scales, dotted lines the values of real samples."
+            f"Quality against {' '.join(axes[0].split('_'))}. Numbers are guidance scales, dotted lines the values of "
+            "real samples."
         )
-        yield Plot("guidance_tradeoff", caption, tradeoff(sampling, metric))
+        yield Plot("guidance_tradeoff", caption, tradeoff(sampling, *axes))
     if judged and _varies(sampling, "nfe"):
         caption = "Sample quality against network calls per sample (nfe). The dashed line is the Pareto front."
         yield Plot("against_nfe", caption, pareto(sampling, "nfe", judged))

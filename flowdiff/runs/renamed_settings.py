@@ -26,6 +26,7 @@ class Renamed(NamedTuple):
 
 
 NULL_IS_AUTO = ((None, "auto"),)
+TRUE_IS_AUTO = ((True, "auto"),)  # the same numbers: where `auto` leaves something out, `true` is an error
 
 RENAMED = (
     Renamed("metrics.ode", "metrics.ode.measure"),
@@ -33,6 +34,7 @@ RENAMED = (
     Renamed("metrics.ode_atol", "metrics.ode.atol"),
     Renamed("metrics.ode_probes", "metrics.ode.probes"),
     Renamed("metrics.sigma_eval", "metrics.sigma_eval", NULL_IS_AUTO),
+    Renamed("metrics.frechet", "metrics.frechet", TRUE_IS_AUTO),
     Renamed("metrics.classify", "metrics.classify", NULL_IS_AUTO),
     Renamed("metrics.outliers", "metrics.outliers", NULL_IS_AUTO),
     Renamed("metrics.interpolate", "metrics.interpolate", NULL_IS_AUTO),
@@ -45,6 +47,8 @@ ADDED = {
     "dataset.caption_template": None,
     "dataset.classes": None,
     "dataset.num_per_class": None,
+    "loss.pairing": "independent",
+    "dataset.handwriting": "digits",
     "metrics.health": {
         **{"denoising": True, "levels": 16, "samples": 500},
         **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},

@@ -98,6 +98,12 @@ class Gaussian(Oracle):
         y = (x.double() - self.mean) @ self.basis
         return (-0.5 * (y**2 / variances + variances.log() + math.log(2 * math.pi)).sum(1)).to(x)
 
+    def end_of_trajectory(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
+        """The consistency function: where the probability-flow ODE takes x (B, D) from sigma (B,) to σ = 0.002."""
+        y = (x.double() - self.mean) @ self.basis
+        shrinkage = ((self.eigenvalues + 0.002**2) / (self.eigenvalues + sigma.double()[:, None] ** 2)).sqrt()
+        return (self.mean + (shrinkage * y) @ self.basis.T).to(x)
+
     def sample(self, sigma: Tensor, cond: Conditioning | None = None, generator: Generators = None) -> Tensor:
         z = randn((len(sigma), len(self.mean)), generator, dtype=torch.float64, device=sigma.device)
         spread = (self.eigenvalues + sigma.double()[:, None] ** 2).sqrt()

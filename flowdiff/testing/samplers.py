@@ -154,7 +154,9 @@ def fine_grid_gives_the_distribution(sampler: Sampler) -> None:
     oracle = oracles.Gaussian(torch.tensor([0.3, -0.2]), torch.tensor([[0.3, 0.1], [0.1, 0.1]]))
     n = 4000
     sigmas = Karras(sigma_min=0.002, sigma_max=20.0, rho=7.0)(150)
-    x = sampler(oracle, start(n, 20.0), sigmas, generator=seeded())
+    x = sampler(
+        oracle.end_of_trajectory if sampler.of_consistency else oracle, start(n, 20.0), sigmas, generator=seeded()
+    )
     spread = oracle.covariance.diagonal().sqrt()
     # 5 standard errors, and for a first-order method at 150 steps 2 % of the covariance; 0.02 standard deviations of
     # the mean, because the start has the mean 0 instead of the data's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from flowdiff.diffusion.scalings import Scaling
@@ -14,6 +16,8 @@ SIGMA = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
 def check_scaling(scaling: Scaling) -> None:
     """Hold a scaling to its laws: four finite coefficients like sigma, and c_out ≠ 0, so that F can reach every D.
 
+    A consistency function has D = x at its boundary: c_skip = 1 and c_out = 0.
+
     Raises:
         AssertionError: the first law that is broken, by how much and where.
     """
@@ -22,7 +26,13 @@ def check_scaling(scaling: Scaling) -> None:
         for name, value in coefficients._asdict().items():
             require_like(value, sigma, f"{name} is like sigma")
             require_finite(value, f"{name} is finite at σ = {sigma.tolist()}")
-        require((coefficients.c_out != 0).all(), "c_out ≠ 0", f"at σ = {sigma.tolist()} it is {coefficients.c_out}")
+        inside = sigma != (math.nan if scaling.boundary is None else scaling.boundary)
+        require((coefficients.c_out[inside] != 0).all(), "c_out ≠ 0", f"at {sigma.tolist()} it is {coefficients.c_out}")
+    if scaling.boundary is not None:
+        end = torch.tensor([scaling.boundary], dtype=torch.float64)
+        found = scaling(end, torch.tensor(0.5, dtype=torch.float64))
+        at_end = f"at its boundary it has c_skip = {found.c_skip.item()} and c_out = {found.c_out.item()}"
+        require(bool(found.c_skip == 1 and found.c_out == 0), "D = x at the boundary", at_end)
 
 
 def check_weighting(weighting: Weighting) -> None:

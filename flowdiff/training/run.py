@@ -157,6 +157,7 @@ def prepare(config: Mapping[str, Any], folder: RunFolder, label: Label) -> Prepa
         parts.denoiser.conditioner.to(device)  # it may have captions to encode
     engine.measure()
     parts.metrics.check_cache()
+    parts.metrics.tell_what_is_left_out()
     if checkpoint is not None:
         engine.load_state_dict(checkpoint["state_dict"])  # the first session's measurements, before a first stage moved
     log.info(

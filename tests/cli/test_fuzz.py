@@ -65,8 +65,7 @@ def _words(kind: Any) -> list[str]:
 def _settings(group: str, name: str) -> dict[str, Any]:
     """{setting: its type} of an option."""
     component = registry.resolve(group, config.defaults(group, name)["name"])
-    hints = typing.get_type_hints(component.__init__, include_extras=True)
-    return {key: hints.get(key, Any) for key in registry.hyperparameters(component)}
+    return {key: parameter.annotation for key, parameter in registry.hyperparameters(component).items()}
 
 
 def draw(random: random.Random) -> list[str]:

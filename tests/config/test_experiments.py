@@ -1,5 +1,6 @@
 """The research questions: every job of every sweep makes sense and takes its first steps, and -m alone expands them."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 import flowdiff
 from flowdiff import config
 from flowdiff.data.base import TensorSplit
+from flowdiff.errors import ConfigurationError
 from flowdiff.registry import create
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import assembly
@@ -33,9 +35,13 @@ def grid(*settings):
     return [tuple(job) for job in jobs]
 
 
+def experiment_file(name):
+    return (config.CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def jobs(name):
     """Every job of an experiment's sweep, and the experiment without -m."""
-    sweep = OmegaConf.load(config.CONF / "experiment" / f"{name}.yaml").hydra.sweeper
+    sweep = OmegaConf.create(experiment_file(name)).hydra.sweeper
     return [(f"experiment={name}",), *grid([f"experiment={name}"], sweep.get("params"), sweep.get("cases"))]
 
 
@@ -114,6 +120,54 @@ def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrid
     assert samples.isfinite().all()
 
 
+# What network=unet scaling=edm makes of an experiment that is about densities, autoencoders or classifiers.
+REFUSED = {
+    "classifier_digits": "loss=cross_entropy network=unet do not go together",
+    "clip_digits": "loss=contrastive network=unet do not go together",
+    "fokker_planck": "loss=nll network=unet do not go together",
+    "itarflow_digits": "loss=nll network=unet do not go together",
+    "itarflow_mnist_latent": "loss=nll network=unet do not go together",
+    "joint_digits": "loss=hybrid network=unet do not go together",
+    "sd_text": "embed_dim is not a setting of network=unet",
+    **{f"vae_{data}": "network=unet" for data in ("cifar10", "digits", "fashion_mnist", "mnist")},
+}
+
+
+# Quick for the experiments that choose a flow or set it, and slow for the others, which only name a data set.
+ABOUT_FLOWS = {name for name in EXPERIMENTS if re.search("default_flow|^flow:", experiment_file(name), re.MULTILINE)}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ABOUT_FLOWS else pytest.mark.slow) for name in EXPERIMENTS]
+)
+def test_every_experiment_takes_a_unet_or_says_in_a_sentence_why_not(name):
+    composed = config.compose([f"experiment={name}", "network=unet", "scaling=edm"])
+    if name in REFUSED:
+        with pytest.raises(ConfigurationError, match=REFUSED[name]):
+            config.check(composed)
+    else:
+        config.check(composed)
+        assert not {"flow", "activation", "whitening"} & config.resolved(composed).keys()
+
+
+def test_captioned_digits_trains_raw_networks_at_every_noise_level():
+    """A density is trained where it is used, by likelihood."""
+    found = {}
+    for network in ("score_flow", "unet", "mlp"):
+        settings = config.resolved(config.compose(["experiment=captioned_digits", f"network={network}"]))
+        levels = settings["sigma_sampler"]["sigma_min"], settings["sigma_sampler"]["sigma_max"]
+        assert levels == (settings["schedule"]["sigma_min"], settings["schedule"]["sigma_max"])
+        found[network] = settings["loss"]["name"], settings["start"], settings["sigma_start"], *levels
+    assert found["score_flow"] == ("nll", "flow", 0.5, 0.1, 2.0)
+    assert found["unet"] == found["mlp"] == ("denoising", "noise", None, 0.002, 80.0)
+
+
+def test_a_flow_set_by_hand_is_not_left_out():
+    given = ["experiment=captioned_digits", "network=unet", "scaling=edm", "flow.hidden=32"]
+    with pytest.raises(ConfigurationError, match=r"network=unet does not use a flow.*network=score_flow"):
+        config.check(config.compose(given), given)
+
+
 def test_cases_are_crossed_with_params_and_come_in_batches_when_asked():
     cases = ["network=mlp", "network=unet 'network.channels=[8, 16]' trainer.max_steps=3"]
     crossed = [("network=mlp",), ("network=unet", "network.channels=[8,16]", "trainer.max_steps=3")]
@@ -146,7 +200,7 @@ def test_an_experiment_expands_by_itself_and_the_command_line_wins(tmp_path):
     results = outcomes("train", commands, tmp_path)
     assert [status for status, _ in results] == [2, 2, 2]
     alone, narrowed, cases = ([line.strip().partition(":")[0] for line in text.splitlines()] for _, text in results)
-    assert alone == ["2 of 2 jobs make no sense, so none was started", "seed=0", "seed=1"]
+    assert alone == ["3 of 3 jobs make no sense, so none was started", "seed=0", "seed=1", "seed=2"]
     assert narrowed[1:] == ["flow.n_flows=4", "flow.n_flows=6"]
     assert len(cases) > 3
     assert not any("max_steps" in case or "seed" in case for case in cases)  # all jobs share the command line's

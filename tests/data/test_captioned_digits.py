@@ -1,7 +1,9 @@
 """Scenes of captioned digits: what is drawn is what the caption says, and what is held out never occurs."""
 
+import numpy as np
 import pytest
 import torch
+from idx_files import write_idx_set
 
 from flowdiff import registry
 from flowdiff.data.captioned_digits import (
@@ -14,6 +16,7 @@ from flowdiff.data.captioned_digits import (
     drawn,
     pictures,
 )
+from flowdiff.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,54 @@ def test_the_scenes_are_the_same_in_every_run_and_for_every_way_to_read(data):
     assert torch.equal(data.train[rows].x, data.train[:].x[rows])
     assert data.train[rows].captions == [data.train[:].captions[i] for i in (7, 3, 7)]
     assert (data.train[:].label == data.train.scenes.digits[:, 0]).all()
+
+
+def of_mnist(root, image_size):
+    """Scenes whose digits are of a folder like MNIST's: image i of digit k is a square of level 25 k + 5."""
+    data = registry.create(
+        *("dataset", "captioned_digits"),
+        handwriting="mnist",
+        root=str(root),
+        download=False,
+        image_size=image_size,
+        num_train=300,
+        num_test=50,
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.fixture
+def like_mnist(tmp_path):
+    labels = np.arange(40, dtype=np.uint8) % 10
+    images = np.zeros((40, 28, 28), np.uint8)
+    images[:, 2:26, 2:26] = 25 * labels[:, None, None] + 5  # all but the margin
+    write_idx_set(tmp_path, "mnist", (images[:30], labels[:30]), (images[30:], labels[30:]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("image_size", [16, 32])
+def test_the_handwriting_may_be_that_of_mnist(image_size, like_mnist, data):
+    scenes = of_mnist(like_mnist, image_size)
+    assert torch.equal(scenes.train[:].x, of_mnist(like_mnist, image_size).train[:].x)
+    for split in (scenes.train, scenes.test):
+        assert split[:].x.shape == (len(split), 3, image_size, image_size)
+        assert not split.scenes.held_out().any()
+    # A large white digit shows the level of its image all over its place: the margin is left out.
+    train = scenes.train
+    large = (~train.scenes.two & (train.scenes.colours[:, 0] == 5) & (train.scenes.layout == 0)).nonzero()[:, 0]
+    unit = image_size // 16
+    inside = train[large].x[:, :, unit : 14 * unit, unit : 14 * unit]
+    assert len(large)
+    assert torch.equal(inside, (25 * train[large].label + 5).to(torch.uint8)[:, None, None, None].expand_as(inside))
+    # The prompts do not depend on the handwriting, which is drawn after them.
+    assert scenes.ask("held_out", 20, 0).prompts == data.ask("held_out", 20, 0).prompts
+
+
+def test_missing_files_of_mnist_are_one_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.*dataset\.download=true.*dataset\.root"):
+        of_mnist(tmp_path / "nowhere", 32)
 
 
 def test_both_parts_are_drawn_evenly():

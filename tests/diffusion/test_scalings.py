@@ -12,6 +12,7 @@ AT_ONE = {
     "eps": (1.0, -1.0, 0.5**0.5, 1.0),
     "v": (0.5, -(0.5**0.5), 0.5**0.5, 1.0),
     "score": (1.0, 1.0, 1.0, 1.0),
+    "flow_matching": (0.5, -0.5, 0.5, 0.5),
 }
 
 
@@ -36,6 +37,7 @@ def perfect_networks(x, sigma, score):
         "score": score,
         "eps": noise,
         "v": alpha * noise - s * alpha * x0,
+        "flow_matching": noise - x0,
         "edm": 2 * s * (x / norm + norm * score),
     }
 

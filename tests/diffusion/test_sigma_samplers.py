@@ -22,6 +22,16 @@ def test_edm_is_log_normal():
     assert log_sigma.std().item() == pytest.approx(1.6, abs=5 * 1.6 / 40_000**0.5)  # s.e. of a standard deviation
 
 
+def test_logit_normal_times_are_logit_normal_and_shifted():
+    n, settings = 20_000, {"mean": 0.3, "std": 0.8, "shift": 3.0}
+    sigma = registry.create("sigma_sampler", "logit_normal", **settings)(n, generator=laws.seeded(0)).double()
+    t = sigma / (1 + sigma)
+    before = t / (3.0 - 2.0 * t)  # the inverse of t → αt/(1 + (α−1)t)
+    logit = (before / (1 - before)).log()
+    assert logit.mean().item() == pytest.approx(0.3, abs=5 * 0.8 / n**0.5)
+    assert logit.std().item() == pytest.approx(0.8, abs=5 * 0.8 / (2 * n) ** 0.5)  # s.e. of a standard deviation
+
+
 def test_log_uniform_stays_in_its_range():
     sampler = registry.create("sigma_sampler", "log_uniform", sigma_min=0.1, sigma_max=10.0)
     sigma = sampler(1000, generator=laws.seeded(0))

@@ -9,7 +9,7 @@ SIGMA_DATA = torch.tensor(0.7, dtype=torch.float64)
 
 # at σ = 2, sigma_data = 3/2; gamma = 5 for min_snr and 4 for soft_min_snr
 AT_TWO = {"edm": 25 / 36, "eps": 0.25, "v": 1.25, "unit": 1.0, "min_snr": 0.25, "soft_min_snr": 1 / 4.25}
-AT_TWO |= {"sigma": 2.0, "noise_share": 0.8}
+AT_TWO |= {"sigma": 2.0, "noise_share": 0.8, "flow_matching": 2.25}
 
 
 @pytest.mark.parametrize("name", registry.names("weighting"))
@@ -46,7 +46,7 @@ def test_laws(name):
     check_weighting(registry.create("weighting", name))
 
 
-@pytest.mark.parametrize("name", ["edm", "eps", "v"])
+@pytest.mark.parametrize("name", ["edm", "eps", "v", "flow_matching"])
 def test_is_the_unweighted_loss_of_its_scaling(name):
     """‖D − x0‖² = c_out²‖F − target‖², so the weight c_out⁻² gives the unweighted loss of F."""
     weight = registry.create("weighting", name)(SIGMA, SIGMA_DATA)

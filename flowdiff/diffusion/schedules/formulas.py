@@ -62,6 +62,36 @@ class Linear(Schedule):
         return torch.linspace(sigma_max, self.sigma_min, num_steps, dtype=torch.float64)
 
 
+@register("schedule", "flow_matching")
+class FlowMatching(Schedule):
+    """Levels evenly spaced in the time of flow matching, t = σ/(1+σ), before a shift.
+
+    t_i = t_max + i/(N−1)·(t_min − t_max), σ_i = α·t_i/(1 − t_i),  i = 0 … N−1;  (σ_max, 0) for a single step
+
+    t_max and t_min are the times of σ_max/α and σ_min/α, so that the ends are σ_max and σ_min for every shift α. A path
+    that starts at t = 1 has σ = ∞; at σ = 80 it is t = 0.988.
+
+    Args:
+        sigma_min: smallest noise level before the final 0, > 0, in data units.
+        sigma_max: largest noise level, > sigma_min, finite, in data units.
+        shift: α > 0; the larger, the more of the steps are at high noise.
+
+    Raises:
+        ConfigurationError: sigma_min is not below sigma_max, or one of them is infinite.
+
+    Source: Esser et al., Scaling rectified flow transformers for high-resolution image synthesis, 2024, section 5.3.2.
+    """
+
+    def __init__(self, *, sigma_min: PositiveFloat, sigma_max: PositiveFloat, shift: PositiveFloat):
+        super().__init__(sigma_min, sigma_max)
+        self.shift = shift
+
+    def _levels(self, num_steps: int, sigma_max: float) -> Tensor:
+        top, bottom = (end / (self.shift + end) for end in (sigma_max, self.sigma_min))
+        t = torch.linspace(top, bottom, num_steps, dtype=torch.float64)
+        return self.shift * t / (1 - t)
+
+
 @register("schedule", "exponential")
 class Exponential(Schedule):
     """Levels evenly spaced in ln σ, the limit of `karras` for ρ → ∞.

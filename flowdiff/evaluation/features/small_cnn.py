@@ -1,4 +1,4 @@
-"""Features of images with classes: a small classifier, trained on the training split and kept on disk.
+"""Features of images with classes or attributes: a small classifier, trained on the training split and kept on disk.
 
 Real and generated images are both snapped to the data's grey levels first, so that neither dequantisation noise nor
 out-of-range pixels tell them apart.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowdiff.data.attributes import AttributedData
 from flowdiff.data.base import DataModule
 from flowdiff.data.readers import split_batches
 from flowdiff.digests import digest
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class SmallCNN(Extractor):
-    """Strided convolutions and a hidden layer, whose output is φ(x), followed by a linear classifier.
+    """Strided convolutions and a hidden layer, whose output is φ(x), followed by a linear classifier of each attribute.
 
     All nonlinearities are SiLU, so φ is smooth. Batch normalisation is a fixed affine map after training, so features
     keep the contrast of an image. Use `trained_cnn`: untrained features mean nothing.
@@ -34,12 +35,13 @@ class SmallCNN(Extractor):
     Args:
         name: the name of the extractor.
         shape: shape of one image, (C, H, W).
-        num_classes: number of classes, ≥ 1.
+        sizes: {attribute: number of its values, ≥ 1}; the first one is the class, and may be all.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], num_classes: int) -> None:
+    def __init__(self, name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:
         super().__init__()
         self.name = name
+        self.sizes = dict(sizes)
         self.num_features = 64
         self.accuracy = None
         self.weight_hash = "untrained"
@@ -57,14 +59,18 @@ class SmallCNN(Extractor):
         # 2 × 2 means of the last map keep a rough position of its features.
         self.maps = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.hidden = nn.Linear(channels * 2 * 2, self.num_features)
-        self.head = nn.Linear(self.num_features, num_classes)
+        self.head = nn.Linear(self.num_features, sum(sizes.values()))
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.silu(self.hidden(self.maps(x)))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Class scores (N, num_classes) of images x (N, C, H, W)."""
-        return self.class_scores(self(x))
+    def class_scores(self, features: Tensor) -> Tensor:
+        return super().class_scores(features)[:, : next(iter(self.sizes.values()))]
+
+    def scores(self, x: Tensor) -> dict[str, Tensor]:
+        """{attribute: scores (N, number of its values)} of images x (N, C, H, W)."""
+        parts = super().class_scores(self(x)).split(list(self.sizes.values()), dim=1)
+        return dict(zip(self.sizes, parts, strict=True))
 
 
 # How a SmallCNN is trained. It is part of the key of the cached file: a change here makes a new file.
@@ -81,6 +87,9 @@ TRAINING = {
 
 def trained_cnn(data: DataModule, cache_dir: Path) -> SmallCNN:
     """A `SmallCNN` named <dataset>_cnn, trained deterministically on the training split or read from the cache.
+
+    It tells the classes of the data, or all attributes of AttributedData, so that its features know all that a caption
+    may ask for.
 
     Leaves the global random state, the gradient mode and the number of threads as they were.
     """
@@ -99,7 +108,7 @@ def trained_cnn(data: DataModule, cache_dir: Path) -> SmallCNN:
         log.info("Training the feature extractor %s once; it is kept in %s.", model.name, cache_dir)
         # The training must not inherit no_grad, inference_mode or autocast from the caller.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            train_cnn(model, data, lambda indices: _class_loss(model, data, indices))
+            train_cnn(model, data)
         return {"weights": model.state_dict(), "accuracy": _accuracy(model, data)}
 
     saved = cached(Path(cache_dir) / "extractors" / f"{model.name}-{key}.pt", make)
@@ -115,11 +124,12 @@ def _initialised(data: DataModule) -> SmallCNN:
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         # torch.manual_seed would change CUDA's state too.
         torch.default_generator.manual_seed(int(TRAINING["seed"]))
-        return SmallCNN(f"{data.name}_cnn", data.shape, data.num_classes)
+        sizes = data.attribute_sizes if isinstance(data, AttributedData) else {"class": data.num_classes}
+        return SmallCNN(f"{data.name}_cnn", data.shape, sizes)
 
 
-def train_cnn(model: SmallCNN, data: DataModule, loss_of: Callable[[Tensor], Tensor]) -> None:
-    """Train by AdamW on loss_of(positions of training samples), with a cosine learning rate."""
+def train_cnn(model: SmallCNN, data: DataModule) -> None:
+    """Train by AdamW on the smoothed cross-entropies of all attributes, with a cosine learning rate."""
     generator = torch.Generator().manual_seed(int(TRAINING["seed"]))
     steps, batch_size = int(TRAINING["steps"]), int(TRAINING["batch_size"])
     optimizer = torch.optim.AdamW(
@@ -132,7 +142,7 @@ def train_cnn(model: SmallCNN, data: DataModule, loss_of: Callable[[Tensor], Ten
         while len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(data.train), generator=generator)])
         indices, order = order[:batch_size], order[batch_size:]
-        loss = loss_of(indices)
+        loss = _loss(model, data, indices)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -140,15 +150,18 @@ def train_cnn(model: SmallCNN, data: DataModule, loss_of: Callable[[Tensor], Ten
     model.eval()
 
 
-def _class_loss(model: SmallCNN, data: DataModule, indices: Tensor) -> Tensor:
-    """The smoothed cross-entropy of the classes of training samples."""
+def _loss(model: SmallCNN, data: DataModule, indices: Tensor) -> Tensor:
+    """The sum over the attributes of the smoothed cross-entropy of training samples."""
     batch = data.train[indices]
-    return functional.cross_entropy(
-        model.logits(data.centre(batch.x)), batch.label, label_smoothing=TRAINING["label_smoothing"]
-    )
+    values = data.attributes(indices) if isinstance(data, AttributedData) else {"class": batch.label}
+    losses = [
+        functional.cross_entropy(scores, values[name], label_smoothing=TRAINING["label_smoothing"])
+        for name, scores in model.scores(data.centre(batch.x)).items()
+    ]
+    return torch.stack(losses).sum()
 
 
 @torch.no_grad()
 def _accuracy(model: SmallCNN, data: DataModule) -> float:
-    correct = [model.logits(x).argmax(1) == label for x, label in split_batches(data, data.test, 500)]
+    correct = [model.class_scores(model(x)).argmax(1) == label for x, label in split_batches(data, data.test, 500)]
     return torch.cat(correct).double().mean().item()

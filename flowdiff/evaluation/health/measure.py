@@ -46,7 +46,7 @@ class HealthSettings:
 
 def measure(denoiser: ConditionedDenoiser, data: Dataset, settings: HealthSettings, batch_size: int) -> Health:
     """What the settings ask for and the model allows; nothing of a network without D: a classifier, an
-    autoencoder, or embeddings of images and captions.
+    autoencoder, embeddings of images and captions, or a consistency function.
 
     The numbers depend on the model and the data only, not on the batch size: every seed is fixed.
 
@@ -56,7 +56,7 @@ def measure(denoiser: ConditionedDenoiser, data: Dataset, settings: HealthSettin
         settings: what to measure.
         batch_size: samples per batch of the error.
     """
-    if denoiser.is_classifier or denoiser.is_autoencoder or not denoiser.can_sample:
+    if denoiser.is_classifier or denoiser.is_autoencoder or not denoiser.can_sample or denoiser.denoiser.is_consistency:
         return Health()
     denoising = eigenvalues = fokker_planck = None
     reasons: dict[str, str] = {}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from flowdiff.models.conditioners.frozen import FrozenText, NullCondition
+from flowdiff.models.conditioners.frozen import FrozenText
 from flowdiff.models.conditioners.pretrained import ClipText, Layer, Locate, Precision, named
 from flowdiff.models.conditioners.text import NEEDS_CAPTIONS
 from flowdiff.registry import register
@@ -28,11 +28,8 @@ class ClipConditioner(FrozenText):
             (as SDXL).
         max_length: tokens of a caption that are read, ≥ 3, its two ends included; None for as many as the model can
             read.
-        null_condition: the condition without a caption: empty, the encoded empty caption; zeros; learned.
-        drop: probability in [0, 1) of replacing a caption by the null condition in training.
         precision: of weights and computation of the encoder, float32 | float16 | bfloat16; the embeddings are float16.
-        chunk_size: captions that are encoded together, ≥ 1; it changes speed and memory.
-        cache_dir: folder of the embeddings.
+        **settings: those of FrozenText.
 
     Raises:
         ConfigurationError: no model is given, it is not a CLIP model, it reads fewer tokens than max_length, several
@@ -50,16 +47,10 @@ class ClipConditioner(FrozenText):
         model: str | list[str] | None,
         layer: Layer,
         max_length: PositiveInt | None,
-        null_condition: NullCondition,
-        drop: Annotated[float, Field(ge=0, lt=1)],
         precision: Precision,
-        chunk_size: PositiveInt,
-        cache_dir: str,
+        **settings: Any,
     ):
         super().__init__(
             [ClipText(name, locate(name), max_length, precision, layer) for name in named(model, "clip")],
-            null_condition=null_condition,
-            drop=drop,
-            chunk_size=chunk_size,
-            cache_dir=cache_dir,
+            **settings,
         )

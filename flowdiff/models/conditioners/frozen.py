@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from flowdiff.errors import ConfigurationError
@@ -37,7 +38,7 @@ class FrozenText(Conditioner):
         null_condition: the condition without a caption: empty, the encoded empty caption; zeros, a vector and a token
             of zeros; learned, a vector and a token that are trained.
         drop: probability in [0, 1) of replacing a caption by the null condition in training.
-        chunk_size: captions that are encoded together, ≥ 1.
+        chunk_size: captions that are encoded together, ≥ 1; it changes speed and memory.
         cache_dir: folder of the embeddings.
 
     Raises:
@@ -52,8 +53,8 @@ class FrozenText(Conditioner):
         models: Sequence[TextModel],
         *,
         null_condition: NullCondition,
-        drop: float,
-        chunk_size: int,
+        drop: Annotated[float, Field(ge=0, lt=1)],
+        chunk_size: PositiveInt,
         cache_dir: str,
     ):
         super().__init__()

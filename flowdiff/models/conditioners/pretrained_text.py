@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from flowdiff.models.conditioners.frozen import FrozenText, NullCondition
+from flowdiff.models.conditioners.frozen import FrozenText
 from flowdiff.models.conditioners.pretrained import EncoderText, Locate, Pooling, Precision, named
 from flowdiff.models.conditioners.text import NEEDS_CAPTIONS
 from flowdiff.registry import register
@@ -27,11 +27,8 @@ class PretrainedTextConditioner(FrozenText):
         pooling: the vector: mean of the tokens, the first token (cls) or the last one (eos).
         max_length: tokens of a caption that are read, ≥ 1, those that mark its ends included; None for as many as the
             model can read.
-        null_condition: the condition without a caption: empty, the encoded empty caption; zeros; learned.
-        drop: probability in [0, 1) of replacing a caption by the null condition in training.
         precision: of weights and computation of the encoder, float32 | float16 | bfloat16; the embeddings are float16.
-        chunk_size: captions that are encoded together, ≥ 1; it changes speed and memory.
-        cache_dir: folder of the embeddings.
+        **settings: those of FrozenText.
 
     Raises:
         ConfigurationError: no model is given, it reads fewer tokens than max_length, or the package transformers is
@@ -49,17 +46,11 @@ class PretrainedTextConditioner(FrozenText):
         model: str | None,
         pooling: Pooling,
         max_length: PositiveInt | None,
-        null_condition: NullCondition,
-        drop: Annotated[float, Field(ge=0, lt=1)],
         precision: Precision,
-        chunk_size: PositiveInt,
-        cache_dir: str,
+        **settings: Any,
     ):
         (name,) = named(model, "pretrained_text")
         super().__init__(
             [EncoderText(name, locate(name), max_length, precision, pooling)],
-            null_condition=null_condition,
-            drop=drop,
-            chunk_size=chunk_size,
-            cache_dir=cache_dir,
+            **settings,
         )

@@ -56,7 +56,9 @@ def test_with_noise_same_samples_as_k_diffusion(name, eta, num_steps):
 
 
 @pytest.mark.parametrize("name", registry.names("sampler"))
-def test_every_sampler_was_measured(name):
+def test_every_sampler_of_denoisers_was_measured(name):
     """If this fails, run benchmarks/samplers.py."""
+    if registry.create("sampler", name).of_consistency:
+        return
     page = Path(__file__).parents[3] / "docs" / "samplers.md"
     assert f"| `{name}` |" in page.read_text()

@@ -27,9 +27,14 @@ def test_digits_cnn_is_accurate_and_frozen(digits_cnn):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 5, 64)])
 def test_cnn_takes_any_image(shape):
-    model = SmallCNN("x_cnn", shape, 7).eval()
-    assert model(torch.randn(2, *shape)).shape == (2, model.num_features)
-    assert model.logits(torch.randn(2, *shape)).shape == (2, 7)
+    model = SmallCNN("x_cnn", shape, {"class": 7, "place": 3}).eval()
+    features = model(torch.randn(2, *shape))
+    assert features.shape == (2, model.num_features)
+    assert model.class_scores(features).shape == (2, 7)
+    assert {name: scores.shape for name, scores in model.scores(torch.randn(2, *shape)).items()} == {
+        "class": (2, 7),
+        "place": (2, 3),
+    }
 
 
 def test_weights_do_not_depend_on_the_global_state_nor_change_it(tiny, tmp_path, quick):
