@@ -128,6 +128,7 @@ REFUSED = {
     "itarflow_digits": "loss=nll network=unet do not go together",
     "itarflow_mnist_latent": "loss=nll network=unet do not go together",
     "joint_digits": "loss=hybrid network=unet do not go together",
+    "lora_digits": "embed_dim is not a setting of network=unet",
     "sd_text": "embed_dim is not a setting of network=unet",
     **{f"vae_{data}": "network=unet" for data in ("cifar10", "digits", "fashion_mnist", "mnist")},
 }
