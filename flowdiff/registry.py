@@ -41,6 +41,7 @@ GROUP_MODULES = {
     "loss": "flowdiff.diffusion.losses",
     "conditioner": "flowdiff.models.conditioners",
     "first_stage": "flowdiff.models.first_stage",
+    "adapter": "flowdiff.models.adapters",
     "dataset": "flowdiff.data",
     "metrics": "flowdiff.evaluation.metrics",
     "optimizer": "flowdiff.training.optimizers",
@@ -131,7 +132,9 @@ def resolve(group: str, name: str) -> type:
 
 def name_of(group: str, component: object) -> str:
     """The registered name of a component's class."""
-    return next(name for name, known in _components[group].items() if known is type(component))
+    names_of = {known: name for name, known in _components[group].items()}
+    # A module with parametrised weights has a class of its own, which is derived from the registered one.
+    return next(names_of[kind] for kind in type(component).__mro__ if kind in names_of)
 
 
 def requirements(component: type) -> tuple[Requirement, ...]:

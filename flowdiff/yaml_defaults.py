@@ -55,6 +55,14 @@ def base_choices(config_name: str) -> dict[str, str | None]:
 
 
 @cache
+def base_variables(config_name: str) -> dict[str, str]:
+    """{name: value} of the choices of conf/<config_name>.yaml that are no groups; `${name}` elsewhere reads them."""
+    entries = plain_node(OmegaConf.load(CONF / f"{config_name}.yaml"), resolve=False)["defaults"]
+    chosen = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {key.removeprefix("optional "): value for key, value in chosen.items() if key.startswith("optional ")}
+
+
+@cache
 def base_keys(config_name: str) -> tuple[str, ...]:
     """The top-level settings of conf/<config_name>.yaml that are not config groups."""
     node = plain_node(OmegaConf.load(CONF / f"{config_name}.yaml"), resolve=False)

@@ -16,7 +16,7 @@ ROOMS = [
     *("errors", "shapes", "noise", "digests", "progress", "yaml_defaults", "registry"),
     *("runs", "config", "loggers"),
     *("models.activations", "models.conditioning", "models.nn", "models.conditioners", "models.autoencoder"),
-    *("models.flows", "models.networks", "models.first_stage"),
+    *("models.flows", "models.networks", "models.first_stage", "models.adapters"),
     *("diffusion.scalings", "diffusion.weightings", "diffusion.schedules", "diffusion.sigma_samplers"),
     *("diffusion.fokker_planck", "diffusion.denoiser", "diffusion.losses", "diffusion.guidance"),
     *("diffusion.samplers", "diffusion.model"),

@@ -54,6 +54,7 @@ GROUPS = {
     "without a key.",
     "first_stage": "The space the model works in: the space of the data, or the latents of an autoencoder, which is "
     "frozen or (`vae`) trained together with the model.",
+    "adapter": "What is trained of the model of another run, `adapter.run`, which stays frozen.",
 }
 # Hydra's own groups and the debugging presets, which are YAML alone.
 PLAIN_GROUPS = {

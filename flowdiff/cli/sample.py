@@ -178,7 +178,12 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     from flowdiff.evaluation.evaluate import Request, evaluate
     from flowdiff.training.assembly import guide_by, load_parts
 
-    parts = load_parts(folder.path, _device(settings["device"]), moved)
+    if settings["adapters"] and settings["evaluate"]:
+        raise ConfigurationError(
+            "evaluate=true measures the model of the run itself, without adapters: write the run of their sum by "
+            "flowdiff adapter merge, and evaluate that."
+        )
+    parts = load_parts(folder.path, _device(settings["device"]), moved, settings["adapters"])
     ways = _ways(settings, parts.denoiser)
     prompt = prompts_of(settings)
     tell_cut_words(parts.denoiser, [*(prompt or ()), settings["negative_prompt"] or ""])

@@ -6,8 +6,9 @@
 
 from flowdiff.config.arguments import parsed, quoted, setting, several, without
 from flowdiff.config.combinations import check
-from flowdiff.config.compose import check_run, compose, of_run, record_moved, resolved
+from flowdiff.config.compose import compose, resolved
 from flowdiff.config.explain import explain, hydra_errors, without_null_choices
+from flowdiff.config.of_run import check_run, of_run, record_moved
 from flowdiff.config.plugins import import_plugins, load_plugins
 from flowdiff.config.trainer_arguments import trainer_defaults
 from flowdiff.yaml_defaults import CONF, defaults, options

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from flowdiff import registry
+from flowdiff.config.base_run import with_base
 from flowdiff.config.explain import hydra_errors, misplaced_group
 from flowdiff.config.trainer_arguments import check_trainer, is_integer, is_number
 from flowdiff.errors import ConfigurationError, nearest, text_hint
@@ -37,6 +38,16 @@ def _is_text_list(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
+def _is_adapters(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, Mapping)
+        and _is_text(one.get("run"))
+        and is_number(one.get("weight", 1))
+        and not one.keys() - {"run", "weight"}
+        for one in value
+    )
+
+
 # Keys outside all groups: their allowed values in words, and the test.
 TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": (f"an integer 0 … {MAX_SEED}", lambda v: is_integer(v, 0, MAX_SEED)),
@@ -47,6 +58,10 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda v: isinstance(v, list) and all(map(_is_tag, v)),
     ),
     "plugins": ("a list of Python files, e.g. [mine.py]", _is_text_list),
+    "adapters": (
+        "a list of runs of adapters and their weights, e.g. [{run: outputs/a, weight: 0.7}]",
+        _is_adapters,
+    ),
     "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),
@@ -84,6 +99,7 @@ def check(config: DictConfig, overrides: Iterable[str] = ()) -> None:
         if any(override.lstrip("+").startswith(f"{group}.") for override in given):
             raise ConfigurationError(misplaced_group(group, given))
     _check_keys(plain)
+    plain = with_base(plain)
     nodes = {group: node for group, node in plain.items() if group in registry.GROUP_MODULES}
     for group, node in nodes.items():
         registry.check(group, node)

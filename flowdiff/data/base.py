@@ -140,6 +140,18 @@ def held_out(n: int, num_test: int) -> tuple[Tensor, Tensor]:
     return order[num_test:].sort().values, order[:num_test].sort().values
 
 
+def of_classes(label: Tensor, classes: Sequence[int] | None, num_per_class: int | None = None) -> Tensor:
+    """Positions in ascending order of the samples of these classes, at most the first num_per_class of each.
+
+    Args:
+        label: the class of each sample, (N,).
+        classes: the classes; None for all.
+        num_per_class: samples of each class, ≥ 1; None for all.
+    """
+    kept = [(label == k).nonzero()[:, 0][:num_per_class] for k in (label.unique().tolist() if classes is None else classes)]
+    return torch.cat(kept).sort().values
+
+
 @final
 @dataclass(frozen=True)
 class EndlessBatches(Sampler[Tensor]):

@@ -288,7 +288,15 @@ class CaptionedDigits(AttributedData):
             )
             self.ink, self.margin = 255, MNIST_MARGIN
         else:
-            self.handwriting = Digits(batch_size=1, num_workers=0, dequantize=False, flip=False, caption_template=None)
+            self.handwriting = Digits(
+                batch_size=1,
+                num_workers=0,
+                dequantize=False,
+                flip=False,
+                caption_template=None,
+                classes=None,
+                num_per_class=None,
+            )
             self.ink, self.margin = 16, 0
 
     def prepare_data(self) -> None:

@@ -45,12 +45,15 @@ RENAMED = (
 ADDED = {
     "dataset.background": "white",
     "dataset.caption_template": None,
+    "dataset.classes": None,
+    "dataset.num_per_class": None,
     "loss.pairing": "independent",
     "dataset.handwriting": "digits",
     "metrics.health": {
         **{"denoising": True, "levels": 16, "samples": 500},
         **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},
     },
+    "adapter": {"name": "none"},
     "clip": False,
     "network.gate": False,
     "whitening.center": False,

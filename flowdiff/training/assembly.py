@@ -6,7 +6,7 @@ is not imported, so that sampling, and checking the jobs of a sweep, need not wa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from flowdiff import config as configs
 from flowdiff.data.base import DataModule
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
+from flowdiff.diffusion.losses.anchored import Anchored
 from flowdiff.diffusion.losses.base import Loss
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
 from flowdiff.diffusion.losses.one_diffusion import OneDiffusion
@@ -25,15 +26,20 @@ from flowdiff.diffusion.model import ConditionedDenoiser, Sampling, check_traine
 from flowdiff.diffusion.samplers.clipping import DataRange
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
+from flowdiff.digests import weight_hash
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
+from flowdiff.models.adapters import Adapter, peft_format
+from flowdiff.models.adapters.deltas import add, changes, keep_only_changes, merge
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
-from flowdiff.models.networks.base import Density, Network
+from flowdiff.models.networks.base import AutoencoderNetwork, Density, ImageTextNetwork, Network
 from flowdiff.registry import completed, create
+from flowdiff.runs.identity import id_of_folder
 from flowdiff.runs.run_folder import RunFolder, clip_of
+from flowdiff.shapes import times
 from flowdiff.training.accelerators import Accelerator
 from flowdiff.training.optimizers import Optimizer
 
@@ -42,14 +48,32 @@ Load = Callable[[str], ConditionedDenoiser]
 
 
 @dataclass(frozen=True)
+class Base:
+    """The run whose model is adapted: its id, and a hash of the weights in its checkpoint."""
+
+    run_id: str
+    weights: str
+
+    @property
+    def name(self) -> str:
+        """What a file of peft calls it."""
+        return f"flowdiff:{self.run_id}:{self.weights}"
+
+
+@dataclass(frozen=True)
 class ModelParts:
-    """The model of a run, what trains it and the data it is trained on."""
+    """The model of a run, what trains it and the data it is trained on.
+
+    adapter: what is trained of the model, if it is that of another run, `base`.
+    """
 
     denoiser: ConditionedDenoiser
     loss: Loss
     sigma_sampler: SigmaSampler
     optimizer: Optimizer
     data: DataModule
+    adapter: Adapter
+    base: Base | None
 
     @property
     def schedule(self) -> Schedule:
@@ -131,7 +155,17 @@ def assemble(config: Node) -> ModelParts:
         sampling,
         DataRange(first_stage.latent_shape[0], images=first_stage.is_identity and data.levels is not None),
     )
-    return ModelParts(denoiser, loss, sampling.trained_levels, create("optimizer", config["optimizer"]), data)
+    adapter: Adapter = create("adapter", config["adapter"])
+    base = None if adapter.run is None else _adapt(denoiser, adapter, adapter.run)
+    if adapter.anchor:
+        if isinstance(network, AutoencoderNetwork | ImageTextNetwork):
+            raise ConfigurationError(
+                f"adapter.anchor={adapter.anchor:g} is a distance of denoisers or densities, and network="
+                f"{config['network']['name']} is neither: set adapter.anchor=0."
+            )
+        loss = Anchored(loss, adapter.anchor, adapter.anchor_steps)
+    optimizer = create("optimizer", config["optimizer"])
+    return ModelParts(denoiser, loss, sampling.trained_levels, optimizer, data, adapter, base)
 
 
 def assemble_run(config: Node) -> RunParts:
@@ -155,21 +189,60 @@ def assemble_run(config: Node) -> RunParts:
     )
 
 
+def _adapt(model: ConditionedDenoiser, adapter: Adapter, run: str) -> Base:
+    """Give a new model the weights of the run that is its base, and the adapter."""
+    if model.first_stage.trained:
+        raise ConfigurationError(
+            f"adapter.run={run} has trained its first stage together with the model, which an adapter cannot: give a "
+            "run with first_stage.train=false."
+        )
+    try:
+        parts, base = _trained(run)
+    except RunError as error:
+        raise RunError(f"adapter.run={run} cannot be adapted: {error}") from error
+    theirs = parts.denoiser
+    if (trained := _kind_of_data(theirs)) != (given := _kind_of_data(model)):
+        raise ConfigurationError(
+            f"adapter.run={run} is a model of {trained}, and the dataset has {given}: give a dataset of the same shape "
+            "and classes, or another run."
+        )
+    model.load_state_dict(theirs.state_dict())
+    adapter.attach(model)
+    keep_only_changes(model)
+    return base
+
+
+def _kind_of_data(model: ConditionedDenoiser) -> str:
+    classes = "without classes" if model.num_classes is None else f"of {model.num_classes} classes"
+    return f"samples of shape {times(model.first_stage.latent_shape)} {classes}"
+
+
 def load(
-    run: str | Path, device: torch.device | str = "cpu", moved: Mapping[str, Any] | None = None
+    run: str | Path,
+    device: torch.device | str = "cpu",
+    moved: Mapping[str, Any] | None = None,
+    adapters: Sequence[Mapping[str, Any]] = (),
 ) -> ConditionedDenoiser:
     """The trained model of a run folder with its averaged weights, in eval mode; RunError if there is none.
+
+    The changes of an adapter are added to the weights of its base, W = W₀ + ΔW, and those of several adapters too,
+    W = W₀ + Σ wᵢ·ΔWᵢ.
 
     Args:
         run: the folder.
         device: where to put the model.
         moved: paths that are not where the run recorded them, e.g. {"first_stage.run": "vae", "dataset.path": "data"}.
+        adapters: adapters of this run with their weights, [{"run": folder, "weight": 0.7}, …]; a folder is that of a
+            run, or of files of peft; without a weight it is 1.
     """
-    return load_parts(run, device, moved).denoiser
+    return load_parts(run, device, moved, adapters).denoiser
 
 
 def load_parts(
-    run: str | Path, device: torch.device | str = "cpu", moved: Mapping[str, Any] | None = None
+    run: str | Path,
+    device: torch.device | str = "cpu",
+    moved: Mapping[str, Any] | None = None,
+    adapters: Sequence[Mapping[str, Any]] = (),
 ) -> ModelParts:
     """The trained model of a run folder, what trained it, and the data it was trained on (not read yet)."""
     if torch.device(device).type == "cuda" and (torch.device(device).index or 0) >= torch.cuda.device_count():
@@ -177,23 +250,73 @@ def load_parts(
             f"device={device} needs a GPU that torch can use, and there are {torch.cuda.device_count()} here: set "
             "device=cpu or device=auto."
         )
+    parts, base = _trained(run, moved)
+    found = [(_changes(one["run"], parts.denoiser, base, run), one.get("weight", 1.0)) for one in adapters]
+    for changes_of_one, weight in found:  # after all are read: files of peft hold W₀ + ΔW of some weights
+        add(parts.denoiser, changes_of_one, weight)
+        parts.denoiser.levels_file = None  # the levels of schedule=optimal there are those of the run's own model
+    parts.denoiser.to(device)
+    return parts
+
+
+def _changes(folder: str, model: ConditionedDenoiser, base: Base, run: str | Path) -> dict[str, torch.Tensor]:
+    """The changes of an adapter of the run whose model is given; RunError if it is none."""
+    path = Path(folder).expanduser()
+    if peft_format.is_adapter(path):
+        return peft_format.changes(path, model, base.name)
+    parts, _ = load_unmerged(path)
+    if parts.base is None:
+        raise RunError(f"adapters names {folder}, which is not a run of an adapter: give a run of adapter=lora.")
+    if parts.base.weights != base.weights:
+        raise RunError(
+            f"adapters names {folder}, an adapter of run {parts.base.run_id}, and run={run} is {base.run_id}: give "
+            "adapters of that run, or run=<the folder of their base>."
+        )
+    return changes(parts.denoiser)
+
+
+def _trained(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
+    """The parts of a run with its trained model, merged with its adapter, and how an adapter of it names it."""
+    parts, base = load_unmerged(run, moved)
+    merge(parts.denoiser)
+    parts.denoiser.requires_grad_(False)
+    return parts, base
+
+
+def load_unmerged(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
+    """The parts of a run with its trained model, whose weights and their changes by an adapter are apart."""
     folder = RunFolder.open(run)
     parts = assemble(configs.of_run(folder, moved))
     if not folder.checkpoint.is_file():
         raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
     try:
         checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+        check_base(parts.base, checkpoint, folder)
         weights = {key.removeprefix("denoiser."): value for key, value in checkpoint["state_dict"].items()}
         parts.denoiser.load_state_dict(weights)
         parts.denoiser.levels_file = folder.path / f"levels_of_step_{checkpoint['global_step']}.json"
+    except RunError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
         raise RunError(
             f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
             "run made by this version of flowdiff."
         ) from error
-    parts.denoiser.to(device).eval().requires_grad_(False)
-    return parts
+    parts.denoiser.eval().requires_grad_(False)
+    hashed = {key: value for key, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)}
+    return parts, Base(id_of_folder(folder) or "", weight_hash(hashed))
+
+
+def check_base(base: Base | None, checkpoint: Mapping[str, Any], folder: RunFolder) -> None:
+    """Raise RunError if the checkpoint of an adapter belongs to another base than the run has found."""
+    trained_on = checkpoint.get("adapter_base")
+    if base is not None and trained_on is not None and trained_on["weights"] != base.weights:
+        raise RunError(
+            f"{folder.checkpoint} is an adapter of run {trained_on['run_id']} with other weights than those of the run "
+            f"that adapter.run names now, {base.run_id}: give adapter.run=<the folder of its base>, or train the "
+            "adapter again."
+        )
 
 
 def guide_by(node: Node, negative_prompt: str | None = None) -> Callable[[ConditionedDenoiser], Guidance]:

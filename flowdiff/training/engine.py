@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from flowdiff.data.latents import Latents, latent_data
 from flowdiff.data.readers import evenly
 from flowdiff.errors import DataError
 from flowdiff.evaluation.denoising import loss_of_test, stratified_sigmas
+from flowdiff.models.adapters.deltas import draw
 from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
@@ -33,7 +35,7 @@ from flowdiff.training.divergence import Found, Sentinel, is_fused, locate, take
 MEASURE_BATCH = 1024  # samples per chunk when statistics are measured
 MEASURE_IMAGES = 256  # training images on which the error scale of a pretrained decoder is measured
 # First counters of further generators. Training steps count from 0; the shuffling of the data has −1.
-MEASURE, VALIDATION = -2, -3
+MEASURE, VALIDATION, ADAPTER = -2, -3, -4
 
 
 class LossInputs(NamedTuple):
@@ -66,6 +68,8 @@ class Engine(LightningModule):
         self.sigma_sampler = parts.sigma_sampler
         self.optimizer = parts.optimizer
         self.data = parts.data
+        self.adapter = parts.adapter
+        self.base = parts.base
         self.latents = latent_data(parts.denoiser.first_stage, parts.data)
         self.seed = seed
         self.sentinel = Sentinel()
@@ -101,6 +105,8 @@ class Engine(LightningModule):
         latents have other statistics: sigma_data and the Gaussian that the flow starts as stay those of the first ones.
         Their range stays unknown, because D must not be kept in a range that the latents have left.
 
+        What the base of an adapter has measured stays: it is a part of the frozen model.
+
         Returns:
             sigma_data.
         """
@@ -108,7 +114,8 @@ class Engine(LightningModule):
         self.latents.setup()
         captions = self.latents.train.captions
         if captions is not None:
-            self.conditioner.fit(captions.texts, captions.classes(self.latents.train.label))
+            if self.base is None:
+                self.conditioner.fit(captions.texts, captions.classes(self.latents.train.label))
             of_test = self.latents.test.captions
             self.conditioner.precompute([*captions.texts, *(() if of_test is None else of_test.texts)])
         elif self.conditioner.reads_text:
@@ -116,6 +123,8 @@ class Engine(LightningModule):
                 f"the conditioner reads captions, and {self.latents.name} has none: write them into metadata.csv "
                 "beside the pictures, or set conditioner=class or none."
             )
+        if self.base is not None:
+            return float(self.denoiser.sigma_data)
         first_stage = self.denoiser.first_stage
         if isinstance(self.latents, Latents) and isinstance(first_stage, AutoencoderStage):
             images = self.data.centre(self.data.train[evenly(len(self.data.train), MEASURE_IMAGES)].x)
@@ -150,6 +159,8 @@ class Engine(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._batch_idx = batch_idx
+        if self.base is not None:
+            draw(self.denoiser, step_generator(self.seed, ADAPTER, batch_idx, device=self.device))
         output = self.loss.at(self.global_step)(self.denoiser.denoiser, *self.loss_inputs(batch, batch_idx))
         loss = output.loss.mean()
         self._log_mean({"train_loss": loss, **{f"train_{k}": v.mean() for k, v in output.parts.items()}}, batch_idx)
@@ -229,6 +240,8 @@ class Engine(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["mean_loss"] = {key: float(value) for key, value in self._mean_loss.items()}
         checkpoint["mean_loss_count"] = self._counted
+        if self.base is not None:
+            checkpoint["adapter_base"] = asdict(self.base)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._mean_loss = {k: torch.tensor(v, device=self.device) for k, v in checkpoint["mean_loss"].items()}

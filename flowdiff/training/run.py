@@ -38,7 +38,7 @@ from flowdiff.runs.run_folder import Label, RunFolder
 from flowdiff.runs.signals import EXIT_STOPPED, handlers_restored
 from flowdiff.runs.undefined import explained, written
 from flowdiff.shapes import times
-from flowdiff.training.assembly import RunParts, assemble_run
+from flowdiff.training.assembly import RunParts, assemble_run, check_base
 from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, ThreadAdaptation, TrainingBar
 from flowdiff.training.engine import Engine
 from flowdiff.training.threads import Threads, threads_for
@@ -343,6 +343,7 @@ def _resumable(folder: RunFolder, engine: Engine) -> dict[str, Any] | None:
         missing = {"global_step", "state_dict", "callbacks", "loops", "optimizer_states"} - checkpoint.keys()
         if missing:
             raise RuntimeError(f"it has no {', '.join(sorted(missing))}")
+        check_base(engine.base, checkpoint, folder)
         engine.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).replace('"', "").split()).rstrip(". ")

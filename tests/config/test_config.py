@@ -77,9 +77,9 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder", "image_tars", "image_table")
-NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py and test_text.py
+NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py and test_adapters.py
     *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
-    ("conditioner", "pretrained_text"),
+    *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full")),
 }
 OPTIONS = [(group, name) for group in registry.GROUP_MODULES for name in config.options(group)]
 TRAINED_BY_THEIR_OWN = {

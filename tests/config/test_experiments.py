@@ -16,6 +16,7 @@ from flowdiff import config
 from flowdiff.data.base import TensorSplit
 from flowdiff.errors import ConfigurationError
 from flowdiff.registry import create
+from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training import assembly
 from flowdiff.training.engine import Engine
 
@@ -83,11 +84,23 @@ def behind_an_autoencoder(composed, folder, monkeypatch):
         composed.first_stage.run, composed.first_stage.cache_dir = theirs, str(folder)
 
 
+def on_a_base(composed, folder):
+    """An untrained run of the same architecture, in place of the one that an adapter is to be given."""
+    if composed.adapter.name == "none":
+        return
+    base = RunFolder(folder / "base")
+    of_base = OmegaConf.create({**OmegaConf.to_container(composed), "adapter": {"name": "none"}})
+    base.write_config(config.resolved(of_base))
+    torch.save({"state_dict": Engine.of(base.config()).state_dict(), "global_step": 0}, base.checkpoint)
+    composed.adapter.run = str(base.path)
+
+
 @pytest.mark.filterwarnings("ignore:activation=leakyrelu")
 @pytest.mark.parametrize("overrides", SETTINGS)
 def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrides, tmp_path, monkeypatch):
     composed = config.compose([*overrides, "accelerator=cpu"])
     behind_an_autoencoder(composed, tmp_path, monkeypatch)
+    on_a_base(composed, tmp_path)
     config.check(composed)
     settings = config.resolved(composed)
     torch.manual_seed(0)
@@ -115,6 +128,7 @@ REFUSED = {
     "itarflow_digits": "loss=nll network=unet do not go together",
     "itarflow_mnist_latent": "loss=nll network=unet do not go together",
     "joint_digits": "loss=hybrid network=unet do not go together",
+    "lora_digits": "embed_dim is not a setting of network=unet",
     "sd_text": "embed_dim is not a setting of network=unet",
     **{f"vae_{data}": "network=unet" for data in ("cifar10", "digits", "fashion_mnist", "mnist")},
 }

@@ -1,7 +1,11 @@
 """The digits split against scikit-learn's own arrays."""
 
+import pytest
 import torch
 from prepared_data import prepared
+
+from flowdiff import registry
+from flowdiff.errors import ConfigurationError
 
 
 def test_splits_hold_every_image_once_and_each_all_classes_and_levels():
@@ -21,3 +25,22 @@ def test_splits_hold_every_image_once_and_each_all_classes_and_levels():
         batch = split[:]
         assert batch.label.bincount(minlength=digits.num_classes).min() > 0
         assert batch.x.unique().tolist() == list(range(digits.levels))
+
+
+def test_some_classes_with_few_images_of_each():
+    whole = prepared("digits")
+    few = registry.create("dataset", {**registry.completed("dataset", {"name": "digits"}), "classes": [8, 3], "num_per_class": 5})
+    few.setup()
+    assert few.num_classes == 10
+    assert few.train[:].label.bincount().tolist() == [0, 0, 0, 5, 0, 0, 0, 0, 5]
+    eights = whole.train[:].x[whole.train[:].label == 8]
+    assert torch.equal(few.train[:].x[few.train[:].label == 8], eights[:5])
+    assert sorted(few.test[:].label.unique().tolist()) == [3, 8]
+    assert len(few.test) == int(((whole.test[:].label == 3) | (whole.test[:].label == 8)).sum())
+
+
+@pytest.mark.parametrize("classes", [[], [10], [3, 3]])
+def test_classes_that_are_not_there_are_refused(classes):
+    node = {**registry.completed("dataset", {"name": "digits"}), "classes": classes}
+    with pytest.raises(ConfigurationError, match=r"dataset\.classes="):
+        registry.create("dataset", node)

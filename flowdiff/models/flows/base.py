@@ -39,6 +39,7 @@ class Flow(nn.Module, ABC):
     inverse_by: str = "closed form"  # how f⁻¹ is computed, in a few words for the documentation
     guidance_orders: tuple[GuidanceOrder, ...] = ()  # of guidance inside its inverse; none: it ignores cond.guidance
     inverse_error: float = 0.0  # largest |f⁻¹(f(x)) − x| beyond rounding, for x of order one
+    matrices: tuple[str, ...] = ()  # its own parameters (n, m) that are linear maps; an adapter may change them
 
     @abstractmethod
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:

@@ -192,7 +192,9 @@ class OneLayerVelocity(Velocity):
             trace = (self.activation.slope(u) * gain * diagonal).sum(1)
             return self.outer(self.activation.plain(u)), trace
 
-        return Equation(derivative, [*self.inner.parameters(), *self.outer.parameters(), self.time.weight, steering])
+        return Equation(
+            derivative, [*self.inner.parameters(), *self.outer.parameters(), *self.time.parameters(), steering]
+        )
 
 
 @final

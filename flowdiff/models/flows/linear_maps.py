@@ -84,6 +84,8 @@ class Rotation(Orthogonal):
     Source: Cayley, Sur quelques propriétés des déterminants gauches, 1846.
     """
 
+    matrices = ("weight",)
+
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
         dim = math.prod(shape)
@@ -122,6 +124,8 @@ class Householder(Orthogonal):
     Source: Tomczak, Welling, Improving Variational Auto-Encoders using Householder Flow, 2016; the triangular solve:
     Joffrain et al., Accumulating Householder transformations, revisited, 2006.
     """
+
+    matrices = ("vectors",)
 
     def __init__(self, shape: tuple[int, ...], reflections: int | None = None):
         super().__init__()
@@ -213,6 +217,7 @@ class PLU(LinearMap):
     Source: Kingma, Dhariwal, Glow: Generative Flow with Invertible 1×1 Convolutions, 2018.
     """
 
+    matrices = ("lower", "upper")
     permutation: Tensor
 
     def __init__(self, dim: int, permutation: Tensor):
