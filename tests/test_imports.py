@@ -20,6 +20,7 @@ ROOMS = [
     *("diffusion.scalings", "diffusion.weightings", "diffusion.schedules", "diffusion.sigma_samplers"),
     *("diffusion.fokker_planck", "diffusion.denoiser", "diffusion.losses", "diffusion.guidance"),
     *("diffusion.samplers", "diffusion.model"),
+    *("diffusion.conjugate_gradient", "diffusion.measurements", "diffusion.posteriors"),
     "data",
     *("evaluation.ranks", "evaluation.features", "evaluation.retrieval", "evaluation.comparisons"),
     "evaluation.densities",
