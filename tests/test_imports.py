@@ -25,7 +25,7 @@ ROOMS = [
     *("evaluation.ranks", "evaluation.features", "evaluation.retrieval", "evaluation.comparisons"),
     "evaluation.densities",
     *("evaluation.denoising", "evaluation.health", "evaluation.pictures", "evaluation.sample_accuracy"),
-    "evaluation.prompts",
+    *("evaluation.prompts", "evaluation.restoration"),
     *("evaluation.metrics", "evaluation.evaluate"),
     *("training.optimizers", "training.accelerators", "training.assembly", "training.divergence", "training.engine"),
     *("training.checkpoint", "training.threads", "training.trainer", "training.callbacks", "training.run"),

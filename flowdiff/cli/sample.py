@@ -199,6 +199,8 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
         settings,
         settings["clip"],
     )
+    if settings["measurement"]["name"] != "none":
+        return _restore(settings, request, parts, out)
     metrics = None
     if settings["evaluate"]:  # before anything is drawn, in case data are missing
         parts.data.prepare_data()
@@ -213,6 +215,19 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     return evaluate(
         request, ways, parts.denoiser, metrics, folder, made_with["seed"], lambda rows: _log(made_with, folder, rows)
     )
+
+
+def _restore(settings: dict[str, Any], request: Request, parts: ModelParts, out: Path) -> None:
+    """Measure test samples, draw them again, and write the picture, the arrays and what the draws are worth."""
+    from flowdiff.evaluation.restoration.command import restore_test_samples
+
+    if settings["start"] not in (None, "noise") or settings["evaluate"]:
+        given = "evaluate=true" if settings["evaluate"] else f"start={settings['start']}"
+        raise ConfigurationError(
+            f"{given} does not go with measurement={settings['measurement']['name']}, which starts from noise and "
+            f"measures its own draws: remove {given.split('=')[0]}."
+        )
+    restore_test_samples(parts.denoiser, parts.data, request, settings["num_samples"], settings["draws"], out)
 
 
 def _device(asked: str) -> torch.device | str:

@@ -48,6 +48,7 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "plugins": ("a list of Python files, e.g. [mine.py]", _is_text_list),
     "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
+    "draws": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),
     "prompt": (

@@ -169,6 +169,8 @@ def _unknown_key(key: str, overrides: list[str], config_name: str) -> str:
 def _misplaced_group(group: str, overrides: list[str]) -> str:
     if group not in registry.GROUP_MODULES:
         return f"{group} is not a config group: {nearest(group, sorted(config_groups() - {'hydra'}))}."
+    if group in base_choices("sample") and group not in base_choices("config"):
+        return f"{group}=… is a setting of sample.py, and train.py has no {group}: remove it."
     given = " ".join(o for o in overrides if o.split("=")[0] in ("network", "loss")) or "this configuration"
     article = "an" if group[0] in "aeiou" else "a"
     return f"{given} does not use {article} {group}: remove {group}=… or set {' or '.join(_users(group))}."
