@@ -82,7 +82,7 @@ class Posterior(ABC):
         if not model.can_sample or model.is_autoencoder:
             raise ConfigurationError(
                 f"posterior={name_of('posterior', self)} needs a model that denoises, and network="
-                f"{name_of('network', model.network)} does not: take a run of another network."
+                f"{type(model.network).__name__} does not: take a run of another network."
             )
         if not model.first_stage.is_identity:
             raise ConfigurationError(

@@ -65,7 +65,7 @@ class Chains(Posterior):
         name = name_of("posterior", self)
         if not isinstance(model.network, Density):
             raise ConfigurationError(
-                f"posterior={name} walks on a density, and network={name_of('network', model.network)} does not have one: "
+                f"posterior={name} walks on a density, and network={type(model.network).__name__} does not have one: "
                 "set posterior=mmps, or take a run of network=score_flow."
             )
         if not isinstance(guidance, NoGuidance):
