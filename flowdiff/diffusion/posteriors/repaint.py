@@ -48,6 +48,7 @@ class Repeated(Sampler):
 
     def __init__(self, sampler: Sampler, repeats: int):
         super().__init__(sampler.num_steps, sampler.memory)
+        self.asks_for_rows = sampler.asks_for_rows
         self.inner = sampler
         self.repeats = repeats
 

@@ -84,14 +84,20 @@ class Steering(Posterior):
         guidance = drawing.guidance or model.sampling.guide(model)
         self.check(model, guidance)
         sampler = self.sampler(drawing.sampler or model.sampling.sampler)
-        n, found, evaluations = len(y) * drawing.count, [], 0
-        for i, seen in enumerate(y):
-            steered = Steered(guidance, self, seen[None])
+        n, count = len(y) * drawing.count, drawing.count
+        # Several measurements share a batch, unless the sampler would ask for some rows of it, whose y is not known.
+        together = 1 if sampler.asks_for_rows else max(1, drawing.batch_size // count)
+        labels = None if drawing.labels is None else [label for label in drawing.labels for _ in range(count)]
+        prompts = None if drawing.prompts is None else [text for text in drawing.prompts for _ in range(count)]
+        found, evaluations = [], 0
+        for first in range(0, len(y), together):
+            seen = y[first : first + together]
+            steered = Steered(guidance, self, seen if len(seen) == 1 else seen.repeat_interleave(count, 0))
             before = steered.evaluations
             drawn = model.sample(
                 n,
-                label=None if drawing.labels is None else drawing.labels[i],
-                prompt=None if drawing.prompts is None else drawing.prompts[i],
+                label=labels,
+                prompt=prompts,
                 seed=drawing.seed,
                 sampler=sampler,
                 schedule=drawing.schedule,
@@ -99,13 +105,13 @@ class Steering(Posterior):
                 start="noise",
                 clip=drawing.clip,
                 batch_size=drawing.batch_size,
-                indices=range(i * drawing.count, (i + 1) * drawing.count),
+                indices=range(first * count, (first + len(seen)) * count),
             )
-            found.append(drawn)
+            found.append(drawn.view(len(seen), count, *drawn.shape[1:]))
             evaluations += steered.evaluations - before
             if drawing.progress is not None:
-                drawing.progress((i + 1) * drawing.count, n)
-        return Draws(torch.stack(found), evaluations / n)
+                drawing.progress((first + len(seen)) * count, n)
+        return Draws(torch.cat(found), evaluations / n)
 
 
 class Steered(Guidance):

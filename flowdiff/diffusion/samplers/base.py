@@ -96,10 +96,14 @@ class Step:
 class Sampler(ABC):
     """Steps down a grid of noise levels to 0.
 
+    asks_for_rows: whether it also calls the denoiser for some samples of the batch alone.
+
     Args:
         num_steps: number of steps the caller makes the grid for, `sigmas = schedule(sampler.num_steps)`, ≥ 1.
         memory: number of earlier steps that a step uses, ≥ 0.
     """
+
+    asks_for_rows: bool = False
 
     def __init__(self, num_steps: int, memory: int = 0):
         self.num_steps = num_steps
