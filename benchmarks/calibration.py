@@ -4,9 +4,10 @@
     python benchmarks/calibration.py --run outputs/default-<id> --truths 100 --seeds 1
 
 For each of several seeds truths are drawn from the prior, measured by 4 random projections (of a run: the left half is
-missing), and drawn again. p is the probability of ranks as uneven as those found if the method is right, the smallest of
-the seeds; below 0.01 it is not. Then the bias is told from the spread: the mean rank (0.5 if right) and the coverage of
-the central 90 % interval. With --run the trained flow itself is the truth, at its smallest noise level.
+missing), and drawn again. p is the probability of ranks as uneven as those found if the method is right, the smallest
+of the seeds; below 0.01 it is not. Then the bias is told from the spread: the mean rank (0.5 if right) and the coverage
+of the central 90 % interval. The cost is in network evaluations
+for a draw, derivatives included. With --run the trained flow itself is the truth, at its smallest noise level.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def main() -> None:
     given = parser.parse_args()
     problem = of_run(given.run) if given.run else mixture()
     table = Table(title=f"{given.seeds} seeds of {given.truths} truths, {DRAWS} draws each", title_justify="left")
-    for column in ("posterior", "smallest p", "calibrated", "mean rank", "in 90 %", "CRPS", "evaluations"):
+    for column in ("posterior", "smallest p", "calibrated", "mean rank", "in 90 %", "CRPS", "cost"):
         table.add_column(column, justify="left" if column == "posterior" else "right")
     rows = {name: row(problem, name, given.truths, given.seeds) for name in given.posteriors}
     for name, found in rows.items():

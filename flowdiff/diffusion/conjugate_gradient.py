@@ -1,4 +1,4 @@
-"""Conjugate gradients for the linear systems of a batch, each with its own matrix that is known by its products only."""
+"""Conjugate gradients for the linear systems of a batch, each with a matrix that is known by its products only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def solve(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Te
         going = (square > enough) & (curvature > 0)
         if not bool(going.any()):
             break
-        length = append_dims(torch.where(going, square / curvature.where(going, torch.ones_like(curvature)), 0.0), b.ndim)
+        length = append_dims(
+            torch.where(going, square / curvature.where(going, torch.ones_like(curvature)), 0.0), b.ndim
+        )
         u, r = u + length * p, r - length * image
         after = torch.where(going, sum_except_batch(r**2), 0.0)
         growth = append_dims(torch.where(going, after / square.where(going, torch.ones_like(square)), 0.0), b.ndim)

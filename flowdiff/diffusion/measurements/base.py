@@ -3,7 +3,8 @@
     y = A·x0 + σ_y·noise,    noise ~ N(0, I),    log p(y|x0) = log N(y; A·x0, σ_y²·I)
 
 A subclass defines A alone. Its transpose is the derivative of ⟨A·x, y⟩ in x, which autograd takes, so that it cannot
-disagree with A. What methods need of A·Aᵀ are solutions of linear systems, which conjugate gradients find from products.
+disagree with A. What methods need of A·Aᵀ are solutions of linear systems, which conjugate gradients find from
+products.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Blur(Measurement):
 
 
 def _kernel(width: float, size: int) -> Tensor:
-    """The kernel along an axis of so many pixels, float64; a mirrored picture has size − 1 further pixels at each end."""
+    """The kernel along an axis of so many pixels, float64; a mirror has size − 1 further pixels at each end."""
     reach = min(math.ceil(REACH * width), size - 1)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / width) ** 2)
     return kernel / kernel.sum()

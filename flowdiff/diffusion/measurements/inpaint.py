@@ -49,8 +49,8 @@ class Inpaint(Measurement):
         missing = _missing(self.shape, mask, share, seed)  # (H, W) or (D,)
         if bool(missing.all()) or not bool(missing.any()):
             raise ConfigurationError(
-                f"measurement.mask={mask} measurement.share={share:g} leaves {'nothing' if missing.all() else 'all'} of "
-                f"a sample of {times(self.shape)} to be seen: some pixels must be seen and some missing."
+                f"measurement.mask={mask} measurement.share={share:g} leaves {'nothing' if missing.all() else 'all'} "
+                f"of a sample of {times(self.shape)} to be seen: some pixels must be seen and some missing."
             )
         self.seen = (~missing).expand(self.shape).flatten().nonzero()[:, 0]
 
@@ -65,8 +65,8 @@ def _missing(shape: tuple[int, ...], mask: str, share: float, seed: int) -> Tens
         return _of_file(mask, places)
     if len(shape) != 3 and mask not in OF_VECTORS:
         raise ConfigurationError(
-            f"measurement.mask={mask} is for images, and a sample is a vector of {times(shape)}: set measurement.mask to "
-            f"{', '.join(OF_VECTORS)}."
+            f"measurement.mask={mask} is for images, and a sample is a vector of {times(shape)}: set measurement.mask "
+            f"to {', '.join(OF_VECTORS)}."
         )
     missing = torch.zeros(places, dtype=torch.bool)
     across, down = (max(1, round(share * size)) for size in (places[-1], places[0]))
@@ -100,8 +100,8 @@ def _of_file(path: str, places: tuple[int, ...]) -> Tensor:
             levels = torch.from_numpy(np.array(picture.convert("L")))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ConfigurationError(
-            f"measurement.mask={path} cannot be read as a picture: give a black and white picture whose white pixels are "
-            "missing."
+            f"measurement.mask={path} cannot be read as a picture: give a black and white picture whose white pixels "
+            "are missing."
         ) from error
     if tuple(levels.shape) != tuple(places):
         raise ConfigurationError(

@@ -78,7 +78,7 @@ class Posterior(ABC):
         self.measurement = measurement
 
     def check(self, model: ConditionedDenoiser, guidance: Guidance) -> None:
-        """Raise ConfigurationError if it cannot draw from this model in this guidance; asked before anything is drawn."""
+        """Raise ConfigurationError if it cannot draw from this model in this guidance, before anything is drawn."""
         if not model.can_sample or model.is_autoencoder:
             raise ConfigurationError(
                 f"posterior={name_of('posterior', self)} needs a model that denoises, and network="

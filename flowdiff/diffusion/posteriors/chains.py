@@ -6,17 +6,17 @@ A flow has x = f⁻¹(z), and z has the density of its base under the prior, N(0
 
     log π(z) = log N(z; 0, I) + log N(y; A·f⁻¹(z), σ_y²·I) + const,
 
-because log p_σ(x) = log N(f(x); 0, I) + log|det ∂z/∂x| and the change of variables takes the determinant away again. All
-that the prior knows is in f⁻¹, which autograd differentiates. For another density z = x/√(σ² + σ_data²).
+because log p_σ(x) = log N(f(x); 0, I) + log|det ∂z/∂x| and the change of variables takes the determinant away again.
+All that the prior knows is in f⁻¹, which autograd differentiates. For another density z = x/√(σ² + σ_data²).
 
 A proposal follows Hamilton's equations for a random momentum by leapfrog steps and is accepted with the probability
 min(1, e^{−ΔH}), which makes π stationary whatever the size of the steps. During the warm-up each measurement's chains
 find their own size of steps, so that the share of accepted proposals is the wished one, and their own variance of each
 number, which scales the steps; both are then kept.
 
-Sources: Duane, Kennedy, Pendleton, Roweth, Hybrid Monte Carlo, 1987; Neal, MCMC using Hamiltonian dynamics, 2011; Hoffman
-& Gelman, The no-U-turn sampler, 2014, section 3.2, for the size of the steps; Roberts & Tweedie, Exponential convergence
-of Langevin distributions, 1996, for a single leapfrog step, MALA.
+Sources: Duane, Kennedy, Pendleton, Roweth, Hybrid Monte Carlo, 1987; Neal, MCMC using Hamiltonian dynamics, 2011;
+Hoffman & Gelman, The no-U-turn sampler, 2014, section 3.2, for the size of the steps; Roberts & Tweedie, Exponential
+convergence of Langevin distributions, 1996, for a single leapfrog step, MALA.
 """
 
 from __future__ import annotations
@@ -238,6 +238,6 @@ def walk(
 
 
 def _variance(z: Tensor) -> Tensor:
-    """The variance of each number over the states (G, N, D) of each group, (G, 1, D), drawn to 1e-3 where N is small."""
+    """The variance of each number over the states (G, N, D) of a group, (G, 1, D), drawn to 1e-3 where N is small."""
     n = z.shape[1]
     return (n * z.var(1, keepdim=True, correction=0) + 5e-3) / (n + 5)

@@ -35,9 +35,7 @@ class DPS(Steering):
         super().__init__(measurement)
         self.scale = scale
 
-    def steered(
-        self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor
-    ) -> Tensor:
+    def steered(self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor) -> Tensor:
         D, pulled = self.linearised(denoiser, x, sigma, cond)
         misfit = y - self.measurement(D)
         length = append_dims(sum_except_batch(misfit**2).sqrt().clamp_min(1e-30), misfit.ndim)

@@ -75,8 +75,8 @@ class Chains(Posterior):
             )
         if self.measurement.sigma_y == 0:
             raise ConfigurationError(
-                f"posterior={name} needs p(y|x), and without noise that is no density: set measurement.sigma_y > 0, e.g. "
-                "measurement.sigma_y=0.01."
+                f"posterior={name} needs p(y|x), and without noise that is no density: set measurement.sigma_y > 0, "
+                "e.g. measurement.sigma_y=0.01."
             )
         if self.sigma is not None:
             check_trained_at(self.sigma, model.sampling.trained_levels)

@@ -20,9 +20,7 @@ from flowdiff.shapes import append_dims
 Product = Callable[[Tensor], Tensor]
 
 
-def linearised(
-    denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None
-) -> tuple[Tensor, Product]:
+def linearised(denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> tuple[Tensor, Product]:
     """D, like x (B, …), and v ↦ (∂D/∂x)ᵀ·v of each sample; works under no_grad.
 
     The denoiser is a model or an oracle without guidance: of a density the network's own log p is differentiated.

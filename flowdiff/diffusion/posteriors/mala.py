@@ -31,7 +31,8 @@ class MALA(Chains):
     Raises:
         ConfigurationError: warm_start walks chains itself.
 
-    Source: Roberts & Tweedie, Exponential convergence of Langevin distributions and their discrete approximations, 1996.
+    Source: Roberts & Tweedie, Exponential convergence of Langevin distributions and their discrete approximations,
+    1996.
     """
 
     def __init__(

@@ -20,15 +20,16 @@ class MMPS(Steering):
 
     D_y = D + V·Aᵀ·(A·V·Aᵀ + σ_y²·I)⁻¹·(y − A·D)
 
-    Exact for Gaussian data. The system is solved by conjugate gradients, which use the transposed Jacobian of D for V: of
-    a density it is symmetric and exact, of a raw network it need not be. Each iteration costs one derivative of D, and
-    there is one more.
+    Exact for Gaussian data. The system is solved by conjugate gradients, which use the transposed Jacobian of D for V:
+    of a density it is symmetric and exact, of a raw network it need not be. Each iteration costs one derivative of D,
+    and there is one more.
 
     Args:
         measurement: A and σ_y.
         iterations: of conjugate gradients, ≥ 1. Fewer than y has numbers also regularise.
 
-    Source: Rozet, Andry, Lanusse, Louppe, Learning diffusion priors from observations by expectation maximization, 2024.
+    Source: Rozet, Andry, Lanusse, Louppe, Learning diffusion priors from observations by expectation maximization,
+    2024.
     """
 
     differentiates = True
@@ -37,9 +38,7 @@ class MMPS(Steering):
         super().__init__(measurement)
         self.iterations = iterations
 
-    def steered(
-        self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor
-    ) -> Tensor:
+    def steered(self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor) -> Tensor:
         A = self.measurement
         D, pulled = self.linearised(denoiser, x, sigma, cond)
         variance = append_dims(sigma**2, x.ndim)

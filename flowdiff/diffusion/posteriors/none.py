@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from flowdiff.diffusion.guidance.base import Guidable
 from flowdiff.diffusion.measurements.base import Measurement
 from flowdiff.diffusion.posteriors.steering import Steering
-from flowdiff.diffusion.guidance.base import Guidable
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import Requirement, register
 
@@ -29,7 +29,5 @@ class NoPosterior(Steering):
     def __init__(self, measurement: Measurement):
         super().__init__(measurement)
 
-    def steered(
-        self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor
-    ) -> Tensor:
+    def steered(self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor) -> Tensor:
         return denoiser(x, sigma, cond)

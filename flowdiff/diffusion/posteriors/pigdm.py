@@ -33,11 +33,11 @@ class PiGDM(Steering):
         super().__init__(measurement)
         self.sigma_data = sigma_data
 
-    def steered(
-        self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor
-    ) -> Tensor:
+    def steered(self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor) -> Tensor:
         D, pulled = self.linearised(denoiser, x, sigma, cond)
         variance = sigma**2 * self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
         misfit = y - self.measurement(D)
-        weighed = self.measurement.solved(misfit, variance, variance.new_full(variance.shape, self.measurement.sigma_y**2))
+        weighed = self.measurement.solved(
+            misfit, variance, variance.new_full(variance.shape, self.measurement.sigma_y**2)
+        )
         return D + append_dims(sigma**2, x.ndim) * pulled(self.measurement.transposed(weighed))

@@ -17,8 +17,8 @@ class Replacement(Steering):
 
     D_y = D + Aᵀ·(A·Aᵀ + (σ_y/σ)²·I)⁻¹·(y − A·D)
 
-    Without noise D_y = D + A⁺·(y − A·D), whose measurement is y; of inpainting, the seen pixels are those of y. It costs
-    no further evaluation and takes any guidance.
+    Without noise D_y = D + A⁺·(y − A·D), whose measurement is y; of inpainting, the seen pixels are those of y. It
+    costs no further evaluation and takes any guidance.
 
     Args:
         measurement: A and σ_y.
@@ -30,10 +30,10 @@ class Replacement(Steering):
     def __init__(self, measurement: Measurement):
         super().__init__(measurement)
 
-    def steered(
-        self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor
-    ) -> Tensor:
+    def steered(self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor) -> Tensor:
         D = denoiser(x, sigma, cond)
         misfit = y - self.measurement(D)
         noise = (self.measurement.sigma_y / sigma) ** 2
-        return D + self.measurement.transposed(self.measurement.solved(misfit, noise.new_ones(noise.shape), noise)).to(D)
+        return D + self.measurement.transposed(self.measurement.solved(misfit, noise.new_ones(noise.shape), noise)).to(
+            D
+        )

@@ -41,9 +41,7 @@ class Steering(Posterior):
         self.derivatives = 0  # samples whose D it has differentiated, and products with ∂D/∂x
 
     @abstractmethod
-    def steered(
-        self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor
-    ) -> Tensor:
+    def steered(self, denoiser: Guidable, x: Tensor, sigma: Tensor, cond: Conditioning | None, y: Tensor) -> Tensor:
         """The estimate of E[x0|x, y], like x (B, …), at sigma (B,) for y (B, …) or one y for all, (1, …)."""
 
     def sampler(self, sampler: Sampler) -> Sampler:
@@ -71,8 +69,8 @@ class Steering(Posterior):
             return
         if not isinstance(guidance, NoGuidance):
             raise ConfigurationError(
-                f"posterior={name} differentiates D, and guidance={name_of('guidance', guidance)} changes D in a way that "
-                "it does not differentiate: set guidance=none, or posterior=replacement or repaint."
+                f"posterior={name} differentiates D, and guidance={name_of('guidance', guidance)} changes D in a way "
+                "that it does not differentiate: set guidance=none, or posterior=replacement or repaint."
             )
         if isinstance(model.network, Density) and not model.network.twice_differentiable:
             raise ConfigurationError(

@@ -6,8 +6,8 @@ distribution, so that the rank of a function q of the truth among those of the d
     rank = #{k: q(x_k, y) < q(x0, y)} ∈ {0 … K},
 
 is uniform, for every q. It is tested by χ² on the histogram of the ranks of many truths. Draws that are too narrow make
-the histogram a valley, too wide a hill, and a bias slopes it. The functions are the numbers of a sample, their sum, their
-sum of squares and the misfit ‖y − A·x‖², which sees errors of the whole sample.
+the histogram a valley, too wide a hill, and a bias slopes it. The functions are the numbers of a sample, their sum,
+their sum of squares and the misfit ‖y − A·x‖², which sees errors of the whole sample.
 
 Sources: Talts, Betancourt, Simpson, Vehtari, Gelman, Validating Bayesian inference algorithms with simulation-based
 calibration, 2018; Modrák et al., Simulation-based calibration checking for Bayesian computation: the choice of test
@@ -53,8 +53,8 @@ class Calibration:
         """
         if (self.draws + 1) % bins:
             raise ConfigurationError(
-                f"bins={bins} does not divide the {self.draws + 1} ranks of {self.draws} draws into equal parts: choose a "
-                f"divisor of {self.draws + 1}."
+                f"bins={bins} does not divide the {self.draws + 1} ranks of {self.draws} draws into equal parts: "
+                f"choose a divisor of {self.draws + 1}."
             )
         place = self.ranks // ((self.draws + 1) // bins)
         return torch.stack([torch.bincount(column, minlength=bins) for column in place.T])
@@ -64,8 +64,8 @@ class Calibration:
         expected = len(self.ranks) / bins
         if expected < EXPECTED:
             raise ConfigurationError(
-                f"{len(self.ranks)} truths are too few for bins={bins}: take {EXPECTED * bins} truths or more, or fewer "
-                "bins."
+                f"{len(self.ranks)} truths are too few for bins={bins}: take {EXPECTED * bins} truths or more, or "
+                "fewer bins."
             )
         square = ((self.histogram(bins).double() - expected) ** 2 / expected).sum(1)
         half = torch.tensor((bins - 1) / 2, dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +31,15 @@ def write(found: Restoration, data: DataModule, title: str, out: Path) -> None:
             _draw(found, data, title, path)
         else:
             plots.scatter(found.draws.x[0].cpu(), points_of(data), path, title=f"{title}: draws of the first sample")
-    arrays = {
-        "truth": found.truth,
-        "measured": found.y,
-        "draws": found.draws.x,
-        "mean": found.mean,
-        "std": found.std,
+    arrays: dict[str, Any] = {
+        "truth": found.truth.cpu().numpy(),
+        "measured": found.y.cpu().numpy(),
+        "draws": found.draws.x.cpu().numpy(),
+        "mean": found.mean.cpu().numpy(),
+        "std": found.std.cpu().numpy(),
     }
     with whole(out / "restored.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, **{name: array.cpu().numpy() for name, array in arrays.items()})
+        np.savez_compressed(file, **arrays)
     write_whole(out / "restored.json", json.dumps(found.numbers(), indent=2) + "\n")
 
 

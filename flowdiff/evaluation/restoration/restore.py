@@ -74,7 +74,11 @@ def rows_of(numbers: dict[str, float]) -> list[Row]:
         "ssim": ("SSIM of the mean", ".4f", f"windows of {scores.WINDOW} × {scores.WINDOW} pixels"),
         "crps": ("CRPS", ".4f", "data units, mean over all numbers; smaller is better"),
         "rhat": ("R̂, worst", ".3f", "of all dimensions; chains that agree are below 1.01"),
-        "effective": ("effective draws, worst", ".0f", "independent draws that the chains are worth, of all dimensions"),
+        "effective": (
+            "effective draws, worst",
+            ".0f",
+            "independent draws that the chains are worth, of all dimensions",
+        ),
         "acceptance": ("accepted proposals", ".3f", "share"),
         "nfe": ("network evaluations", ",.0f", "for a draw, derivatives included"),
     }
@@ -102,9 +106,21 @@ def restore(
     """
     if tuple(truth.shape[1:]) != measurement.shape:
         raise ConfigurationError(
-            f"samples of shape {tuple(truth.shape[1:])} were given to a measurement of {measurement.shape}: give samples "
-            "of that shape."
+            f"samples of shape {tuple(truth.shape[1:])} were given to a measurement of {measurement.shape}: give "
+            "samples of that shape."
         )
+    for given, needed, key in (
+        (drawing.labels, model.num_classes is not None and not model.conditioner.reads_text, "label"),
+        (drawing.prompts, model.conditioner.reads_text and model.num_classes is None, "prompt"),
+    ):
+        if needed and given is None:
+            raise ConfigurationError(
+                f"this model is told the {key} of what it draws, and no {key} was given: give one for each sample."
+            )
+        if given is not None and len(given) != len(truth):
+            raise ConfigurationError(
+                f"{len(given)} values of {key} were given for {len(truth)} samples: give one for each sample."
+            )
     posterior.check(model, drawing.guidance or model.sampling.guide(model))
     truth = truth.to(model.sigma_data)
     y = measurement.observe(truth, generators(NOISE_SEED + drawing.seed, range(len(truth))))

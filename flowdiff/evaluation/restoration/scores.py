@@ -1,7 +1,8 @@
 """What draws of a posterior are worth, given the truth that was measured.
 
-x (N, K, …) are K draws of each of N measurements and t (N, …) the truths. Of a calibrated posterior the truth is one more
-draw: among the K draws its rank is uniform on 0 … K, which makes the coverage of every interval that which it claims.
+x (N, K, …) are K draws of each of N measurements and t (N, …) the truths. Of a calibrated posterior the truth is one
+more draw: among the K draws its rank is uniform on 0 … K, which makes the coverage of every interval that which it
+claims.
 """
 
 from __future__ import annotations

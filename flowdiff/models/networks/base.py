@@ -118,7 +118,7 @@ class FlowDensity(Density):
         """The sample x of a base point z, shaped like z: the inverse of `encode`; differentiable in z."""
 
     def log_base(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """The log-density of the base at z in nats, (B,): log p_σ(x|c) = log_base(z) + log|det ∂z/∂x|; N(0, I) by default."""
+        """Log-density of the base at z, (B,) nats, N(0, I) by default: log p_σ(x|c) = log_base(z) + log|det ∂z/∂x|."""
         return sum_except_batch(-0.5 * (z**2 + math.log(2 * math.pi)))
 
     def sample_guided(

@@ -23,7 +23,7 @@ def test_laws(name):
     if name in OF_VECTORS:
         check_measurement(made(name, (6,)))
     else:
-        with pytest.raises(ConfigurationError, match="vector|colour images"):
+        with pytest.raises(ConfigurationError, match=r"vector|colour images"):
             made(name, (6,))
 
 
@@ -66,7 +66,9 @@ def test_masks(mask, missing, tmp_path):
     shown = made("inpaint", (1, 4, 4), mask=mask).least_squares(torch.ones(1, int(16 - torch.tensor(missing).sum())))
     assert torch.equal(shown[0, 0], 1.0 - torch.tensor(missing))
     Image.fromarray((torch.tensor(missing) * 255).byte().numpy()).save(tmp_path / "mask.png")
-    assert torch.equal(made("inpaint", (1, 4, 4), mask=str(tmp_path / "mask.png")).seen, made("inpaint", (1, 4, 4), mask=mask).seen)
+    assert torch.equal(
+        made("inpaint", (1, 4, 4), mask=str(tmp_path / "mask.png")).seen, made("inpaint", (1, 4, 4), mask=mask).seen
+    )
 
 
 def test_random_mask_hides_its_share_of_pixels_in_all_channels():
@@ -109,7 +111,7 @@ def test_a_mask_that_is_none_is_refused(tmp_path):
 
 
 def test_other_samples_are_refused():
-    with pytest.raises(ConfigurationError, match="measurement.factor=3 does not divide"):
+    with pytest.raises(ConfigurationError, match=r"measurement\.factor=3 does not divide"):
         made("super_resolution", (1, 8, 8), factor=3)
     with pytest.raises(ConfigurationError, match="is for colour images"):
         made("colourise", (1, 8, 8))

@@ -167,11 +167,13 @@ def test_what_chains_cannot_draw_from_is_refused():
         method = registry.create("posterior", name, measurement=A, sigma_data=1.0)
         with pytest.raises(ConfigurationError, match="walks on a density"):
             method.draw(raw, Y.float(), Drawing(2))
-        with pytest.raises(ConfigurationError, match="is more than the .* states that 8 chains keep"):
+        with pytest.raises(ConfigurationError, match=r"is more than the .* states that 8 chains keep"):
             method.draw(density, Y.float(), Drawing(10**6))
         with pytest.raises(ConfigurationError, match=r"set measurement.sigma_y > 0"):
             registry.create("posterior", name, measurement=exact, sigma_data=1.0).draw(density, Y.float(), Drawing(2))
     with pytest.raises(ConfigurationError, match="warm_start=mala walks chains itself"):
         registry.create("posterior", "hmc", measurement=A, sigma_data=1.0, warm_start="mala")
     with pytest.raises(ConfigurationError, match="a start at sigma=5000 is not allowed"):
-        registry.create("posterior", "hmc", measurement=A, sigma_data=1.0, sigma=5000.0).draw(density, Y.float(), Drawing(2))
+        registry.create("posterior", "hmc", measurement=A, sigma_data=1.0, sigma=5000.0).draw(
+            density, Y.float(), Drawing(2)
+        )

@@ -26,7 +26,9 @@ def test_crps_of_one_certain_answer_is_its_error():
     torch.testing.assert_close(scores.crps(x, t), torch.tensor([0.75]))
 
 
-@pytest.mark.parametrize(("count", "level", "nominal"), [(19, 0.9, 0.9), (19, 0.5, 0.5), (8, 0.9, 7 / 9), (1, 0.5, 0.0)])
+@pytest.mark.parametrize(
+    ("count", "level", "nominal"), [(19, 0.9, 0.9), (19, 0.5, 0.5), (8, 0.9, 7 / 9), (1, 0.5, 0.0)]
+)
 def test_coverage_is_nominal_where_the_truth_is_one_more_draw(count, level, nominal):
     found = scores.coverage(normal(4000, count, 2), normal(4000, 2, seed=1), level)
     assert found.nominal == pytest.approx(nominal)
