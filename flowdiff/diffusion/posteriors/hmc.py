@@ -56,7 +56,8 @@ class Chains(Posterior):
         first: Posterior = create("posterior", warm_start, measurement=measurement, sigma_data=sigma_data)
         if isinstance(first, Chains):
             raise ConfigurationError(
-                f"posterior.warm_start={warm_start} walks chains itself: choose a method that steers, e.g. mmps, or none."
+                f"posterior.warm_start={warm_start} walks chains itself: choose a method that steers, e.g. mmps, or "
+                "none."
             )
         self.first = first
 
