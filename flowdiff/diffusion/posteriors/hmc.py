@@ -126,8 +126,9 @@ class Chains(Posterior):
         return Draws(
             draws,
             (chains * warm.evaluations + walked) / drawing.count,
-            split_rhat(each).amax(-1),
-            effective_size(each).amin(-1),
+            # One measurement after the other: the autocorrelations of all of them at once would fill the memory.
+            torch.stack([split_rhat(each[:, :, i]).amax() for i in range(groups)]),
+            torch.stack([effective_size(each[:, :, i]).amin() for i in range(groups)]),
             kept.acceptance,
         )
 

@@ -22,7 +22,7 @@ LINE = oracles.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
 
 @pytest.mark.parametrize("sampler", ["heun", "adaptive"])
 def test_draws_of_a_gaussian_are_calibrated(sampler):
-    """mmps is exact there, `heun` of second order; `adaptive` asks for some rows of a batch, so each measurement is drawn alone."""
+    """mmps is exact there, and both are of second order; `adaptive` asks for some rows of a batch alone."""
     n = 12 if sampler == "adaptive" else 300
     model = model_of(LINE.network, shape=(2,), sigma_data=1.0)
     A = registry.create("measurement", "inpaint", shape=(2,))
