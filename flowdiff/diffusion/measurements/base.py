@@ -65,9 +65,13 @@ class Measurement(ABC):
         return solve(lambda v: signal * self(self.transposed(v)) + noise * v, b, SOLVING)
 
     def least_squares(self, y: Tensor) -> Tensor:
-        """A⁺·y, (B, *shape): of all x with the smallest ‖A·x − y‖ the one of smallest norm; how y is drawn."""
+        """A⁺·y, (B, *shape): of all x with the smallest ‖A·x − y‖ the one of smallest norm."""
         ones = y.new_ones(len(y))
         return self.transposed(self.solved(y, ones, 0 * ones))
+
+    def as_sample(self, y: Tensor) -> Tensor:
+        """y as a sample to be looked at, (B, *shape); A⁺·y by default."""
+        return self.least_squares(y)
 
     def describe(self) -> str:
         """The shapes and the noise in words."""

@@ -50,6 +50,9 @@ class Blur(Measurement):
         x = F.conv2d(x, down.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
         return F.conv2d(x, across.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
 
+    def as_sample(self, y: Tensor) -> Tensor:
+        return y  # a picture itself, while A⁺ amplifies its noise
+
 
 def _kernel(width: float, size: int) -> Tensor:
     """The kernel along an axis of so many pixels, float64; a mirror has size − 1 further pixels at each end."""

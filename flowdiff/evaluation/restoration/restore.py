@@ -25,7 +25,7 @@ class Restoration:
     Args:
         truth: the samples, (N, *shape).
         y: the measurements, (N, …).
-        shown: A⁺·y, what is known of a sample as a sample, (N, *shape).
+        shown: y as samples to be looked at, (N, *shape).
         draws: draws of the posterior; draws.x (N, K, *shape).
     """
 
@@ -125,4 +125,4 @@ def restore(
     truth = truth.to(model.sigma_data)
     y = measurement.observe(truth, generators(NOISE_SEED + drawing.seed, range(len(truth))))
     draws = posterior.draw(model, y, drawing)
-    return Restoration(truth, y, measurement.least_squares(y), draws)
+    return Restoration(truth, y, measurement.as_sample(y), draws)
