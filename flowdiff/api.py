@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from flowdiff import config
 from flowdiff.diffusion.model import ConditionedDenoiser
+from flowdiff.diffusion.posteriors import Drawing
 from flowdiff.diffusion.samplers.clipping import Clip
 from flowdiff.errors import ConfigurationError, nearest
-from flowdiff.registry import create
+from flowdiff.evaluation.restoration.restore import Restoration
+from flowdiff.evaluation.restoration.restore import restore as restore_samples
+from flowdiff.registry import completed, create
 from flowdiff.training.assembly import guide_by, load
 
 if TYPE_CHECKING:
     from flowdiff.training.engine import Engine
 
-__all__ = ["build", "load", "sample"]
+__all__ = ["build", "load", "restore", "sample"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,8 @@ def sample(
     sigma_start: float | None = None,
     clip: Clip | None = None,
     batch_size: int = 512,
+    image: Tensor | None = None,
+    strength: float = 0.6,
     **settings: Any,
 ) -> Tensor:
     """n samples in data space, (n, *shape): images in [-1, 1]. Sample i of a seed does not depend on batch_size.
@@ -71,10 +77,12 @@ def sample(
         prompt: one text, or several, which are taken in turn; None: examples of the training captions.
         negative_prompt: what guidance="cfg" leads away from, in place of the empty caption.
         seed: seed of all random numbers.
-        start: noise, or flow: an exact sample of the density at sigma_start; as the run does by default.
+        start: noise, flow: an exact sample of the density at sigma_start, or image; as the run does by default.
         sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
         clip: whether D is kept in the range of the data: auto, True or False; as the run does by default.
         batch_size: samples per batch.
+        image: start="image": what all samples begin with, in data space, (*shape).
+        strength: start="image": how far it is noised, more than 0 and at most 1, which leaves nothing of it.
         **settings: hyperparameters of the three, e.g. sample(denoiser, 16, sampler="heun", num_steps=18,
             guidance="cfg", scale=2.0).
 
@@ -102,7 +110,54 @@ def sample(
         sigma_start=sigma_start,
         clip=clip,
         batch_size=batch_size,
+        image=image,
+        strength=strength,
     )
+
+
+@torch.no_grad()
+def restore(
+    denoiser: ConditionedDenoiser,
+    x: Tensor,
+    measurement: str | Mapping[str, Any],
+    posterior: str | Mapping[str, Any],
+    *,
+    draws: int = 19,
+    label: Sequence[int] | None = None,
+    prompt: Sequence[str] | None = None,
+    seed: int = 0,
+    clip: Clip | None = None,
+    batch_size: int = 512,
+) -> Restoration:
+    """Measure samples x and draw them again from the posterior of what was measured.
+
+    It samples by the run's own sampler and schedule. The result has the measurements, the draws, their mean and
+    standard deviation, and `numbers()`, which says what they are worth.
+
+    Args:
+        denoiser: a model from `load`.
+        x: samples in data space, (N, *shape).
+        measurement: name of an option in conf/measurement, or its settings, e.g. {"name": "inpaint", "mask": "top"};
+            settings that are left out are the option's own.
+        posterior: name of an option in conf/posterior, or its settings.
+        draws: draws of each sample, ≥ 1.
+        label: the class of each sample, (N,), for a model of classes.
+        prompt: the text of each sample, for a model of captions.
+        seed: seed of all random numbers.
+        clip: whether D is kept in the range of the data: auto, True or False; as the run does by default.
+        batch_size: samples per batch.
+
+    Raises:
+        ConfigurationError: a name or a setting does not exist, or does not fit the model.
+    """
+    operator, method = (
+        completed(group, {"name": given} if isinstance(given, str) else given)
+        for group, given in (("measurement", measurement), ("posterior", posterior))
+    )
+    made = create("measurement", operator, shape=denoiser.first_stage.latent_shape)
+    by = create("posterior", method, measurement=made, sigma_data=float(denoiser.sigma_data))
+    drawing = Drawing(draws, seed, label, prompt, clip=clip, batch_size=batch_size)
+    return restore_samples(denoiser, made, by, x, drawing)
 
 
 def tell_cut_words(denoiser: ConditionedDenoiser, prompts: Iterable[str]) -> None:

@@ -38,6 +38,8 @@ GROUP_MODULES = {
     "schedule": "flowdiff.diffusion.schedules",
     "sampler": "flowdiff.diffusion.samplers",
     "guidance": "flowdiff.diffusion.guidance",
+    "measurement": "flowdiff.diffusion.measurements",
+    "posterior": "flowdiff.diffusion.posteriors",
     "loss": "flowdiff.diffusion.losses",
     "conditioner": "flowdiff.models.conditioners",
     "first_stage": "flowdiff.models.first_stage",

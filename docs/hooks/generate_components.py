@@ -46,6 +46,9 @@ GROUPS = {
     "sampler": "The steps from one noise level of the schedule to the next.",
     "guidance": "A denoiser that wraps the denoiser and leads samples away from a model that knows less. Each takes "
     "`interval`, `rescale` and `dynamic_threshold`.",
+    "measurement": "What `sample.py` sees of a test sample, y = A·x0 + σ_y·noise, to draw the sample again from it.",
+    "posterior": "How `sample.py` draws a sample given its measurement. `dps`, `pigdm`, `mmps`, `replacement` and "
+    "`repaint` steer the denoiser; `hmc` and `mala` draw exactly from a density.",
     "optimizer": "The optimizer, with warm-up, a cosine or constant learning rate, and the average of the weights.",
     "metrics": "What is measured, when, and on how many samples.",
     "comparison": "How generated samples are compared with test samples: the lines of `metrics.compare`.",
@@ -56,6 +59,7 @@ GROUPS = {
     "frozen or (`vae`) trained together with the model.",
     "adapter": "What is trained of the model of another run, `adapter.run`, which stays frozen.",
 }
+ONLY_SAMPLING = ("measurement", "posterior")
 # Hydra's own groups and the debugging presets, which are YAML alone.
 PLAIN_GROUPS = {
     "hydra/launcher": "Where the runs of a sweep go: this machine or a SLURM cluster.",
@@ -140,10 +144,11 @@ def choices(group: str) -> list[str]:
 
 
 def default_option(group: str) -> str | None:
-    """The option that `python train.py` takes, directly or through network=score_flow and loss=denoising."""
+    """The option that a command takes, directly or through network=score_flow and loss=denoising."""
     wanted = "default_flow" if group == "flow" else group
     brought = {"weighting": "loss/denoising", "activation": "flow/realnvp"}
     brought |= {"whitening": "flow/realnvp", "sampler": "network/score_flow"}
+    brought |= dict.fromkeys(ONLY_SAMPLING, "sample")
     file = CONF / f"{brought.get(group, 'config')}.yaml"
     for entry in yaml.safe_load(file.read_text())["defaults"]:
         if isinstance(entry, dict):
@@ -164,7 +169,8 @@ def group_page(group: str) -> str:
     else:
         first = default_option(group)
         if first:
-            lines.append(f"`python train.py` takes `{group}={first}`.\n")
+            program = "sample.py" if group in ONLY_SAMPLING else "train.py"
+            lines.append(f"`python {program}` takes `{group}={first}`.\n")
     shown: dict[type, str] = {}
     for name in names:
         node = {} if group in registry.NESTED_MODULES else defaults(group, name)

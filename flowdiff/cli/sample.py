@@ -184,7 +184,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
             "flowdiff adapter merge, and evaluate that."
         )
     parts = load_parts(folder.path, _device(settings["device"]), moved, settings["adapters"])
-    ways = _ways(settings, parts.denoiser)
+    ways = [] if settings["start"] == "image" else _ways(settings, parts.denoiser)
     prompt = prompts_of(settings)
     tell_cut_words(parts.denoiser, [*(prompt or ()), settings["negative_prompt"] or ""])
     if prompt and settings["num_samples"] < len(prompt):
@@ -204,6 +204,12 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
         settings,
         settings["clip"],
     )
+    if settings["start"] == "image":
+        _change(settings, request, parts, out)
+        return None
+    if settings["measurement"]["name"] != "none":
+        _restore(settings, request, parts, out)
+        return None
     metrics = None
     if settings["evaluate"]:  # before anything is drawn, in case data are missing
         parts.data.prepare_data()
@@ -218,6 +224,34 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     return evaluate(
         request, ways, parts.denoiser, metrics, folder, made_with["seed"], lambda rows: _log(made_with, folder, rows)
     )
+
+
+def _change(settings: dict[str, Any], request: Request, parts: ModelParts, out: Path) -> None:
+    """Draw samples that begin with a picture, and write them beside it."""
+    from flowdiff.evaluation.image_start.command import draw_changed
+
+    refused = [key for key in ("measurement", "posterior") if settings[key]["name"] != "none"]
+    if settings["evaluate"] or refused:
+        given = f"{refused[0]}={settings[refused[0]]['name']}" if refused else "evaluate=true"
+        raise ConfigurationError(
+            f"{given} does not go with start=image, whose samples are changes of one picture: remove "
+            f"{given.split('=')[0]}, or choose another start."
+        )
+    n, image, strength = settings["num_samples"], settings["image"], float(settings["strength"])
+    draw_changed(parts.denoiser, parts.data, request, n, image, strength, out)
+
+
+def _restore(settings: dict[str, Any], request: Request, parts: ModelParts, out: Path) -> None:
+    """Measure test samples, draw them again, and write the picture, the arrays and what the draws are worth."""
+    from flowdiff.evaluation.restoration.command import restore_test_samples
+
+    if settings["start"] not in (None, "noise") or settings["evaluate"]:
+        given = "evaluate=true" if settings["evaluate"] else f"start={settings['start']}"
+        raise ConfigurationError(
+            f"{given} does not go with measurement={settings['measurement']['name']}, which starts from noise and "
+            f"measures its own draws: remove {given.split('=')[0]}."
+        )
+    restore_test_samples(parts.denoiser, parts.data, request, settings["num_samples"], settings["draws"], out)
 
 
 def _device(asked: str) -> torch.device | str:

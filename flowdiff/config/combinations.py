@@ -63,6 +63,7 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
         _is_adapters,
     ),
     "num_samples": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
+    "draws": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "batch_size": ("an integer ≥ 1", lambda v: is_integer(v, 1)),
     "class_label": ("a class number ≥ 0, a list of them, or null", _is_class),
     "prompt": (
@@ -73,6 +74,8 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "negative_prompt": ("a text or null", lambda v: v is None or isinstance(v, str)),
     "start": ("noise or flow", lambda v: v in ("noise", "flow")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
+    "image": ("a picture's file or null", lambda v: v is None or _is_text(v)),
+    "strength": ("a number > 0 and ≤ 1", lambda v: is_number(v) and 0 < v <= 1),
     "clip": ("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
     "evaluate": ("true or false", lambda v: isinstance(v, bool)),
@@ -83,7 +86,7 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
 OF_RUN = ("start", "clip")
 # Keys that sampling allows more values.
 IN_SAMPLING: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "start": ("noise, flow or compare", lambda v: v in ("noise", "flow", "compare")),
+    "start": ("noise, flow, compare or image", lambda v: v in ("noise", "flow", "compare", "image")),
 }
 
 
@@ -162,6 +165,14 @@ def _check_top_level(plain: Mapping[str, Any]) -> None:
             f"start=noise sigma_start={plain['sigma_start']:g} contradict each other: noise starts at the schedule's "
             "sigma_max; set start=flow or sigma_start=null."
         )
+    if plain.get("start") == "image" and (plain.get("image") is None or plain.get("sigma_start") is not None):
+        given = "no image" if plain.get("image") is None else f"sigma_start={plain['sigma_start']:g}"
+        raise ConfigurationError(
+            f"start=image was given with {given}: it begins with a picture, image=a.png, at the noise level that "
+            "strength says; set image, and leave sigma_start out."
+        )
+    if plain.get("image") is not None and plain.get("start") != "image":
+        raise ConfigurationError(f"image={plain['image']} is for start=image: set start=image, or remove image.")
     if plain.get("resume") and plain.get("force"):
         raise ConfigurationError(
             f"resume={plain['resume']} force=true contradict each other: resume continues a run, force starts it from "

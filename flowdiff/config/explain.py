@@ -170,6 +170,8 @@ def misplaced_group(group: str, overrides: list[str]) -> str:
     """The sentence for a setting of a group that the chosen network or loss does not use."""
     if group not in registry.GROUP_MODULES:
         return f"{group} is not a config group: {nearest(group, sorted(config_groups() - {'hydra'}))}."
+    if group in base_choices("sample") and group not in base_choices("config"):
+        return f"{group}=… is a setting of sample.py, and train.py has no {group}: remove it."
     given = " ".join(o for o in overrides if o.split("=")[0] in ("network", "loss")) or "this configuration"
     article = "an" if group[0] in "aeiou" else "a"
     return f"{given} does not use {article} {group}: remove {group}=… or set {' or '.join(_users(group))}."

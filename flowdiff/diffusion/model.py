@@ -16,6 +16,7 @@ from flowdiff.diffusion.samplers.base import Callback, Sampler
 from flowdiff.diffusion.samplers.clipping import Clip, Clipped, DataRange, say_unknown_range
 from flowdiff.diffusion.samplers.dpmpp import DPMpp2M
 from flowdiff.diffusion.samplers.generate import Progress, generate
+from flowdiff.diffusion.samplers.image_start import NoisedImage, level_of
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError
@@ -190,6 +191,8 @@ class ConditionedDenoiser(nn.Module):
         indices: range | None = None,
         progress: Progress | None = None,
         callback: Callback | None = None,
+        image: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
         """n samples in data space, (n, *shape). Sample i of a seed is the same for every batch size.
 
@@ -203,14 +206,16 @@ class ConditionedDenoiser(nn.Module):
             sampler: the steps; by default the model's own.
             schedule: the noise levels; by default the model's own.
             guidance: a guidance around this model; by default the model's own.
-            start: noise, from N(0, σ_max²), or flow, from an exact sample of the density at sigma_start; by default the
-                model's own, with its own sigma_start.
+            start: noise, from N(0, σ_max²), flow, from an exact sample of the density at sigma_start, or image, from
+                `image` with noise; by default the model's own, with its own sigma_start.
             sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
             clip: whether D is kept in the range of the data; by default as the model's own sampling says.
             batch_size: samples per batch.
             indices: which of the samples 0 … n − 1 to draw; None for all.
             progress: called with (samples drawn, samples in all) after every batch.
             callback: called in every sampler step.
+            image: start=image: what all samples begin with, in data space, *shape.
+            strength: start=image: how far it is noised, in (0, 1], as a share of the steps; 1 leaves nothing of it.
 
         Raises:
             ConfigurationError: an argument does not fit the model, e.g. a sigma_start that it was not trained at; or
@@ -227,6 +232,10 @@ class ConditionedDenoiser(nn.Module):
         start, sigma_start = self.begins(start, sigma_start)
         clipped = self.clips(clip, schedule, start, sigma_start)
         given = self.given(n, label, prompt)
+        begin = guide.start
+        if start == "image":
+            begin = NoisedImage(self._encoded(image, seed))
+            sigma_start = level_of(strength, schedule(sampler.num_steps))
         if sigma_start is not None:
             check_trained_at(sigma_start, self.sampling.trained_levels)
         was_training = self.training
@@ -242,9 +251,9 @@ class ConditionedDenoiser(nn.Module):
                 n=n,
                 seed=seed,
                 cond_of=self._conditions(given),
-                start=start,
+                start="flow" if start == "image" else start,
                 sigma_start=sigma_start,
-                start_density=guide.start,
+                start_density=begin,
                 sigmas=sigmas,
                 batch_size=batch_size,
                 indices=indices,
@@ -268,6 +277,12 @@ class ConditionedDenoiser(nn.Module):
                 f"the sampler {type(sampler).__name__} takes a denoiser, and this run's D is a consistency function: "
                 "take sampler=consistency."
             )
+
+    def _encoded(self, image: Tensor | None, seed: int) -> Tensor:
+        """A picture of data space in the space of the model, (1, *latent_shape)."""
+        if image is None:
+            raise ConfigurationError("start=image needs a picture to begin with: give image=…, or another start.")
+        return self.first_stage.encode(image[None].to(self.sigma_data), generators(seed, [0]))
 
     def begins(self, start: str | None, sigma_start: float | None) -> tuple[str, float | None]:
         """Where `sample` with these arguments starts, and the noise level of start=flow; None as for `sample`."""

@@ -30,6 +30,7 @@ WRITTEN = (
     *("samples.png", "trajectory.png", "loss_curve.png", "interpolation.png", "reconstructions.png"),
     *("clip/*", "checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
     *("samples/*/samples.npz", "samples/*/samples.png", "samples/*/comparison.png"),
+    *("samples/*/restored.png", "samples/*/restored.npz", "samples/*/restored.json"),
     *("tensorboard/events.out.tfevents.*", "wandb/*run-*-{run_id}", "wandb/upload-begun-{run_id}"),
 )
 

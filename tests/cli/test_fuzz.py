@@ -71,7 +71,7 @@ def _settings(group: str, name: str) -> dict[str, Any]:
 def draw(random: random.Random) -> list[str]:
     """Some overrides; half of the time all of them are legal, though they need not go together."""
     broken = random.random() < 0.5
-    groups = [group for group in registry.GROUP_MODULES if group != "dataset"]
+    groups = [group for group in registry.GROUP_MODULES if group not in ("dataset", "measurement", "posterior")]
     dataset = random.choice(["digits", "two_moons", "checkerboard"])
     overrides = [f"dataset={dataset}", "conditioner=none"] if dataset == "checkerboard" else [f"dataset={dataset}"]
     for _ in range(random.randint(1, 4)):

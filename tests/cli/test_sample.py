@@ -119,7 +119,7 @@ MISTAKES = [
     (["run={run}", "sampler=hein"], "did you mean 'heun'?"),
     (["run={run}", "sampler.num_steps=0"], "sampler.num_steps=0 is not allowed"),
     (["run={run}", "clip=always"], "clip=always is not allowed: it must be auto, true or false"),
-    (["run={run}", "start=middle"], "start=middle is not allowed: it must be noise, flow or compare"),
+    (["run={run}", "start=middle"], "start=middle is not allowed: it must be noise, flow, compare or image"),
     (["run={run}", "start=flow", "sigma_start=1000"], "a start at sigma=1000 is not allowed"),
     (["run={run}", "num_samples=-1"], "num_samples=-1 is not allowed"),
     (["run={run}", "class_label=abc"], "class_label=abc is not allowed"),

@@ -62,6 +62,7 @@ from flowdiff.yaml_defaults import bringers
         (["+trainer.max_setps=5"], ["trainer.max_setps is not an argument of Lightning", "did you mean 'max_steps'"]),
         (["accelerator.compile=true"], ["accelerator.compile=true do not go together", "loss=nll"]),
         (["flows=realnvp"], ["flows is not a", "did you mean 'flow'"]),
+        (["measurement=inpaint"], ["measurement=… is a setting of sample.py, and train.py has no measurement"]),
         (["flow.n_flows=[1"], ["flow.n_flows=[1"]),
     ],
 )
@@ -81,7 +82,9 @@ NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py 
     *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
     *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full")),
 }
-OPTIONS = [(group, name) for group in registry.GROUP_MODULES for name in config.options(group)]
+ONLY_SAMPLING = ("measurement", "posterior")  # groups of sample.py, see tests/evaluation/restoration/
+TRAINED = [group for group in registry.GROUP_MODULES if group not in ONLY_SAMPLING]
+OPTIONS = [(group, name) for group in TRAINED for name in config.options(group)]
 TRAINED_BY_THEIR_OWN = {
     "classifier": ["loss=cross_entropy", "conditioner=one_hot"],
     "vae": ["loss=elbo", "conditioner=none"],

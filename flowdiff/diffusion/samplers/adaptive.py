@@ -42,6 +42,8 @@ class Adaptive(Sampler):
     Source: Hairer, Nørsett, Wanner, Solving ordinary differential equations I, 1993, section II.4.
     """
 
+    asks_for_rows = True
+
     def __init__(self, *, num_steps: PositiveInt, rtol: PositiveFloat, atol: NonNegativeFloat):
         super().__init__(num_steps)
         self.rtol = rtol

@@ -97,6 +97,7 @@ class Sampler(ABC):
     """Steps down a grid of noise levels to 0.
 
     of_consistency: whether it takes a consistency function, `scaling=consistency`, in place of a denoiser.
+    asks_for_rows: whether it also calls the denoiser for some samples of the batch alone.
 
     Args:
         num_steps: number of steps the caller makes the grid for, `sigmas = schedule(sampler.num_steps)`, ≥ 1.
@@ -104,6 +105,7 @@ class Sampler(ABC):
     """
 
     of_consistency: bool = False
+    asks_for_rows: bool = False
 
     def __init__(self, num_steps: int, memory: int = 0):
         self.num_steps = num_steps

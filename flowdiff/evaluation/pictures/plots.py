@@ -62,6 +62,36 @@ def sample_grid(
     _save(figure, path, prompts)
 
 
+def columns(named: Sequence[tuple[str, Tensor]], path: str | Path, *, title: str = "") -> None:
+    """Columns of images uint8 (N, C, H, W) with a name above each, C 1 or 3; row i holds image i of every column."""
+    rows = torch.stack([images.expand(-1, 3, -1, -1) for _, images in named], 1)  # (N, columns, 3, H, W)
+    gap = max(1, rows.shape[-1] // 14)  # pixels between images
+    canvas = _mosaic(rows.flatten(0, 1), len(named), gap)
+    height, width = canvas.shape[:2]
+    scale = max(1, round(150 * len(named) / width))  # screen dots per pixel: a column is an inch wide, as its name
+    margin, top = 0.1, (0.62 if title else 0.32)  # inches, as the next
+    inner = (width * scale / DPI, height * scale / DPI)
+    size = (inner[0] + 2 * margin, inner[1] + margin + top)
+    figure = _figure(size)
+    axes = figure.add_axes((margin / size[0], margin / size[1], inner[0] / size[0], inner[1] / size[1]))
+    axes.imshow(canvas.numpy(), interpolation="nearest")
+    axes.set_axis_off()
+    for i, (name, _) in enumerate(named):
+        x = (margin + (i + 0.5) * inner[0] / len(named)) / size[0]
+        figure.text(x, 1 - (top - 0.05) / size[1], name, ha="center", va="bottom", color=INK, fontsize=9)
+    if title:
+        figure.text(margin / size[0], 1 - 0.1 / size[1], title, ha="left", va="top", color=INK, fontsize=10)
+    _save(figure, path)
+
+
+def coloured(levels: Tensor) -> Tensor:
+    """Grey images uint8 (N, 1, H, W) as colours from black over red to white, uint8 (N, 3, H, W)."""
+    from matplotlib import colormaps
+
+    colours = torch.from_numpy(colormaps["inferno"](np.arange(256), bytes=True)[:, :3].copy())
+    return colours[levels[:, 0].long()].permute(0, 3, 1, 2)
+
+
 def scatter(samples: Tensor, data: Tensor, path: str | Path, *, title: str = "") -> None:
     """Samples (N, D) beside data (M, D) on the same axes, D ≥ 2; only the first two dimensions are drawn."""
     width, height, side = 8.6, 5.0, 3.75  # inches

@@ -12,6 +12,7 @@ mlp) do nothing more. Some kinds do more; losses, guidance and metrics ask for t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,7 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.guided import GuidanceOrder
 from flowdiff.noise import Generators
 from flowdiff.registry import Requirement
+from flowdiff.shapes import sum_except_batch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -113,7 +115,11 @@ class FlowDensity(Density):
 
     @abstractmethod
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
-        """The sample x of a base point z, shaped like z: the inverse of `encode`."""
+        """The sample x of a base point z, shaped like z: the inverse of `encode`; differentiable in z."""
+
+    def log_base(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
+        """Log-density of the base at z, (B,) nats, N(0, I) by default: log p_σ(x|c) = log_base(z) + log|det ∂z/∂x|."""
+        return sum_except_batch(-0.5 * (z**2 + math.log(2 * math.pi)))
 
     def sample_guided(
         self,

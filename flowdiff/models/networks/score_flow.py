@@ -171,10 +171,17 @@ class ScoreFlow(FlowDensity):
         u, _, e = self._through_flow(x, sigma, cond)
         return _divided(u, e)
 
-    @torch.no_grad()
     def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """The sample x of a base point z, shaped like z, by inverting the flow."""
         return self._from_base(z, sigma, self._embed(sigma, cond))
+
+    def log_base(self, z: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
+        """The log-density of the base at z in nats, (B,): of N(0, I), or of the whitened mixture."""
+        if self.base is None:
+            return super().log_base(z, sigma, cond)
+        with full_precision(z):
+            moved, logdet = self.whitening.inverse(z, sigma)
+            return self.base.log_prob(moved, sigma, self._embed(sigma, cond).label) + logdet
 
     @torch.no_grad()
     def sample_guided(

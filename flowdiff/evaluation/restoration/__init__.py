@@ -1,0 +1,1 @@
+"""Restoring samples from measurements of them: draws of the posterior, what they are worth, and their picture."""
