@@ -94,7 +94,7 @@ class Full(Delta):
 class Changed(NamedTuple):
     """A weight with a change.
 
-    Args:
+    Attributes:
         name: the dotted name of the weight in the base.
         module: the module that has it.
         key: its name there.
