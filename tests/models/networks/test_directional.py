@@ -38,8 +38,9 @@ def gradients(flow, loss, gradient, dtype):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("flow", FLOWS)
-# The error is rounding over the step plus O(h²): 1e-7/0.02 in float32; in float64 the same with h = 1e-4·σ.
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-4), (torch.float64, 1e-6)])
+# The error is rounding over the step plus O(h²). In float32, h = 0.02·σ, rounding decides: tarflow has 1e-4 to 3e-4,
+# depending on how the processor adds, and O(h²) is 3e-5. In float64 it is the same with h = 1e-4·σ.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-4), (torch.float64, 1e-6)])
 def test_central_difference(flow, loss, dtype, tolerance):
     value, exact = gradients(flow, loss, "double_backward", dtype)
     same, found = gradients(flow, loss, "directional", dtype)
