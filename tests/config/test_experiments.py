@@ -124,6 +124,7 @@ def test_every_setting_is_sound_and_takes_a_training_and_a_sampling_step(overrid
 REFUSED = {
     "classifier_digits": "loss=cross_entropy network=unet do not go together",
     "clip_digits": "loss=contrastive network=unet do not go together",
+    "consistency_digits": "sampler=consistency scaling=edm do not go together",
     "fokker_planck": "loss=nll network=unet do not go together",
     "itarflow_digits": "loss=nll network=unet do not go together",
     "itarflow_mnist_latent": "loss=nll network=unet do not go together",
