@@ -7,7 +7,7 @@ place of D = E[x0|x], and every sampler then draws from an estimate of p(x0|y),
 
     D_y = D + σ²·∇ₓ log p(y|x),    p(y|x) = ∫ N(y; A·x0, σ_y²·I) p(x0|x) dx0.
 
-They differ in what they take for p(x0|x), of which a network knows the mean D and the covariance σ²·∂D/∂x:
+They differ in what they take for p(x0|x). A network knows its mean, D, and its covariance, σ²·∂D/∂x:
 
     dps          all of it at D                     a gradient of fixed length
     pigdm        N(D, r²·I), r² from σ alone        exact for white Gaussian data

@@ -87,7 +87,7 @@ class Posterior(ABC):
         if not model.first_stage.is_identity:
             raise ConfigurationError(
                 f"posterior={name_of('posterior', self)} measures what the model denoises, and this model works in the "
-                "latents of an autoencoder, of which a measurement of pixels is not linear: take a run of pixels."
+                "latents of an autoencoder; a measurement of pixels is not linear in latents: take a run of pixels."
             )
 
     @abstractmethod

@@ -13,7 +13,7 @@ from flowdiff.registry import register
 
 @register("posterior", "replacement")
 class Replacement(Steering):
-    """x0 given x as N(D, σ²·I), without a derivative of D: what is not measured hears of y only through x.
+    """p(x0|x) taken as N(D, σ²·I), without a derivative of D: y changes what is not measured only through x.
 
     D_y = D + Aᵀ·(A·Aᵀ + (σ_y/σ)²·I)⁻¹·(y − A·D)
 
