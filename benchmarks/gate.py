@@ -1,20 +1,22 @@
 """The cost of the gate: training step and score of flows with and without it, on the digits at default settings.
 
-    python benchmarks/gate.py [flows] [--loss nll] [--batch 256] [--rounds 100] [--json FILE]
+    python benchmarks/gate.py [flows] [--loss nll] [--batch 256] [--rounds 250] [--json FILE]
 
-Both models are measured in one process with one thread. A round times each once, and every second round begins with
-the other one. A ratio is the median over rounds of the processor time with the gate over that without it: processor
-time, because other programs on the machine take no part in it. In brackets: the range that holds the middle half.
+Three models are measured in one process with one thread: one with the gate, and two without it. A round times each
+once, in random order. A ratio is that of the medians over all rounds of the processor time, because other programs on
+the machine take no part in it; the two models without the gate are taken together, and the ratio of one to the other
+says how far a ratio can be trusted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("flows", nargs="*", default=FLOWS)
     parser.add_argument("--loss", default="nll")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=250)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -44,18 +46,19 @@ def main() -> None:
     table.add_column("flow")
     for quantity in ("training step", "score"):
         table.add_column(quantity, justify="right")
+        table.add_column("without / without", justify="right")
     for flow, ratios in found.items():
-        table.add_row(flow, *(shown(ratios[quantity]) for quantity in ("training step", "score")))
+        table.add_row(flow, *(cell for ratio in ratios.values() for cell in shown(ratio)))
     Console().print(table)
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def costs(flow: str, loss: str, batch: int, rounds: int) -> dict[str, list[float]]:
-    """The ratios of all rounds of a training step and of a score."""
-    engines = [engine(flow, loss, batch, gate) for gate in (True, False)]
+def costs(flow: str, loss: str, batch: int, rounds: int) -> dict[str, dict[str, float]]:
+    """The ratios of a training step and of a score: with the gate over without, and without over without."""
+    engines = [engine(flow, loss, batch, gate) for gate in (True, False, False)]
     steps, scores = zip(*(calls(made, batch) for made in engines), strict=True)
-    return {"training step": ratios(*steps, rounds), "score": ratios(*scores, rounds)}
+    return {"training step": ratios(steps, rounds), "score": ratios(scores, rounds)}
 
 
 def engine(flow: str, loss: str, batch: int, gate: bool) -> Engine:
@@ -88,24 +91,25 @@ def calls(engine: Engine, batch: int) -> tuple[Callable[[], None], Callable[[], 
     return step, score
 
 
-def ratios(with_gate: Callable[[], None], without: Callable[[], None], rounds: int) -> list[float]:
-    """Processor time of the first function over that of the second, in each round."""
-    found = []
-    for i in range(WARMUP + rounds):
-        order = (with_gate, without) if i % 2 else (without, with_gate)
-        seconds = {}
-        for function in order:
+def ratios(functions: Sequence[Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median processor time of the first function over that of the other two, and of the second over the third."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    order = list(range(len(functions)))
+    draw = random.Random(0)
+    for _ in range(WARMUP + rounds):
+        draw.shuffle(order)
+        for i in order:
             began = time.process_time()
-            function()
-            seconds[function] = time.process_time() - began
-        found.append(seconds[with_gate] / seconds[without])
-    return found[WARMUP:]
+            functions[i]()
+            seconds[i].append(time.process_time() - began)
+    gated, plain, again = (found[WARMUP:] for found in seconds)
+    median = statistics.median
+    return {"gate": median(gated) / median(plain + again), "control": median(plain) / median(again)}
 
 
-def shown(found: list[float]) -> str:
-    low, middle, high = statistics.quantiles(found, n=4)
-    colour = "green" if middle <= LIMIT else "red"
-    return f"[{colour}]{middle:.3f}[/] ({low:.2f}–{high:.2f})"
+def shown(found: dict[str, float]) -> tuple[str, str]:
+    colour = "green" if found["gate"] <= LIMIT else "red"
+    return f"[{colour}]{found['gate']:.3f}[/]", f"{found['control']:.3f}"
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ the identity scales it to N(0, I): there is no gate then. There is none with a f
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
@@ -50,9 +49,9 @@ def gate(variance: Tensor, sigma: Tensor) -> Tensor:
     return variance / (variance + sigma**2)
 
 
-def saturating(variance: Tensor, sigma: Tensor) -> Tensor:
-    """σ̃ = σ·√(V/(V + σ²)), (B,), for the total variance V > 0 of a sample, a number, and noise levels sigma (B,)."""
-    return sigma * torch.sqrt(variance / (variance + sigma**2))
+def log_saturating(variance: Tensor, sigma: Tensor) -> Tensor:
+    """ln σ̃ = −½·ln(1/σ² + 1/V), (B,), for the total variance V > 0 of a sample and noise levels sigma (B,) > 0."""
+    return -0.5 * (sigma**-2 + 1 / variance).log()
 
 
 def gated(parameters: Tensor, cond: Conditioning) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.flows.gate import gate as gate_at
-from flowdiff.models.flows.gate import saturating
+from flowdiff.models.flows.gate import log_saturating
 from flowdiff.models.flows.guided import GuidanceOrder
 from flowdiff.models.flows.shift import Shift
 from flowdiff.models.networks.base import SCALING_IS_SCORE, FlowDensity
@@ -129,10 +129,10 @@ class ScoreFlow(FlowDensity):
             with full_precision(x):
                 moved, logdet_back = self.whitening.inverse(_divided(u, e), sigma)
                 return self.base.log_prob(moved, sigma, e.label) + logdet + logdet_back
-        square = sum_except_batch(u**2)
-        if e.gate is not None:
-            square = square / e.gate  # ‖z‖² = ‖u‖²/γ², without a z that autograd would have to pass
-        log_base = -0.5 * square - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
+        weight = (
+            -0.5 if e.gate is None else -0.5 / e.gate
+        )  # ‖z‖² = ‖u‖²/γ², without a z that autograd would have to pass
+        log_base = weight * sum_except_batch(u**2) - 0.5 * math.prod(self.shape) * math.log(2 * math.pi)
         return log_base + logdet
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
@@ -202,10 +202,9 @@ class ScoreFlow(FlowDensity):
 
     def _through_flow(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> tuple[Tensor, Tensor, Conditioning]:
         """u = γ·z, shaped like x, for the base point z, log|det ∂z/∂x| (B,), and the condition e of the flow."""
-        with full_precision(x):
-            y, logdet_whitening = self.whitening(x, sigma)
         e = self._embed(sigma, cond)
-        u = y if e.gate is None else append_dims(e.gate.sqrt(), y.ndim) * y
+        with full_precision(x):
+            u, logdet_whitening = self.whitening(x, sigma, e.gate)
         if self.shift is not None:
             u, _ = self.shift(u, e)
         u, logdet = self.flow(u, e)
@@ -228,8 +227,8 @@ class ScoreFlow(FlowDensity):
         with full_precision(sigma):  # bfloat16 cannot resolve neighbouring noise levels
             if not self.gated:
                 return self.embedding(0.25 * sigma.log(), cond)
-            level = saturating(math.prod(self.shape) * self.variance, sigma)
-            return replace(self.embedding(0.25 * level.log(), cond), gate=gate_at(self.variance, sigma))
+            level = log_saturating(math.prod(self.shape) * self.variance, sigma)
+            return replace(self.embedding(0.25 * level, cond), gate=gate_at(self.variance, sigma))
 
 
 def _divided(u: Tensor, e: Conditioning) -> Tensor:

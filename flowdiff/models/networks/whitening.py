@@ -29,8 +29,12 @@ class Whitening(nn.Module, ABC):
     standardises: bool = True
 
     @abstractmethod
-    def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """y, shaped like x (B, …), and log|det ∂y/∂x| (B,) in nats, for sigma (B,) in data units."""
+    def forward(self, x: Tensor, sigma: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y, shaped like x (B, …), and log|det ∂y/∂x| (B,) in nats, for sigma (B,) in data units.
+
+        gate: γ² (B,), whose root then multiplies y; the log-determinant does not contain it. A whitening multiplies its
+            own scales by γ, which costs less than multiplying y.
+        """
 
     @abstractmethod
     def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,8 +57,9 @@ class IdentityWhitening(Whitening):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x.new_zeros(len(x))
+    def forward(self, x: Tensor, sigma: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = x if gate is None else x * append_dims(gate.sqrt(), x.ndim)
+        return y, x.new_zeros(len(x))
 
     def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return y, y.new_zeros(len(y))
@@ -92,11 +97,11 @@ class IsotropicWhitening(Whitening):
         if center:
             self.register_buffer("mean", torch.zeros(shape))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, sigma: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         variance = sigma**2 + self.variance
         if self.center:
             x = x - self.mean
-        return x * append_dims(variance.rsqrt(), x.ndim), -0.5 * self.dim * variance.log()
+        return x * append_dims(_scale(variance, gate), x.ndim), -0.5 * self.dim * variance.log()
 
     def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         variance = sigma**2 + self.variance
@@ -148,9 +153,9 @@ class ZCAWhitening(Whitening):
         self.register_buffer("basis", torch.eye(dim))
         self.register_buffer("eigenvalues", torch.ones(dim))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, sigma: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         variance = self._variance(sigma)  # (B, D)
-        y = ((x.flatten(1) - self.mean) @ self.basis * variance.rsqrt()) @ self.basis.T
+        y = ((x.flatten(1) - self.mean) @ self.basis * _scale(variance, gate)) @ self.basis.T
         return y.view_as(x), -0.5 * variance.log().sum(1)
 
     def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,9 +213,9 @@ class DCTWhitening(Whitening):
         self.register_buffer("rows", cosine_basis(H), persistent=False)
         self.register_buffer("columns", cosine_basis(W), persistent=False)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, sigma: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         variance = self._variance(sigma)  # (B, C, H, W)
-        y = self._from_basis(self._to_basis(x.view(-1, *self.grid) - self.mean) * variance.rsqrt())
+        y = self._from_basis(self._to_basis(x.view(-1, *self.grid) - self.mean) * _scale(variance, gate))
         return y.view_as(x), -0.5 * sum_except_batch(variance.log())
 
     def inverse(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,6 +248,11 @@ class DCTWhitening(Whitening):
 
     def _variance(self, sigma: Tensor) -> Tensor:
         return self.spectrum + append_dims(sigma**2, 4)
+
+
+def _scale(variance: Tensor, gate: Tensor | None) -> Tensor:
+    """γ/√variance, like variance (B, …); 1/√variance without a gate."""
+    return variance.rsqrt() if gate is None else (append_dims(gate, variance.ndim) / variance).sqrt()
 
 
 def cosine_basis(n: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from small_models import flow_of, normal, score_flow_of
 import flowdiff
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
-from flowdiff.models.flows.gate import gate, gated, saturating
+from flowdiff.models.flows.gate import gate, gated, log_saturating
 from flowdiff.models.networks.score_flow import ScoreFlow
 from flowdiff.testing.inputs import perturb
 
@@ -78,7 +78,7 @@ def test_the_gate_is_the_share_of_the_data_in_the_variance():
     assert torch.equal(gated(params, Conditioning(sigma[:, None])), params)
     found = gated(params, Conditioning(sigma[:, None], gate=square))
     assert torch.equal(found, square[:, None, None].expand_as(params))
-    level = saturating(torch.tensor(4.0, dtype=torch.float64), sigma)
+    level = log_saturating(torch.tensor(4.0, dtype=torch.float64), sigma).exp()
     torch.testing.assert_close(1 / level**2, 1 / sigma**2 + 1 / 4)
 
 

@@ -8,6 +8,7 @@ from small_models import flow_of, normal, score_flow_of
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.networks.whitening import cosine_basis
+from flowdiff.shapes import append_dims
 from flowdiff.testing.densities import jacobians
 from flowdiff.testing.oracles import Gaussian
 
@@ -64,6 +65,16 @@ def test_round_trip_and_log_determinant(name, x):
     assert torch.allclose(logdet, -logdet_back)
     J = jacobians(lambda v: whitening(v, sigma)[0], x[:3])
     assert torch.allclose(torch.linalg.slogdet(J).logabsdet, logdet, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "x"), [*((name, data()) for name in NAMES), ("dct", images(50))])
+def test_a_gate_multiplies_y_and_leaves_the_log_determinant(name, x):
+    whitening, sigma = fitted(name, x), torch.tensor([0.002, 0.5, 80.0], dtype=torch.float64)
+    square = torch.tensor([0.9, 0.3, 1e-4], dtype=torch.float64)
+    y, logdet = whitening(x[:3], sigma)
+    gated, same = whitening(x[:3], sigma, square)
+    torch.testing.assert_close(gated, y * append_dims(square.sqrt(), y.ndim))
+    assert torch.equal(same, logdet)
 
 
 def test_cosine_basis_is_the_orthonormal_dct():
