@@ -13,7 +13,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="flowdiff report",
         description="Collect runs into a table (mean ± sd over seeds), plots and one HTML page.",
     )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="a run folder, or a folder that contains some")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="a run folder, or a folder that contains some; files beside them, as in multirun/*, are left out",
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="where to write (default: the folder `report` in the first FOLDER)"
     )
@@ -21,8 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from flowdiff.report import read
 
-    report = read(given.folders)
-    out = Path(given.out) if given.out else Path(given.folders[0]) / "report"
+    folders = [name for name in given.folders if not Path(name).is_file()] or given.folders
+    report = read(folders)
+    out = Path(given.out) if given.out else Path(folders[0]) / "report"
     written = [*report.write_tables(out), *report.write_page(out)]  # first: a pipe such as `| head` may close
     report.show()
     plots = sum(path.suffix == ".png" for path in written)

@@ -58,7 +58,7 @@ def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
         caption = f"Against {parameter}: mean ± sd over seeds."
         slug = re.sub(r"[^\w.-]", "_", parameter)
         yield Plot(f"by_{slug}", caption, by_parameter(table, parameter, metrics))
-    judged = [m for m in sampling.quality() if m != "seconds" and "per_second" not in m][:PANELS]
+    judged = [m for m in _moved_by_sampling(sampling, table.parameters) if "second" not in m][:PANELS]
     for parameter, slug in (("num_steps", "sampling_steps"), ("guidance_scale", "guidance_scale")):
         if judged and len({row.settings.get(parameter, "") for row in sampling.rows} - {""}) > 1:
             caption = f"Quality against {slug.replace('_', ' ')}, from evaluations.csv."
@@ -84,6 +84,20 @@ def plots(runs: Sequence[Run], table: Table, sampling: Table) -> Iterator[Plot]:
         yield Plot("health", CAPTION, figure)
     if (figure := training_curves(runs, table)) is not None:
         yield Plot("curves", "Training curves of all runs, dashed if a run is not complete.", figure)
+
+
+def _moved_by_sampling(sampling: Table, of_run: Sequence[str]) -> list[str]:
+    """The metrics that differ between the samplings of a run, quality first; its likelihood does not.
+
+    of_run: the columns that tell the runs apart.
+    """
+    values: dict[tuple[str, tuple[Value, ...]], set[float]] = {}
+    for row in sampling.rows:
+        run = tuple(row.settings[column] for column in of_run)
+        for metric, (mean, _, _) in row.metrics.items():
+            values.setdefault((metric, run), set()).add(mean)
+    moved = {metric for (metric, _), means in values.items() if len(means) > 1}
+    return [metric for metric in sampling.quality() if metric in moved]
 
 
 @style.styled

@@ -138,6 +138,17 @@ def test_several_guidance_scales_have_a_plot_and_a_constant_number_of_steps_has_
     assert list(container.lines[0].get_xdata()) == [1, 1.5, 3]
 
 
+def test_what_no_sampler_changes_is_not_plotted_against_sampling(tmp_path):
+    """The likelihood of each run is the same by every number of steps; that of two runs differs."""
+    for name, bpd in (("a", 2.5), ("b", 2.7)):
+        rows = "".join(f"heun,{steps},{3 - steps / 20},{bpd},{steps}\n" for steps in (9, 18))
+        folder = write_run(tmp_path / name, flow={"name": name})
+        (folder / "evaluations.csv").write_text(f"sampler,num_steps,fd_cnn,bpd,nfe\n{rows}")
+    found = figures(read([tmp_path]))
+    for slug in ("by_sampling_steps", "against_nfe"):
+        assert [axes.get_title("left") for axes in found[slug].axes] == ["fd_cnn ↓"]
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_pareto_front_holds_the_points_that_no_other_beats(sign):
     points = [tuple(p) for p in np.random.default_rng(0).integers(0, 12, (60, 2)).tolist()]

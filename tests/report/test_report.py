@@ -38,6 +38,17 @@ def test_several_folders_make_one_report(tmp_path):
     assert (tmp_path / "report.md").read_text().count("\n| 1 |") == 1
 
 
+def test_files_beside_the_runs_are_left_out(tmp_path, capsys):
+    """As a shell gives them for multirun/*; a file alone is an error."""
+    (tmp_path / "README.md").write_text("")
+    names = [str(tmp_path / "README.md"), *(write_runs(tmp_path / sweep, "seed=0") for sweep in ("x", "y"))]
+    assert main(list(map(str, names))) == 0
+    assert "2 runs: 2 complete." in capsys.readouterr().out
+    assert (tmp_path / "x" / "report" / "report.html").is_file()
+    with pytest.raises(RunError, match=r"README.md is a file"):
+        main(names[:1])
+
+
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])
 def test_without_runs_the_error_is_a_sentence_and_nothing_is_written(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
