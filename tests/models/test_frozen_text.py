@@ -160,6 +160,13 @@ def test_cached_embeddings_are_those_of_the_encoder_and_free_its_memory(models, 
     assert torch.equal(prompt.tokens[1, :3], cached.tokens[1, :3])
 
 
+def test_captions_that_are_encoded_one_by_one_have_the_same_bits_cached_and_fresh(models, tmp_path):
+    cached, fresh = (make(models, tmp_path, chunk_size=1) for _ in range(2))
+    cached.precompute(CAPTIONS)
+    assert torch.equal(cached.condition(CAPTIONS).flat(), fresh.condition(CAPTIONS[::-1]).flat().flip(0))
+    assert (cached.known.fresh, fresh.known.file) == ({}, None)
+
+
 def test_interrupted_encoding_continues_where_it_stopped(models, tmp_path, monkeypatch):
     whole = make(models, tmp_path / "whole", chunk_size=2)
     whole.precompute(CAPTIONS)

@@ -2,7 +2,8 @@
 
 Every embedding is rounded to float16, whether it comes from the file or from the encoder, so that a model is sampled
 with the numbers that it was trained with. Sums over batches of other sizes still differ in their last float32 digit,
-which moves a few numbers in ten thousand to the next float16.
+which moves a few numbers in ten thousand to the next float16. With chunk_size=1 no caption shares a batch, and all bits
+are the same.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class FrozenText(Conditioner):
         null_condition: the condition without a caption: empty, the encoded empty caption; zeros, a vector and a token
             of zeros; learned, a vector and a token that are trained.
         drop: probability in [0, 1) of replacing a caption by the null condition in training.
-        chunk_size: captions that are encoded together, ≥ 1; it changes speed and memory.
+        chunk_size: captions that are encoded together, ≥ 1; it changes speed, memory and rounding.
         cache_dir: folder of the embeddings.
 
     Raises:
