@@ -51,7 +51,8 @@ class ScoreFlow(FlowDensity):
     e is that of a σ̃ that saturates where a sample is lost in noise (flowdiff/models/flows/gate.py). There is no gate,
     γ = 1 and σ̃ = σ, with gate=false, with whitening=identity, which does not make y standard at high noise, and for a
     flow that does not declare `takes_gate`. In front of a flow that declares `shares_weights` the gate brings a shift
-    of each number by e, without which such a flow cannot contain the mean of a class (flowdiff/models/flows/shift.py).
+    of each number by the class's mean, which is measured, and by e. Without it such a flow cannot contain the mean of a
+    class (flowdiff/models/flows/shift.py).
 
     With components ≥ 1 the whitening is undone behind the flow, and the base is a mixture of that many Gaussians for
     each class, fitted to the data and convolved with the noise, instead of N(0, I). Untrained, p_σ is that mixture
@@ -104,7 +105,7 @@ class ScoreFlow(FlowDensity):
         self.gated = gate and flow.takes_gate and whitening.standardises
         if self.gated:
             self.register_buffer("variance", torch.ones(()))
-        self.shift = Shift(self.shape, embed_dim) if self.gated and flow.shares_weights else None
+        self.shift = Shift(self.shape, embed_dim, num_classes) if self.gated and flow.shares_weights else None
         if self.shift is not None:
             self.register_load_state_dict_pre_hook(_no_shift_is_a_shift_of_zero)
 
@@ -118,9 +119,14 @@ class ScoreFlow(FlowDensity):
         self.variance.fill_(moments.mean_variance())
 
     def fit_classes(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Fit the mixture of the base."""
+        """Fit the mixture of the base, or measure the means of the classes for the shift in front of the flow."""
         if self.base is not None:
             self.base.fit(batches)
+        elif self.shift is not None and len(self.shift.means):
+            mean, _ = self.whitening.inverse(
+                torch.zeros_like(self.shift.means[:1]), torch.ones_like(self.variance)[None]
+            )
+            self.shift.fit(batches, mean[0], self.variance)
 
     def log_prob(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:
         """log p_σ(x|c) in nats, (B,)."""

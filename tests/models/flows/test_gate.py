@@ -169,7 +169,7 @@ def test_the_gate_is_computed_in_full_precision_and_can_be_differentiated():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flow", ["realnvp", "linear_activation"])
+@pytest.mark.parametrize("flow", ["realnvp", "linear_activation", "glow"])
 def test_a_trained_flow_knows_the_class_means_at_the_largest_noise_level(flow, tmp_path):
     """At σ = 80, of which training by nll sees next to none, D of test images errs at most 1.1 × the class means."""
     run = ["dataset=digits", f"flow={flow}", "loss=nll", "trainer.max_steps=1000", "logger=csv", "accelerator=cpu"]

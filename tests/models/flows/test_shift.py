@@ -75,6 +75,22 @@ def test_at_high_noise_d_contains_an_image_for_each_condition():
     torch.testing.assert_close(model.decode(model.encode(x, sigma), sigma), x)
 
 
+def test_at_high_noise_d_of_an_untrained_flow_is_the_mean_of_the_class():
+    """D → μ_c as σ → ∞ for a label, μ for the label −1 and for a class without data."""
+    flow = flow_of("glow", SHAPE, EMBED, n_flows=1, hidden=8)
+    model = score_flow_of(flow, SHAPE, embed_dim=EMBED, num_classes=3).double().eval()
+    (x0,) = normal((60, *SHAPE), seed=1)
+    label = torch.arange(60) % 2
+    x0 = 0.5 * x0 + label.view(-1, 1, 1, 1) + 0.2
+    model.fit([x0])
+    model.fit_classes((x0[i : i + 7], label[i : i + 7]) for i in range(0, 60, 7))
+    sigma = torch.full((4,), 1e4, dtype=torch.float64)
+    x = 1e4 * x0[:4]
+    D = x + sigma.view(-1, 1, 1, 1) ** 2 * model(x, sigma, Conditioning(label=torch.tensor([0, 1, 2, -1])))
+    expected = torch.stack([x0[label == 0].mean(0), x0[label == 1].mean(0), x0.mean(0), x0.mean(0)])
+    torch.testing.assert_close(D, expected, rtol=0, atol=1e-3)  # the filter itself adds v/σ²·x, about 1e-4
+
+
 def test_weights_without_a_shift_load_as_a_shift_of_zero():
     """A run with a gate that was trained before there was a shift is what it was."""
     model = score_flow_of(flow_of("glow", SHAPE, EMBED, n_flows=1, hidden=8), SHAPE, embed_dim=EMBED)
