@@ -343,7 +343,7 @@ def _resumable(folder: RunFolder, engine: Engine) -> dict[str, Any] | None:
         missing = {"global_step", "state_dict", "callbacks", "loops", "optimizer_states"} - checkpoint.keys()
         if missing:
             raise RuntimeError(f"it has no {', '.join(sorted(missing))}")
-        check_base(engine.base, checkpoint, folder)
+        check_base(engine.base, checkpoint.get("adapter_base"), folder)
         engine.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).replace('"', "").split()).rstrip(". ")
