@@ -67,6 +67,8 @@ ADDED = {
     "loss.fokker_planck_every": 4,
     "conditioner.null_condition": "learned",
     "optimizer.final_lr": 0.0,
+    "optimizer.t_ref": 1000,
+    "optimizer.ema": {"rampup": 0.0, "decays": [], "sigma_rel": [], "snapshots": 64},
 }
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from flowdiff.errors import RunError
 from flowdiff.runs import records
-from flowdiff.runs.exported import Exported, exported
+from flowdiff.runs.exported import EXPORT, Exported, exported
 from flowdiff.runs.files import as_unicode, file_lock, write_whole
 from flowdiff.runs.health import Health
 from flowdiff.runs.ownership import LOCK_FILE
@@ -29,6 +29,7 @@ WRITTEN = (
     *("metrics.csv", "evaluations.csv", "result.json", "failed.json", "pruned.json", ".evaluations.lock"),
     *("health.json", "denoising.png"),
     *("samples.png", "trajectory.png", "loss_curve.png", "interpolation.png", "reconstructions.png"),
+    *("ema/*", "ema.csv"),
     *("clip/*", "checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
     *("samples/*/samples.npz", "samples/*/samples.png", "samples/*/comparison.png"),
     *("samples/*/restored.png", "samples/*/restored.npz", "samples/*/restored.json"),
@@ -75,6 +76,7 @@ class RunFolder:
         self.interpolation = self.path / "interpolation.png"
         self.reconstructions = self.path / "reconstructions.png"
         self.denoising = self.path / "denoising.png"
+        self.averages = self.path / "ema"  # snapshots of averages of the weights
         self.clip = self.path / "clip"  # the model that network=clip has trained, as transformers reads it
         self.pictures = (
             *(self.samples, self.trajectory, self.loss_curve, self.interpolation, self.reconstructions),
@@ -102,6 +104,11 @@ class RunFolder:
         except RunError:
             return False
         return True
+
+    @property
+    def weights_file(self) -> Path:
+        """The file that changes when the weights do: last.ckpt, or export.json of an exported folder."""
+        return self.checkpoint if self.checkpoint.is_file() else self.path / EXPORT
 
     def exported(self) -> Exported | None:
         """What the folder holds in place of a checkpoint if it was exported; None for a run folder."""

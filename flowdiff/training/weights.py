@@ -45,13 +45,19 @@ def trained_weights(folder: RunFolder) -> Weights:
                 raise RunError(f"{folder.path} was exported with {name}, which is missing: export the run again.")
             state |= {f"{prefix}{key}": value for key, value in load_file(folder.path / name).items()}
         return Weights(state, folder.path / exported.levels, exported.weights_hash)
-    if not folder.checkpoint.is_file():
-        raise RunError(f"run={folder.path} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
-    checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+    checkpoint = checkpoint_of(folder)
     of_engine = checkpoint["state_dict"]
     return Weights(
-        {key.removeprefix(PREFIX): value for key, value in of_engine.items()},
+        {key.removeprefix(PREFIX): value for key, value in of_engine.items() if key.startswith(PREFIX)},
         folder.path / f"levels_of_step_{checkpoint['global_step']}.json",
         weight_hash({key: value for key, value in of_engine.items() if isinstance(value, torch.Tensor)}),
         checkpoint.get("adapter_base"),
     )
+
+
+def checkpoint_of(folder: RunFolder) -> dict[str, Any]:
+    """The checkpoint of a run folder, on the CPU; RunError if there is none."""
+    if not folder.checkpoint.is_file():
+        raise RunError(f"run={folder.path} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
+    checkpoint: dict[str, Any] = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
+    return checkpoint
