@@ -68,6 +68,7 @@ ADDED = {
     "conditioner.null_condition": "learned",
     "optimizer.final_lr": 0.0,
     "optimizer.t_ref": 1000,
+    "accelerator.tf32": "auto",
     "optimizer.ema": {"rampup": 0.0, "decays": [], "sigma_rel": [], "snapshots": 64},
 }
 

@@ -126,6 +126,8 @@ def assemble(config: Node) -> ModelParts:
         # By default cuDNN rounds the factors of a float32 convolution to 10 bits (TF32). A score would be off by up to
         # 3 %, and an inverse by 0.1; the gradients of other networks bear it, and their convolutions stay as fast.
         torch.backends.cudnn.allow_tf32 = False
+    if config["accelerator"]["channels_last"]:
+        network.to(memory_format=torch.channels_last)
     if config["accelerator"]["compile"]:
         _compile(network)
     if runtime["flow"] is not None and loss.differentiates_score:
@@ -179,10 +181,12 @@ def assemble_run(config: Node) -> RunParts:
     parts.denoiser.sampling.guide(parts.denoiser)  # it may read another run, and refuse it
     metrics = create("metrics", config["metrics"], data=parts.data)
     metrics.check(parts.denoiser)
+    accelerator: Accelerator = create("accelerator", config["accelerator"])
+    accelerator.set_tf32()  # last: the models of other runs, which are loaded on the way, set it too
     return RunParts(
         **{field.name: getattr(parts, field.name) for field in fields(parts)},
         metrics=metrics,
-        accelerator=create("accelerator", config["accelerator"]),
+        accelerator=accelerator,
         tracker=create("logger", config["logger"]),
         trainer=dict(config["trainer"]),
         seed=config["seed"],
