@@ -81,13 +81,13 @@ def _use(model: ConditionedDenoiser) -> str:
         condition = f", prompt={model.conditioner.examples()[0]!r}"
     elif model.num_classes is not None:
         condition = ", label=0"
+    sampled = f"\nsamples = flowdiff.sample(model, 16{condition})" if model.can_sample else ""
     text = f"""## Use
 
 ```python
 import flowdiff
 
-model = flowdiff.load("<this folder>")  # or "hub:<user>/<name>"
-samples = flowdiff.sample(model, 16{condition})  # pictures in [-1, 1]
+model = flowdiff.load("<this folder>")  # or "hub:<user>/<name>"{sampled}
 ```"""
     if isinstance(model.network, UNet):
         kind = type(model.network.unet).__name__

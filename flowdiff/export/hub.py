@@ -77,7 +77,7 @@ def push(folder: str | Path, name: str, private: bool = False, hub: Hub | None =
             repo_id=name,
             folder_path=str(folder),
             commit_message="flowdiff push",
-            ignore_patterns=["samples/**", ".*"],  # what sample.py has written here later
+            ignore_patterns=["samples/**", "*.log", ".*"],  # what sample.py has written here later
         )
     except Exception as error:  # as above
         raise RunError(

@@ -69,6 +69,7 @@ ADDED = {
     "optimizer.final_lr": 0.0,
     "optimizer.t_ref": 1000,
     "accelerator.tf32": "auto",
+    "accelerator.channels_last": False,
     "optimizer.ema": {"rampup": 0.0, "decays": [], "sigma_rel": [], "snapshots": 64},
 }
 

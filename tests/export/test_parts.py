@@ -6,12 +6,14 @@ import pytest
 import text_models
 import torch
 from cli_process import check_mistakes, outcomes
-from runs import CHEAP, TINY, TINY_CAPTIONED, TINY_DIGITS, untrained, without_flow
+from runs import CHEAP, TINY, TINY_CAPTIONED, TINY_DIGITS, settings, untrained, without_flow
 
 import flowdiff
 from flowdiff import registry
 from flowdiff.errors import RunError
 from flowdiff.export.folder import export
+from flowdiff.runs.run_folder import RunFolder
+from flowdiff.training.engine import Engine
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +31,9 @@ class Mine(Weighting):
 """
 
 
-def same_elsewhere(run, out, *needed, **settings):
+def same_elsewhere(run, out, *needed, **asked):
     """Export a run, take away what it needed, and compare the samples; the model of the folder."""
-    given = {"num_steps": 2, **settings}
+    given = {"num_steps": 2, **asked}
     wanted = flowdiff.sample(flowdiff.load(run), 3, **given)
     export(run, out)
     for folder in (run, *needed):
@@ -92,6 +94,8 @@ def test_an_adapter_is_merged_and_the_base_takes_adapters_still(tmp_path):
     export(base, tmp_path / "out")
     adapted = flowdiff.load(tmp_path / "out", adapters=[{"run": str(lora)}])
     assert torch.equal(flowdiff.sample(adapted, 3), wanted)
+    further = Engine.of(settings(*TINY, "adapter=lora", f"adapter.run={tmp_path / 'out'}", "adapter.rank=2"))
+    assert further.base == Engine.of(RunFolder(lora).config()).base
     same_elsewhere(lora, tmp_path / "merged", base)
 
 
