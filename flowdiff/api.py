@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,10 @@ from flowdiff.diffusion.samplers.clipping import Clip
 from flowdiff.errors import ConfigurationError, nearest
 from flowdiff.evaluation.restoration.restore import Restoration
 from flowdiff.evaluation.restoration.restore import restore as restore_samples
+from flowdiff.export.hub import located
 from flowdiff.registry import completed, create
-from flowdiff.training.assembly import guide_by, load
+from flowdiff.training import assembly
+from flowdiff.training.assembly import guide_by
 
 if TYPE_CHECKING:
     from flowdiff.training.engine import Engine
@@ -44,6 +47,31 @@ def build(*overrides: str) -> Engine:
     composed = config.compose(overrides)
     config.check(composed, overrides)
     return Engine.of(config.resolved(composed))
+
+
+def load(
+    run: str | Path,
+    device: torch.device | str = "cpu",
+    moved: Mapping[str, Any] | None = None,
+    adapters: Sequence[Mapping[str, Any]] = (),
+) -> ConditionedDenoiser:
+    """The trained model of a run with its averaged weights, in eval mode.
+
+    The changes of an adapter are added to the weights of its base, W = W₀ + ΔW, and those of several adapters too,
+    W = W₀ + Σ wᵢ·ΔWᵢ.
+
+    Args:
+        run: a run folder, a folder that `flowdiff export` wrote, or such a folder on the Hugging Face hub:
+            "hub:user/name", behind which @ and a revision may stand.
+        device: where to put the model.
+        moved: paths that are not where the run recorded them, e.g. {"first_stage.run": "vae", "dataset.path": "data"}.
+        adapters: adapters of this run with their weights, [{"run": folder, "weight": 0.7}, …]; a folder is that of a
+            run, or of files of peft; without a weight it is 1.
+
+    Raises:
+        RunError: there is no trained model, or it cannot be downloaded.
+    """
+    return assembly.load(located(run), device, moved, adapters)
 
 
 def sample(

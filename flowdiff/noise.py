@@ -41,8 +41,10 @@ def randn(
         return torch.randn(shape, generator=generator, device=source, dtype=dtype).to(device)
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators were given for a batch of {shape[0]}: give one per sample.")
-    rows = [torch.randn(shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]
-    return torch.stack(rows).to(device)
+    drawn = torch.empty(shape, device=generator[0].device if generator else device, dtype=dtype)
+    for row, own in zip(drawn.unbind(), generator, strict=True):
+        row.normal_(generator=own)  # the numbers of torch.randn, without a copy of them
+    return drawn.to(device)
 
 
 def randn_like(x: Tensor, generator: Generators = None) -> Tensor:

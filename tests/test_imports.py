@@ -28,8 +28,10 @@ ROOMS = [
     "evaluation.prompts",
     *("evaluation.metrics", "evaluation.evaluate"),
     *("evaluation.restoration", "evaluation.image_start"),
-    *("training.optimizers", "training.accelerators", "training.assembly", "training.divergence", "training.engine"),
+    *("training.averages", "training.optimizers", "training.accelerators", "training.weights"),
+    *("training.assembly", "training.posthoc", "training.divergence", "training.engine"),
     *("training.checkpoint", "training.threads", "training.trainer", "training.callbacks", "training.run"),
+    "export",
     *("launch", "report", "testing"),
     *("api", "cli", "__main__", ""),
 ]

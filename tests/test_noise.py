@@ -15,6 +15,17 @@ def test_a_sample_is_the_same_in_every_batch():
     assert torch.equal(whole, parts)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (15,), (16,), (3, 5, 7), (2, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_numbers_of_a_seed_are_those_of_torch(shape, dtype):
+    """Samples of a seed stay what they were: each is what torch.randn draws with its generator, draw after draw."""
+    ours, theirs = generators(7, range(4)), generators(7, range(4))
+    for _ in range(2):
+        expected = torch.stack([torch.randn(shape, generator=g, dtype=dtype) for g in theirs])
+        assert torch.equal(randn((4, *shape), ours, dtype=dtype), expected)
+    assert randn((0, 3), []).shape == (0, 3)
+
+
 def test_seeds_and_indices_differ():
     draws = torch.stack([randn((1, 50), generators(s, [i]))[0] for s in range(5) for i in range(5)])
     correlation = torch.corrcoef(draws) - torch.eye(25)

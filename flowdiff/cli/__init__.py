@@ -1,4 +1,4 @@
-"""The command line: `flowdiff train|sample|report|status|cancel|sync|adapter …`.
+"""The command line: `flowdiff train|sample|report|status|cancel|sync|adapter|export|push|ema|data …`.
 
 `flowdiff train` and `flowdiff sample` are the same as train.py and sample.py. A user's mistake ends as one sentence on
 stderr and exit status 2; HYDRA_FULL_ERROR=1 shows the traceback.
@@ -13,7 +13,7 @@ from flowdiff.cli.sentences import any_text_can_be_printed, errors_in_sentences
 from flowdiff.errors import nearest
 
 HYDRA_COMMANDS = ("train", "sample")
-PLAIN_COMMANDS = ("report", "status", "cancel", "sync", "adapter")
+PLAIN_COMMANDS = ("report", "status", "cancel", "sync", "adapter", "export", "push", "ema", "data")
 
 
 def main() -> None:

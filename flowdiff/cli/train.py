@@ -41,6 +41,11 @@ def main() -> None:
         resumed = config.setting(arguments, "resume")
         if resumed is not None:
             folder = RunFolder.open(resumed)  # an error before Hydra writes train.log into the folder
+            if folder.exported() is not None:
+                raise RunError(
+                    f"resume={resumed} was exported, without the state of its training: resume the run itself, or "
+                    f"train its model further by adapter=full adapter.run={resumed}."
+                )
             arguments, moved = config.without(arguments, MOVABLE)
             if not folder.is_complete:
                 config.check_run(folder, moved)

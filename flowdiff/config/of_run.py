@@ -54,6 +54,13 @@ def _completed(folder: RunFolder, given: Mapping[str, Any]) -> tuple[dict[str, A
     """What `of_run` returns, and the keys that get today's defaults."""
     settings = folder.config()
     moved = dict(given)
+    exported = folder.exported()
+    if exported is not None and exported.plugins and "plugins" not in moved:
+        named = ", ".join(str(folder.path / path) for path in exported.plugins)
+        raise RunError(
+            f"{folder.path} uses components of {named}, and code of an exported folder runs only if you ask for it: "
+            "read it, then give plugins=[…] on the command line, or moved={'plugins': […]} to flowdiff.load."
+        )
     if "plugins" in moved:
         settings["plugins"] = [str(Path(str(path)).expanduser().resolve()) for path in moved.pop("plugins") or []]
     base = plain_node(OmegaConf.load(CONF / "config.yaml"), resolve=False)

@@ -10,10 +10,11 @@ these weights would give nearly all of the loss to the smallest σ, so loss=nll 
 from abc import ABC, abstractmethod
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat
-from torch import Tensor
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
 
-from flowdiff.registry import register
+from flowdiff.errors import ConfigurationError
+from flowdiff.registry import create, register
 
 
 class Weighting(ABC):
@@ -32,6 +33,10 @@ class Weighting(ABC):
             sigma: noise levels, (B,), > 0, in data units.
             sigma_data: root mean square of the data, a scalar.
         """
+
+    def offset(self, sigma: Tensor) -> Tensor:
+        """What is added to the weighted loss, like sigma: 0, unless the weights are learned."""
+        return torch.zeros_like(sigma)
 
 
 @register("weighting", "edm")
@@ -174,3 +179,46 @@ class NoiseShare(Weighting):
 
     def __call__(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
         return sigma / (sigma**2 + sigma_data**2) ** 0.5
+
+
+@register("weighting", "uncertainty")
+class Uncertainty(nn.Module, Weighting):
+    """Another weighting, divided by the loss that is to be expected at each noise level, which is learned.
+
+    loss = w(σ)·e^{−u(σ)}·‖D − x0‖² + u(σ),  u = ⟨v, √2·cos(ω·¼ln σ + φ)⟩/√K
+
+    For a given model it is smallest where e^u is the mean of the weighted error at σ; then every noise level
+    contributes the same gradient. u = 0 at the start. Random frequencies ω ~ N(0, 4π²) and phases φ are fixed, v is
+    trained with the model, and only the checkpoints of the run hold it.
+
+    Args:
+        base: the name of the other weighting, with the settings of its YAML file.
+        features: K ≥ 1.
+
+    Raises:
+        ConfigurationError: base is this weighting itself, or there is none of that name.
+
+    Source: Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, Analyzing and improving the training dynamics of diffusion
+    models, 2024, equations 14 and 15; Kendall, Gal, Cipolla, Multi-task learning using uncertainty, 2018.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, *, base: str, features: PositiveInt):
+        super().__init__()
+        if base == "uncertainty":
+            raise ConfigurationError("weighting.base=uncertainty names itself: give the weighting that it divides.")
+        self.base: Weighting = create("weighting", base)
+        fixed = torch.Generator().manual_seed(0)
+        self.register_buffer("frequencies", 2 * torch.pi * torch.randn(features, generator=fixed))
+        self.register_buffer("phases", 2 * torch.pi * torch.rand(features, generator=fixed))
+        self.v = nn.Parameter(torch.zeros(features))
+
+    def forward(self, sigma: Tensor, sigma_data: Tensor | float) -> Tensor:
+        return self.base(sigma, sigma_data) * torch.exp(-self.offset(sigma))
+
+    def offset(self, sigma: Tensor) -> Tensor:
+        """u(σ), like sigma."""
+        phase = sigma.log()[:, None] / 4 * self.frequencies.to(sigma) + self.phases.to(sigma)
+        return (2 / len(self.v)) ** 0.5 * phase.cos() @ self.v.to(sigma)

@@ -137,8 +137,8 @@ def evaluate(
     """
     metrics.check(denoiser)
     folder.check_evaluations()
-    checkpoint = folder.checkpoint
-    known = str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns, json.dumps(request.settings["metrics"])
+    weights = folder.weights_file
+    known = str(weights.resolve()), weights.stat().st_mtime_ns, json.dumps(request.settings["metrics"])
     if known not in _of_model:  # no way of sampling changes the model: a sweep measures it once
         health = metrics.health(denoiser)
         _of_model[known] = metrics.densities(denoiser, run_seed) | health.numbers()

@@ -21,7 +21,7 @@ NOT_IDENTITY_KEYS = {
     "conditioner": ("cache_dir",),
     "metrics": ("cache_dir",),
     "trainer": ("profiler", "benchmark"),
-    "accelerator": ("name", "kind", "strategy", "compile"),  # but precision and the number of devices count
+    "accelerator": ("name", "kind", "strategy", "compile", "channels_last"),  # but precision and devices count
 }
 # Paths of what a run reads, and folders of what it keeps to save time.
 INPUTS = (

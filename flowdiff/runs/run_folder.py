@@ -16,6 +16,7 @@ import yaml
 
 from flowdiff.errors import RunError
 from flowdiff.runs import records
+from flowdiff.runs.exported import EXPORT, Exported, exported
 from flowdiff.runs.files import as_unicode, file_lock, write_whole
 from flowdiff.runs.health import Health
 from flowdiff.runs.ownership import LOCK_FILE
@@ -28,6 +29,7 @@ WRITTEN = (
     *("metrics.csv", "evaluations.csv", "result.json", "failed.json", "pruned.json", ".evaluations.lock"),
     *("health.json", "denoising.png"),
     *("samples.png", "trajectory.png", "loss_curve.png", "interpolation.png", "reconstructions.png"),
+    *("ema/*", "ema.csv"),
     *("clip/*", "checkpoints/last.ckpt", "checkpoints/last.tmp", "levels_of_step_*.json", "fit-profile*.txt"),
     *("samples/*/samples.npz", "samples/*/samples.png", "samples/*/comparison.png"),
     *("samples/*/restored.png", "samples/*/restored.npz", "samples/*/restored.json"),
@@ -74,6 +76,7 @@ class RunFolder:
         self.interpolation = self.path / "interpolation.png"
         self.reconstructions = self.path / "reconstructions.png"
         self.denoising = self.path / "denoising.png"
+        self.averages = self.path / "ema"  # snapshots of averages of the weights
         self.clip = self.path / "clip"  # the model that network=clip has trained, as transformers reads it
         self.pictures = (
             *(self.samples, self.trajectory, self.loss_curve, self.interpolation, self.reconstructions),
@@ -102,10 +105,21 @@ class RunFolder:
             return False
         return True
 
+    @property
+    def weights_file(self) -> Path:
+        """The file that changes when the weights do: last.ckpt, or export.json of an exported folder."""
+        return self.checkpoint if self.checkpoint.is_file() else self.path / EXPORT
+
+    def exported(self) -> Exported | None:
+        """What the folder holds in place of a checkpoint if it was exported; None for a run folder."""
+        return exported(self.path)
+
     def config(self) -> dict[str, Any]:
         """The resolved config of the run; RunError if it cannot be read."""
         try:
-            return records.read_config(self.config_file)
+            config = records.read_config(self.config_file)
+            parts = self.exported()
+            return config if parts is None else parts.located(config, self.path)
         except records.Foreign as error:
             raise RunError(
                 f"{self.path} is not a run of flowdiff, its config.yaml is of another program ({error}): give the "
@@ -136,7 +150,7 @@ class RunFolder:
     def write_config(self, config: dict[str, Any]) -> None:
         """Make the folder and write config.yaml."""
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.config_file, yaml.safe_dump(as_unicode(config), sort_keys=False, allow_unicode=True))
+        write_whole(self.config_file, config_text(config))
 
     def write_label(self, label: Label) -> None:
         """Make the folder and write run.json."""
@@ -291,6 +305,11 @@ class RunFolder:
             raise RunError(
                 f"{self.evaluations} cannot be read ({error}): move it elsewhere, and a new one is begun."
             ) from error
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """What config.yaml holds."""
+    return yaml.safe_dump(as_unicode(config), sort_keys=False, allow_unicode=True)
 
 
 def clip_of(name: str) -> str:

@@ -26,7 +26,6 @@ from flowdiff.diffusion.model import ConditionedDenoiser, Sampling, check_traine
 from flowdiff.diffusion.samplers.clipping import DataRange
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
-from flowdiff.digests import weight_hash
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
@@ -42,6 +41,7 @@ from flowdiff.runs.run_folder import RunFolder, clip_of
 from flowdiff.shapes import times
 from flowdiff.training.accelerators import Accelerator
 from flowdiff.training.optimizers import Optimizer
+from flowdiff.training.weights import trained_weights
 
 Node = Mapping[str, Any]  # a config node: `name` and settings
 Load = Callable[[str], ConditionedDenoiser]
@@ -126,6 +126,8 @@ def assemble(config: Node) -> ModelParts:
         # By default cuDNN rounds the factors of a float32 convolution to 10 bits (TF32). A score would be off by up to
         # 3 %, and an inverse by 0.1; the gradients of other networks bear it, and their convolutions stay as fast.
         torch.backends.cudnn.allow_tf32 = False
+    if config["accelerator"]["channels_last"]:
+        network.to(memory_format=torch.channels_last)
     if config["accelerator"]["compile"]:
         _compile(network)
     if runtime["flow"] is not None and loss.differentiates_score:
@@ -179,10 +181,12 @@ def assemble_run(config: Node) -> RunParts:
     parts.denoiser.sampling.guide(parts.denoiser)  # it may read another run, and refuse it
     metrics = create("metrics", config["metrics"], data=parts.data)
     metrics.check(parts.denoiser)
+    accelerator: Accelerator = create("accelerator", config["accelerator"])
+    accelerator.set_tf32()  # last: the models of other runs, which are loaded on the way, set it too
     return RunParts(
         **{field.name: getattr(parts, field.name) for field in fields(parts)},
         metrics=metrics,
-        accelerator=create("accelerator", config["accelerator"]),
+        accelerator=accelerator,
         tracker=create("logger", config["logger"]),
         trainer=dict(config["trainer"]),
         seed=config["seed"],
@@ -197,7 +201,7 @@ def _adapt(model: ConditionedDenoiser, adapter: Adapter, run: str) -> Base:
             "run with first_stage.train=false."
         )
     try:
-        parts, base = _trained(run)
+        parts, base = load_merged(run)
     except RunError as error:
         raise RunError(f"adapter.run={run} cannot be adapted: {error}") from error
     theirs = parts.denoiser
@@ -250,7 +254,7 @@ def load_parts(
             f"device={device} needs a GPU that torch can use, and there are {torch.cuda.device_count()} here: set "
             "device=cpu or device=auto."
         )
-    parts, base = _trained(run, moved)
+    parts, base = load_merged(run, moved)
     found = [(_changes(one["run"], parts.denoiser, base, run), one.get("weight", 1.0)) for one in adapters]
     for changes_of_one, weight in found:  # after all are read: files of peft hold W₀ + ΔW of some weights
         add(parts.denoiser, changes_of_one, weight)
@@ -275,7 +279,7 @@ def _changes(folder: str, model: ConditionedDenoiser, base: Base, run: str | Pat
     return changes(parts.denoiser)
 
 
-def _trained(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
+def load_merged(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
     """The parts of a run with its trained model, merged with its adapter, and how an adapter of it names it."""
     parts, base = load_unmerged(run, moved)
     merge(parts.denoiser)
@@ -287,30 +291,25 @@ def load_unmerged(run: str | Path, moved: Mapping[str, Any] | None = None) -> tu
     """The parts of a run with its trained model, whose weights and their changes by an adapter are apart."""
     folder = RunFolder.open(run)
     parts = assemble(configs.of_run(folder, moved))
-    if not folder.checkpoint.is_file():
-        raise RunError(f"run={run} has no checkpoint {folder.checkpoint.name} yet: let it train first.")
     try:
-        checkpoint = torch.load(folder.checkpoint, map_location="cpu", weights_only=True)
-        check_base(parts.base, checkpoint, folder)
-        weights = {key.removeprefix("denoiser."): value for key, value in checkpoint["state_dict"].items()}
-        parts.denoiser.load_state_dict(weights)
-        parts.denoiser.levels_file = folder.path / f"levels_of_step_{checkpoint['global_step']}.json"
+        weights = trained_weights(folder)
+        check_base(parts.base, weights.adapter_base, folder)
+        parts.denoiser.load_state_dict(weights.state)
+        parts.denoiser.levels_file = weights.levels
     except RunError:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(":")
+        held = f"{folder.path} holds no weights" if folder.exported() else f"{folder.checkpoint} is not a checkpoint"
         raise RunError(
-            f"{folder.checkpoint} is not a checkpoint of this run's configuration ({reason}): give the folder of a "
-            "run made by this version of flowdiff."
+            f"{held} of this run's configuration ({reason}): give the folder of a run made by this version of flowdiff."
         ) from error
     parts.denoiser.eval().requires_grad_(False)
-    hashed = {key: value for key, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)}
-    return parts, Base(id_of_folder(folder) or "", weight_hash(hashed))
+    return parts, Base(id_of_folder(folder) or "", weights.hash)
 
 
-def check_base(base: Base | None, checkpoint: Mapping[str, Any], folder: RunFolder) -> None:
-    """Raise RunError if the checkpoint of an adapter belongs to another base than the run has found."""
-    trained_on = checkpoint.get("adapter_base")
+def check_base(base: Base | None, trained_on: Mapping[str, str] | None, folder: RunFolder) -> None:
+    """Raise RunError if the checkpoint of an adapter belongs to another base, `trained_on`, than the run has found."""
     if base is not None and trained_on is not None and trained_on["weights"] != base.weights:
         raise RunError(
             f"{folder.checkpoint} is an adapter of run {trained_on['run_id']} with other weights than those of the run "

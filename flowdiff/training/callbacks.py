@@ -1,19 +1,26 @@
-"""Callbacks of a training: stopwatch, number of CPU threads, progress bar, and evaluation at every validation."""
+"""Callbacks of a training: stopwatch, number of CPU threads, averages, progress bar, evaluation at every validation."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.progress import Progress
+from safetensors.torch import save_file
+from torch import Tensor
 
 from flowdiff.evaluation.pictures.drawing import PICTURE_SEED, draw_reconstructions, draw_samples
 from flowdiff.loggers.base import Tracker
 from flowdiff.progress import bar
+from flowdiff.runs.files import whole
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training.assembly import RunParts
+from flowdiff.training.averages import Power, Profile, Snapshot, snapshot_name
 from flowdiff.training.threads import Threads
 
 REFRESH = 20  # steps between two updates of the bar: reading the loss makes a GPU wait
@@ -66,6 +73,61 @@ class ThreadAdaptation(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.threads.adapt()
+
+
+class TrackedAverages(Callback):
+    """Further averages of the trained weights, of which those of a power function are kept now and then.
+
+    A checkpoint holds them all. It must come before the callback that writes the checkpoints.
+
+    Args:
+        profiles: what is averaged, each with a name of its own.
+        folder: where the snapshots are written.
+        every: optimiser steps between two snapshots, ≥ 1.
+    """
+
+    def __init__(self, profiles: Sequence[Profile], folder: Path, every: int):
+        self.profiles = profiles
+        self.folder = folder
+        self.every = every
+        self._step = 0
+        self._averages: dict[str, dict[str, Tensor]] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        for average in self._averages.values():  # of a checkpoint, which is read on the CPU
+            average.update({name: value.to(module.device) for name, value in average.items()})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._step:
+            return  # gradients are accumulating
+        self._step = step
+        weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        for profile in self.profiles:
+            average = self._averages.get(profile.name)
+            if average is None:
+                self._averages[profile.name] = {name: value.clone() for name, value in weights.items()}
+            else:
+                torch._foreach_lerp_([*average.values()], [weights[name] for name in average], 1 - profile.beta(step))
+        if (step % self.every == 0 or step == trainer.max_steps) and trainer.is_global_zero:
+            self._keep(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "averages": self._averages}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._step, self._averages = state_dict["step"], state_dict["averages"]
+
+    def _keep(self, step: int) -> None:
+        """Write the power averages of a step."""
+        self.folder.mkdir(exist_ok=True)
+        for profile in self.profiles:
+            if isinstance(profile, Power):
+                values = {name: value.cpu().contiguous() for name, value in self._averages[profile.name].items()}
+                with whole(self.folder / snapshot_name(Snapshot(profile.sigma_rel, step))) as path:
+                    save_file(values, path)
 
 
 class TrainingBar(Callback):

@@ -65,6 +65,7 @@ class Engine(LightningModule):
         super().__init__()
         self.denoiser = parts.denoiser
         self.loss = parts.loss
+        self.learned = parts.loss.learned
         self.sigma_sampler = parts.sigma_sampler
         self.optimizer = parts.optimizer
         self.data = parts.data
@@ -93,8 +94,8 @@ class Engine(LightningModule):
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        """Number of trainable parameters of the model."""
+        return sum(p.numel() for p in self.denoiser.parameters() if p.requires_grad)
 
     @torch.no_grad()
     def measure(self) -> float:

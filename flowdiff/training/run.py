@@ -39,7 +39,14 @@ from flowdiff.runs.signals import EXIT_STOPPED, handlers_restored
 from flowdiff.runs.undefined import explained, written
 from flowdiff.shapes import times
 from flowdiff.training.assembly import RunParts, assemble_run, check_base
-from flowdiff.training.callbacks import PeriodicEvaluation, Stopwatch, ThreadAdaptation, TrainingBar
+from flowdiff.training.averages import profiles
+from flowdiff.training.callbacks import (
+    PeriodicEvaluation,
+    Stopwatch,
+    ThreadAdaptation,
+    TrackedAverages,
+    TrainingBar,
+)
 from flowdiff.training.engine import Engine
 from flowdiff.training.threads import Threads, threads_for
 from flowdiff.training.trainer import device_name, lightning_errors, make_trainer, resume_command, without_advice
@@ -115,7 +122,10 @@ def train(
     with _tracked(run, config, label) as loggers:
         _begin(run, config, label)
         clock = Stopwatch()
-        callbacks = [clock, TrainingBar(), PeriodicEvaluation(run.parts, folder, run.parts.tracker)]
+        callbacks: list[Callback] = [clock, TrainingBar(), PeriodicEvaluation(run.parts, folder, run.parts.tracker)]
+        if tracked := profiles(run.parts.optimizer.ema):
+            every = max(1, config["trainer"]["max_steps"] // run.parts.optimizer.ema.snapshots)
+            callbacks.append(TrackedAverages(tracked, folder.averages, every))
         trainer = fit(run, loggers, [*callbacks, *more_callbacks(folder, run_id)])
         if not trainer.is_global_zero:
             return {}
@@ -343,7 +353,7 @@ def _resumable(folder: RunFolder, engine: Engine) -> dict[str, Any] | None:
         missing = {"global_step", "state_dict", "callbacks", "loops", "optimizer_states"} - checkpoint.keys()
         if missing:
             raise RuntimeError(f"it has no {', '.join(sorted(missing))}")
-        check_base(engine.base, checkpoint, folder)
+        check_base(engine.base, checkpoint.get("adapter_base"), folder)
         engine.load_state_dict(checkpoint["state_dict"])
     except (RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).replace('"', "").split()).rstrip(". ")

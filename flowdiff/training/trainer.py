@@ -32,6 +32,7 @@ from flowdiff.errors import ConfigurationError, FlowdiffError
 from flowdiff.runs.processes import place
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.training.assembly import RunParts
+from flowdiff.training.averages import ramped
 from flowdiff.training.checkpoint import ResumableCheckpoint
 from flowdiff.training.threads import Threads
 
@@ -61,7 +62,9 @@ def make_trainer(
         )
     arguments = dict(parts.trainer)
     decay = parts.optimizer.ema_decay
-    average = [WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))] if decay else []
+    rampup = parts.optimizer.ema.rampup
+    averaging = ramped(decay, rampup) if rampup else get_ema_multi_avg_fn(decay)
+    average = [WeightAveraging(use_buffers=False, multi_avg_fn=averaging)] if decay else []
     if arguments["profiler"] in PROFILERS:  # given by name, Lightning's profiler would write to a logger we silence
         arguments["profiler"] = PROFILERS[arguments["profiler"]](folder.path, "profile")
     every = arguments["val_check_interval"]

@@ -9,7 +9,7 @@ SIGMA_DATA = torch.tensor(0.7, dtype=torch.float64)
 
 # at σ = 2, sigma_data = 3/2; gamma = 5 for min_snr and 4 for soft_min_snr
 AT_TWO = {"edm": 25 / 36, "eps": 0.25, "v": 1.25, "unit": 1.0, "min_snr": 0.25, "soft_min_snr": 1 / 4.25}
-AT_TWO |= {"sigma": 2.0, "noise_share": 0.8, "flow_matching": 2.25}
+AT_TWO |= {"sigma": 2.0, "noise_share": 0.8, "flow_matching": 2.25, "uncertainty": 25 / 36}
 
 
 @pytest.mark.parametrize("name", registry.names("weighting"))
@@ -79,3 +79,30 @@ def test_soft_min_snr_equals_k_diffusion_at_gamma_one_over_variance():
 def test_gamma_has_to_be_positive(name):
     with pytest.raises(registry.ConfigurationError, match="gamma"):
         registry.create("weighting", name, gamma=0.0)
+
+
+def test_the_uncertainty_learns_the_mean_loss_of_every_noise_level():
+    """With u = ln of it the weighted loss is 1 everywhere, and no other u has a smaller loss on average."""
+    weighting = registry.create("weighting", "uncertainty", base="unit", features=64)
+    levels = torch.logspace(-2, 1, 64)
+    error = levels.square() / (1 + levels.square())
+    optimizer = torch.optim.LBFGS(weighting.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = (weighting(levels, SIGMA_DATA.float()) * error + weighting.offset(levels)).mean()
+        value.backward()
+        return value
+
+    before = loss().item()
+    optimizer.step(loss)
+    assert loss().item() == pytest.approx(1 + error.log().mean().item(), abs=1e-3)  # of u = ln error
+    assert before == pytest.approx(error.mean().item())  # u = 0 at the start
+    torch.testing.assert_close(weighting.offset(levels), error.log(), atol=0.05, rtol=0)
+
+
+def test_an_uncertainty_does_not_divide_itself():
+    with pytest.raises(registry.ConfigurationError, match="names itself"):
+        registry.create("weighting", "uncertainty", base="uncertainty")
+    with pytest.raises(registry.ConfigurationError, match="did you mean 'unit'"):
+        registry.create("weighting", "uncertainty", base="unti")

@@ -72,6 +72,12 @@ def run(program: str, *arguments: str) -> None:
     if program == "torchrun":
         at = arguments.index("sample.py")
         run("python", *arguments[at:])
+    elif program == "sbatch":
+        run(*words(arguments[-1]))  # behind --wrap
+    elif program in ("apptainer", "docker"):
+        if arguments[0] == "run":
+            at = next(i for i, word in enumerate(arguments) if word in ("flowdiff", "flowdiff.sif"))
+            run("flowdiff", *arguments[at + 1 :])
     elif program == "python" and arguments[0] in ("train.py", "sample.py"):
         run("flowdiff", arguments[0].removesuffix(".py"), *arguments[1:])
     elif program == "python":

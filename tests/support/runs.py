@@ -4,10 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from flowdiff import config
 from flowdiff.runs import identity
-from flowdiff.runs.run_folder import RunFolder
+from flowdiff.runs.run_folder import Label, RunFolder
+from flowdiff.testing.inputs import perturb
 from flowdiff.training import run as training
+from flowdiff.training.engine import Engine
 
 CHEAP = "flow=linear_activation"  # trains in half of the time that the default flow takes
 # Toy data needs no feature extractor, and everything is small: a run takes a second or two.
@@ -79,3 +83,19 @@ def train(folder: Path, *overrides: str) -> dict:
     return training.train(
         config_, RunFolder(folder), name=identity.run_name(overrides), run_id=run_id, sweep=None, overrides=overrides
     )
+
+
+def untrained(path: Path, *overrides: str) -> Path:
+    """A complete run whose model has random weights, as if it were trained."""
+    folder = RunFolder(path)
+    folder.write_config(settings(*overrides))
+    folder.write_label(Label("1a2b3c4d", " ".join(overrides), None, overrides))
+    engine = Engine.of(folder.config())
+    engine.measure()
+    perturb(engine.denoiser, 0.1)
+    torch.save({"state_dict": engine.state_dict(), "global_step": 7}, folder.checkpoint)
+    about = {"parameters": engine.num_parameters, "steps": 7, "seconds": {"train": 2.0}, "device": "cpu"}
+    metrics = {"test_loss": 0.25, "bpd": float("nan")}
+    named = {"run_id": "1a2b3c4d", "name": "mine", "overrides": list(overrides)}
+    folder.write_result({**named, "metrics": metrics, **about})
+    return folder.path

@@ -8,6 +8,8 @@ from flow_cases import perturb
 from runs import settings
 
 from flowdiff.noise import step_generator
+from flowdiff.registry import create
+from flowdiff.runs.identity import run_id
 from flowdiff.training.engine import Engine
 
 VECTORS = ["flow=realnvp", "flow.n_flows=2", "flow.hidden=16"]
@@ -34,6 +36,38 @@ def test_the_convolutions_of_a_density_are_not_rounded_to_tf32(run, tf32, monkey
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
     Engine.of(settings("logger=csv", *run))
     assert torch.backends.cudnn.allow_tf32 is tf32
+
+
+def test_tf32_is_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    given = settings("logger=csv", "accelerator=cpu")["accelerator"]
+    for tf32, precision in ((True, "high"), (False, "highest")):
+        try:
+            create("accelerator", {**given, "tf32": tf32}).set_tf32()
+            assert torch.backends.cudnn.allow_tf32 is tf32
+            assert torch.get_float32_matmul_precision() == precision
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    plain = settings("logger=csv")
+    older = {key: value for key, value in plain["accelerator"].items() if key not in ("tf32", "channels_last")}
+    assert run_id({**plain, "accelerator": older}) == run_id(plain)
+    assert run_id(settings("logger=csv", "accelerator.tf32=true")) != run_id(plain)
+    assert run_id(settings("logger=csv", "accelerator.channels_last=true")) == run_id(plain)
+
+
+@pytest.mark.slow
+def test_channels_last_changes_the_layout_and_no_number():
+    small = ["network=unet", "scaling=edm", "network.channels=[8,16]", "network.norm_groups=4"]
+    small += ["logger=csv", "accelerator=cpu", "network.attention=[false,true]"]
+    plain, other = (Engine.of(settings(*small, *more)) for more in ([], ["accelerator.channels_last=true"]))
+    perturb(plain.denoiser, 0.1)
+    other.load_state_dict(plain.state_dict())
+    weight = other.denoiser.network.unet.down_blocks[0].resnets[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    x, sigma = torch.linspace(-1, 1, 128).view(2, 1, 8, 8), torch.ones(2)
+    cond = plain.conditioner.null(2)
+    # sums in another order
+    torch.testing.assert_close(plain.denoiser(x, sigma, cond), other.denoiser(x, sigma, cond), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

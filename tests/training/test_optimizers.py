@@ -63,3 +63,14 @@ def test_constant(name):
 
 def test_no_warmup():
     assert rates("adam", "constant", warmup=0)[0][0] == 2.0
+
+
+@pytest.mark.parametrize("name", registry.names("optimizer"))
+def test_inverse_square_root(name):
+    seen, last = rates(name, "inverse_sqrt", warmup=0, t_ref=25)
+    assert seen[:25] == [2.0] * 25
+    assert seen[99] == pytest.approx(1.0)  # √(25/100)
+    assert last == pytest.approx(2.0 * math.sqrt(25 / 101))
+    assert rates(name, "inverse_sqrt", steps=200, t_ref=25)[0][:100] == rates(name, "inverse_sqrt", t_ref=25)[0]
+    with pytest.raises(ConfigurationError, match="lr_schedule=inverse_sqrt is none"):
+        registry.create("optimizer", name, lr_schedule="inverse_sqrt", final_lr=1e-4)

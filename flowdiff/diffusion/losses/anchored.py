@@ -30,6 +30,7 @@ class Anchored(Loss):
 
     def __init__(self, loss: Loss, weight: float, steps: int | None):
         self.loss = loss
+        self.learned = loss.learned
         self.weight = weight
         self.steps = steps
         self.gradient = loss.gradient

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.weightings import Weighting
@@ -39,6 +39,7 @@ class Loss(ABC):
     """A training objective: loss(denoiser, x0, sigma, noise, cond) → LossOutput.
 
     differentiates_score: whether its gradient goes through the score, a second derivative of log p.
+    learned: what is trained besides the model, which is in the run's checkpoints and in no model; None for nothing.
     gradient: how the score of a flow is differentiated, for losses that do so.
     fokker_planck: weight λ ≥ 0 of the squared residual of the Fokker–Planck equation; assembly adds it to the loss.
     fokker_planck_share: part of the batch that the residual is computed for, in (0, 1].
@@ -46,6 +47,7 @@ class Loss(ABC):
     """
 
     differentiates_score: bool = True
+    learned: nn.Module | None = None
     gradient: Gradient = "double_backward"
     fokker_planck: float = 0.0
     fokker_planck_share: float = 0.25

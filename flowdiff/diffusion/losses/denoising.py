@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.losses.base import OF_THE_SCORE, PAIRING_IS_NOT_TWEEDIE, Loss, LossOutput, Share
@@ -64,6 +64,7 @@ class Denoising(Loss):
                 "Fokker–Planck equation is that of noise N(0, σ²I); set one of them to 0."
             )
         self.weighting = weighting
+        self.learned = weighting if isinstance(weighting, nn.Module) else None
         self.gradient = gradient
         self.fokker_planck = fokker_planck
         self.fokker_planck_share = fokker_planck_share
@@ -77,7 +78,7 @@ class Denoising(Loss):
     ) -> LossOutput:
         D = denoiser(x0 + append_dims(sigma, x0.ndim) * noise, sigma, cond)
         weight = self.weighting(sigma, denoiser.sigma_data)
-        return LossOutput(weight * mean_except_batch(self.distance(D - x0)))
+        return LossOutput(weight * mean_except_batch(self.distance(D - x0)) + self.weighting.offset(sigma))
 
     def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
         noise = randn_like(x0, generator)

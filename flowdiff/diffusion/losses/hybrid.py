@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.losses.base import NEEDS_DENSITY, OF_THE_SCORE, Loss, LossOutput, Share
@@ -40,6 +40,7 @@ class Hybrid(Loss):
         fokker_planck_every: PositiveInt,
     ):
         self.weighting = weighting
+        self.learned = weighting if isinstance(weighting, nn.Module) else None
         self.gradient = gradient
         self.fokker_planck = fokker_planck
         self.fokker_planck_share = fokker_planck_share
@@ -51,6 +52,7 @@ class Hybrid(Loss):
     ) -> LossOutput:
         x = x0 + append_dims(sigma, x0.ndim) * noise
         log_prob, D = denoiser.log_prob_and_denoised(x, sigma, cond)
-        denoising = self.weighting(sigma, denoiser.sigma_data) * mean_except_batch((D - x0).square())
+        weighted = self.weighting(sigma, denoiser.sigma_data) * mean_except_batch((D - x0).square())
+        denoising = weighted + self.weighting.offset(sigma)
         nll = -log_prob / x0[0].numel()
         return LossOutput(denoising + self.nll_weight * nll, {"denoising": denoising, "nll": nll})

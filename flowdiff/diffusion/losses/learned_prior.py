@@ -34,6 +34,7 @@ class LearnedPrior(Loss):
 
     def __init__(self, loss: Loss, first_stage: AutoencoderStage, sigma_min: float):
         self.loss = loss
+        self.learned = loss.learned
         self.first_stage = first_stage
         self.sigma_min = sigma_min
 

@@ -53,6 +53,7 @@ class OneDiffusion(Loss):
 
     def __init__(self, loss: Loss, weight: float, share: float, every: int = 1):
         self.loss = loss
+        self.learned = loss.learned
         self.weight = weight
         self.share = share
         self.every = every

@@ -103,6 +103,12 @@ class TextModel(ABC):
         """Free the memory of the weights."""
         self._loaded = None
 
+    def save(self, folder: Path) -> None:
+        """Write the text encoder and its tokenizer into a folder, which `place` can then name."""
+        with quiet():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
     def key(self) -> list[Any]:
         """What the embedding of a text depends on besides the text."""
         names = [type(self).__name__, self.source, self.weights, self._tokenizer_hash()]

@@ -91,6 +91,11 @@ class AutoencoderKLFirstStage(AutoencoderStage):
             self.shift.fill_(vae.config.get("shift_factor") or 0.0)
             self.scale.fill_(vae.config.get("scaling_factor") or 1.0)
 
+    def save(self, folder: Path) -> None:
+        """Write the model into a folder, which `model` can then name."""
+        assert isinstance(self.autoencoder, PretrainedKL)
+        self.autoencoder.vae.save_pretrained(folder)
+
 
 @cache
 def _pretrained(model: str, precision: Precision, tiled: bool) -> AutoencoderKL:
