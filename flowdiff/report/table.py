@@ -32,7 +32,7 @@ QUALITY_PREFIXES = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")
 # detail; every other number in it is a measurement.
 SAMPLING_COLUMNS = (
     *("sampler", "num_steps", "schedule", "guidance", "guidance_scale"),
-    *("start", "sigma_start", "clip", "class_label", "num_samples"),
+    *("start", "sigma_start", "start_run", "clip", "class_label", "num_samples"),
 )
 SAMPLING_PREFIXES = ("sampler_", "schedule_", "guidance_")
 
