@@ -35,7 +35,7 @@ GROUPS = {
     "whitening": "The exact first layer of a score flow, which knows σ in closed form.",
     "scaling": "How the output of a network becomes a denoiser; a score flow takes `score`.",
     "loss": "The training objective. `cross_entropy` is for `network=classifier`, `elbo` for `network=vae`, "
-    "`contrastive` for `network=clip`.",
+    "`contrastive` for `network=clip`. A loss with a setting `run` learns from that run.",
     "weighting": "w(σ) of `loss=denoising`, `loss=hybrid` and `loss=nll`, which takes `unit`, `sigma` and "
     "`noise_share` only.",
     "sigma_sampler": "The noise levels seen in training.",

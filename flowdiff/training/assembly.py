@@ -104,7 +104,8 @@ def assemble(config: Node) -> ModelParts:
     data = create("dataset", config["dataset"])
     conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes, locate=clip_of)
     first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=load)
-    loss = create("loss", config["loss"], weighting=_optional("weighting", config))
+    weighting = _optional("weighting", config)
+    loss: Loss = create("loss", config["loss"], weighting=weighting, load=load, guided=_guided_by)
     runtime: dict[str, Any] = {
         "shape": first_stage.latent_shape,
         "conditioner": conditioner,
@@ -177,6 +178,7 @@ def assemble_run(config: Node) -> RunParts:
     """
     parts = assemble(config)
     parts.denoiser.sampling.guide(parts.denoiser)  # it may read another run, and refuse it
+    parts.loss.check(parts.denoiser)  # it may, too
     metrics = create("metrics", config["metrics"], data=parts.data)
     metrics.check(parts.denoiser)
     return RunParts(
@@ -366,6 +368,11 @@ def _guided(
     )
 
 
+def _guided_by(model: ConditionedDenoiser, node: Node) -> Guidance:
+    """The model in the guidance of settings that may lack some, as a loss asks for its teacher's."""
+    return _guided(model, _whole(node))
+
+
 def _null_of(model: ConditionedDenoiser, negative_prompt: str | None) -> Callable[[int], Conditioning | None] | None:
     """n → the null condition of n samples, or that of the negative prompt; None if the model has none."""
     if negative_prompt is not None:
@@ -377,7 +384,7 @@ def _whole(inner: Node) -> dict[str, Any]:
     """The node of guidance.inner with its missing settings filled in; ConfigurationError if it has no name."""
     if "name" not in inner:
         raise ConfigurationError(
-            f"guidance.inner={dict(inner)} does not name a guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
+            f"guidance={dict(inner)} does not name a guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
         )
     return completed("guidance", inner)
 

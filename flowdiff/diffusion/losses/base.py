@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.other_run import OfData
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
@@ -68,6 +69,10 @@ class Loss(ABC):
     def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
         """The noise that this loss trains with: N(0, I) like x0."""
         return randn_like(x0, generator)
+
+    def check(self, model: OfData) -> None:
+        """Raise ConfigurationError if the loss does not go with the model that it trains; asked before training."""
+        return None
 
     def at(self, step: int) -> Loss:
         """The loss after `step` optimiser steps; most losses do not change."""

@@ -26,7 +26,8 @@ def losses_with(*needs):
 
 
 OTHERS = losses_with(NEEDS_CLASSIFIER, NEEDS_AUTOENCODER, NEEDS_IMAGES_AND_TEXT)
-OF_DENOISERS = [name for name in registry.names("loss") if name not in OTHERS]
+TAUGHT = [name for name in registry.names("loss") if "run" in registry.hyperparameters(registry.resolve("loss", name))]
+OF_DENOISERS = [name for name in registry.names("loss") if name not in (*OTHERS, *TAUGHT)]
 
 
 GAUSSIAN = Gaussian(torch.tensor([0.5, -0.2]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])).network
