@@ -99,8 +99,9 @@ def test_every_option_composes_checks_and_builds(group, name):
     overrides = [f"{group}={name}"]
     if group == "scaling" and name != "score":
         overrides.append("network=mlp")
-    if name == "consistency":
-        overrides = ["network=mlp", *(f"{one}=consistency" for one in ("scaling", "loss", "sampler"))]
+    if name in ("consistency", "scm"):
+        loss = name if group == "loss" else "consistency"
+        overrides = ["network=mlp", f"loss={loss}", "scaling=consistency", "sampler=consistency"]
     if name in ("text", "class_and_text"):
         overrides.append("dataset=captioned_digits")
     if group == "dataset" or name in ("text", "class_and_text"):

@@ -21,6 +21,7 @@ SMALL = [*without_flow(TINY), *QUICK, "network=mlp", "network.width=16", "networ
 CONSISTENCY = ["scaling=consistency", "sampler=consistency", "sampler.num_steps=2"]
 STUDENTS = {
     "consistency_distillation": [*CONSISTENCY, "loss=consistency_distillation", "loss.guidance={name: cfg, scale: 2}"],
+    "scm": [*CONSISTENCY, "loss=scm"],
 }
 
 

@@ -2,50 +2,22 @@
 
 import pytest
 import torch
+from gaussian_consistency import LEVELS, S, gaussian, student, train
 from torch import nn
 
 from flowdiff import registry
-from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.losses.teacher import Teacher
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioners.classes import OneHot
-from flowdiff.models.networks.base import Network
 from flowdiff.testing import oracles
 from flowdiff.testing.models import ScoreOf, model_of
 from flowdiff.training.assembly import guide_by
-
-S = 0.5  # standard deviation of the data
-
-
-def gaussian(dim=4):
-    return model_of(oracles.Gaussian(torch.zeros(dim), S**2 * torch.eye(dim)).network, shape=(dim,), sigma_data=S)
 
 
 def distillation(teacher, **settings):
     guided = lambda model, node: guide_by({**registry.completed("guidance", node)})(model)  # noqa: E731
     runtime = {"load": {"teacher": teacher}.get, "guided": guided}
     return registry.create("loss", "consistency_distillation", **{**runtime, "run": "teacher", **settings})
-
-
-class Net(Network):
-    """An MLP of x, ¼ ln σ and the condition's vector, and a linear map of x; any consistency function of the tests."""
-
-    def __init__(self, dim, cond_dim=0, width=64):
-        super().__init__()
-        self.g = nn.Sequential(nn.Linear(1 + cond_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.scale, self.shift = nn.Linear(width, 1), nn.Linear(width, dim)
-
-    def forward(self, x, c_noise, cond=None):
-        known = [c_noise[:, None]] if cond is None else [c_noise[:, None], cond.vector]
-        e = self.g(torch.cat(known, 1))
-        return self.scale(e) * x + self.shift(e)
-
-
-def student(dim=4, cond_dim=0):
-    torch.manual_seed(0)
-    f = Denoiser(Net(dim, cond_dim), registry.create("scaling", "consistency"))
-    f.sigma_data.fill_(S)
-    return f
 
 
 def test_its_gradient_is_that_of_consistency_training_in_the_limit():
@@ -103,25 +75,6 @@ def test_its_target_is_the_teachers_step_of_that_order(solver):
         exact = x * ((S**2 + r**2) / (S**2 + t**2)).sqrt()[:, None]
         errors.append(float((loss.nearer(x, x, x, t, r, None) - exact).norm()))
     assert errors[0] / errors[1] == pytest.approx({"heun": 8, "euler": 4}[solver], rel=0.15)
-
-
-def train(f, loss, cond_of=lambda generator: None, means=0.0, count=3000, dim=4):
-    draws = registry.create("sigma_sampler", "edm", p_mean=-1.1, p_std=2.0, stratified=True)
-    optimizer = torch.optim.Adam(f.parameters(), 3e-3)
-    falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
-    generator = torch.Generator().manual_seed(1)
-    for step in range(count):
-        cond = cond_of(generator)
-        centre = means if cond is None else means[cond.label]
-        x0 = centre + S * torch.randn(512, dim, generator=generator)
-        value = loss.at(step)(f, x0, draws(512, generator), torch.randn(512, dim, generator=generator), cond).loss
-        optimizer.zero_grad()
-        value.mean().backward()
-        optimizer.step()
-        falls.step()
-
-
-LEVELS = torch.tensor([0.02, 0.1, 0.5, 2.0, 10.0])
 
 
 @pytest.mark.slow
