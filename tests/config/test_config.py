@@ -81,7 +81,7 @@ UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder", "image_
 NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py, test_adapters.py and test_teachers.py
     *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
     *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full")),
-    ("loss", "consistency_distillation"),
+    *(("loss", "consistency_distillation"), ("loss", "inverse_distillation")),
 }
 ONLY_SAMPLING = ("measurement", "posterior")  # groups of sample.py, see tests/evaluation/restoration/
 TRAINED = [group for group in registry.GROUP_MODULES if group not in ONLY_SAMPLING]

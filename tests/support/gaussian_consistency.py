@@ -38,8 +38,8 @@ def student(dim=4, cond_dim=0):
     return f
 
 
-def train(f, loss, cond_of=lambda generator: None, means=0.0, count=3000, dim=4):
-    draws = registry.create("sigma_sampler", "edm", p_mean=-1.1, p_std=2.0, stratified=True)
+def train(f, loss, cond_of=lambda generator: None, means=0.0, count=3000, dim=4, p_mean=-1.1):
+    draws = registry.create("sigma_sampler", "edm", p_mean=p_mean, p_std=2.0, stratified=True)
     optimizer = torch.optim.Adam(f.parameters(), 3e-3)
     falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
     generator = torch.Generator().manual_seed(1)

@@ -22,6 +22,9 @@ CONSISTENCY = ["scaling=consistency", "sampler=consistency", "sampler.num_steps=
 STUDENTS = {
     "consistency_distillation": [*CONSISTENCY, "loss=consistency_distillation", "loss.guidance={name: cfg, scale: 2}"],
     "scm": [*CONSISTENCY, "loss=scm"],
+    "inverse_distillation": [*CONSISTENCY, "loss=inverse_distillation", "sampler.num_steps=1"],
+    "consistency": [*CONSISTENCY, "loss=consistency", "loss.pairing=flow"],
+    "denoising": ["scaling=flow_matching", "weighting=flow_matching", "loss.pairing=flow"],
 }
 
 
@@ -63,12 +66,15 @@ def test_a_step_of_every_student_moves_its_network_and_not_its_teacher(loss, tea
     parts = assemble_run(settings(*student(loss, teacher)))
     engine = Engine(parts, seed=0)
     engine.measure()
-    before = {key: value.clone() for key, value in parts.loss.teacher.model.state_dict().items()}
+    teaches = getattr(parts.loss, "flow_noise", parts.loss).teacher.model
+    before = {key: value.clone() for key, value in teaches.state_dict().items()}
     output = parts.loss(engine.denoiser.denoiser, *engine.loss_inputs(engine.latents.train[:16], 0))
     output.loss.mean().backward()
     assert all(p.grad is not None for p in engine.denoiser.network.parameters())
-    assert all(torch.equal(before[key], value) for key, value in parts.loss.teacher.model.state_dict().items())
+    assert all(torch.equal(before[key], value) for key, value in teaches.state_dict().items())
     assert not any("teacher" in key for key in engine.state_dict())
+    numbers = parts.loss.numbers(engine.denoiser, 16, 0)
+    assert numbers.keys() == ({"teacher_distance"} if loss == "inverse_distillation" else set())
 
 
 def test_the_id_is_that_of_the_teacher_wherever_its_folder_is(teacher, tmp_path):

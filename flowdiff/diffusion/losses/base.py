@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 from torch import Tensor
 
-from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoise, Denoiser
 from flowdiff.diffusion.other_run import OfData
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.activations import Activation
@@ -34,6 +34,15 @@ class LossOutput:
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Student(OfData, Denoise, Protocol):
+    """The trained model, as far as a loss measures it."""
+
+    @property
+    def sigma_data(self) -> Tensor: ...
+
+    def cond_of(self, label: Tensor) -> Conditioning | None: ...
 
 
 class Loss(ABC):
@@ -73,6 +82,10 @@ class Loss(ABC):
     def check(self, model: OfData) -> None:
         """Raise ConfigurationError if the loss does not go with the model that it trains; asked before training."""
         return None
+
+    def numbers(self, model: Student, n: int, seed: int) -> dict[str, float]:
+        """Numbers of the finished model that only its loss can measure, on n samples; most losses have none."""
+        return {}
 
     def at(self, step: int) -> Loss:
         """The loss after `step` optimiser steps; most losses do not change."""

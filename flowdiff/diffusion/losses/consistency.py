@@ -13,9 +13,13 @@ from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.diffusion.losses.pairing import Pairing, nearest_pairs, noise_of_flow
+from flowdiff.diffusion.losses.teacher import Load
+from flowdiff.diffusion.other_run import OfData
 from flowdiff.diffusion.schedules.formulas import Karras
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.networks.base import Density
+from flowdiff.noise import Generators
 from flowdiff.registry import Requirement, register
 from flowdiff.shapes import append_dims
 
@@ -115,6 +119,7 @@ class Consistency(ConsistencyLoss):
     level has to travel up from pair to pair, so with few steps in all fewer stages are better.
 
     Args:
+        load: run folder → its model.
         steps: how r follows from t and the stage. `ect`: r = t·(1 − q^−(stage+1)·(1 + 8·sigmoid(−t))), at least 0, for
             t from sigma_sampler. `ict`: t and r are neighbours in a grid of N levels as those of schedule=karras, and
             N = 10·2^stage; t is the level above the σ of sigma_sampler. `ct`: the same with N growing from 2 to
@@ -125,6 +130,9 @@ class Consistency(ConsistencyLoss):
         ct_steps: N of the last grid of `ct`, ≥ 2; 150 in the paper. f at t learns the mean of f at r, and on the way up
             the means draw f towards the mean of the data. This bias falls as 1/N: for a Gaussian of deviation 0.5 it
             is 2 % at N = 150.
+        pairing: which noise a sample gets, as in loss=denoising; `flow` makes trajectories that hardly bend.
+        run: pairing=flow: folder of the flow.
+        pairing_sigma: pairing=flow: noise level of the samples that the flow encodes, at which it was trained, > 0.
         huber: c ≥ 0; `auto`: 0.00054·√D for `ict` and `ct`, 0 for `ect`.
         sigma_min: smallest level, that of scaling=consistency, > 0, in data units.
         sigma_max: largest level of a grid, > sigma_min, in data units.
@@ -136,12 +144,16 @@ class Consistency(ConsistencyLoss):
 
     def __init__(
         self,
+        load: Load | None = None,
         *,
         steps: Literal["ect", "ict", "ct"],
         stage_steps: PositiveInt,
         stages: PositiveInt,
         ratio: PositiveFloat,
         ct_steps: Annotated[int, Field(ge=FIRST_OF_CT)],
+        pairing: Pairing,
+        run: str | None,
+        pairing_sigma: PositiveFloat,
         huber: Huber,
         sigma_min: PositiveFloat,
         sigma_max: PositiveFloat,
@@ -153,7 +165,24 @@ class Consistency(ConsistencyLoss):
         self.ratio = ratio
         self.ct_steps = ct_steps
         self.levels = Karras(sigma_min=sigma_min, sigma_max=sigma_max, rho=RHO)
+        self.pairing = pairing
+        self.flow_noise = noise_of_flow("consistency", load, pairing, run, pairing_sigma)
         self._step = 0
+
+    def check(self, model: OfData) -> None:
+        if self.flow_noise is not None:
+            self.flow_noise.teacher.check(model)
+
+    def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
+        noise = super().draw_noise(x0, generator)
+        return noise[nearest_pairs(x0, noise)] if self.pairing == "optimal_transport" else noise
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, cond: Conditioning | None = None
+    ) -> LossOutput:
+        if self.flow_noise is not None:
+            noise = self.flow_noise(x0, noise, cond)
+        return super().__call__(denoiser, x0, sigma, noise, cond)
 
     def at(self, step: int) -> Consistency:
         now = copy.copy(self)

@@ -14,7 +14,7 @@ from flowdiff.diffusion.other_run import OfData, check_classes, check_fits
 from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.networks.base import Network
+from flowdiff.models.networks.base import FlowDensity, Network
 
 ROLE = "the model in training"
 
@@ -119,3 +119,43 @@ class Teacher:
         """D of the teacher, like x (B, …), at sigma (B,), for the condition of the student."""
         self.model.to(x.device)
         return self._denoise(x, sigma, self.cond(cond))
+
+
+class FlowTeacher(Teacher):
+    """The trained flow of a run: pairs (x, z) of samples and base points, exact in both directions.
+
+    Args:
+        load: run folder → its model.
+        run: the folder.
+        loss: the name of the loss, for its errors.
+    """
+
+    def __init__(self, load: Load, run: str | None, loss: str):
+        super().__init__(load, run, loss)
+
+    def check(self, student: OfData) -> None:
+        super().check(student)
+        network = self.model.network
+        if not isinstance(network, FlowDensity) or not network.normal_base:
+            raise ConfigurationError(
+                f"loss.run={self.run} is not a flow whose base points are N(0, I): give a run of network=score_flow "
+                "with network.components=0."
+            )
+
+    @property
+    def flow(self) -> FlowDensity:
+        """The network of the model."""
+        assert isinstance(self.model.network, FlowDensity)  # `check` has refused others
+        return self.model.network
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
+        """The base point z of x, like x (B, …), at sigma (B,), for the condition of the student."""
+        self.model.to(x.device)
+        return self.flow.encode(x, sigma, self.cond(cond))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
+        """The sample x of a base point, like z (B, …), at sigma (B,), for the condition of the student."""
+        self.model.to(z.device)
+        return self.flow.decode(z, sigma, self.cond(cond))
