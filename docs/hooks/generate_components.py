@@ -44,8 +44,9 @@ GROUPS = {
     "schedule": "The noise levels of sampling, from σ_max down to 0. `optimal` measures where a run's own trajectories "
     "bend.",
     "sampler": "The steps from one noise level of the schedule to the next.",
-    "guidance": "A denoiser that wraps the denoiser and leads samples away from a model that knows less. Each takes "
-    "`interval`, `rescale` and `dynamic_threshold`.",
+    "guidance": "A denoiser that wraps the denoiser and leads samples away from a model that knows less. Each of "
+    "these takes `interval`, `rescale` and `dynamic_threshold`; `embedded` sets the scale that a distilled model "
+    "reads.",
     "measurement": "What `sample.py` sees of a test sample, y = A·x0 + σ_y·noise, to draw the sample again from it.",
     "posterior": "How `sample.py` draws a sample given its measurement. `dps`, `pigdm`, `mmps`, `replacement` and "
     "`repaint` steer the denoiser; `hmc` and `mala` draw exactly from a density.",

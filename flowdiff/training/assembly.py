@@ -32,6 +32,7 @@ from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
 from flowdiff.models.adapters import Adapter, peft_format
 from flowdiff.models.adapters.deltas import add, changes, keep_only_changes, merge
+from flowdiff.models.conditioners.scaled import Scaled
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
@@ -106,6 +107,8 @@ def assemble(config: Node) -> ModelParts:
     first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=load)
     weighting = _optional("weighting", config)
     loss: Loss = create("loss", config["loss"], weighting=weighting, load=load, guided=_guided_by)
+    if loss.scales is not None:
+        conditioner = Scaled(conditioner, loss.scales)
     runtime: dict[str, Any] = {
         "shape": first_stage.latent_shape,
         "conditioner": conditioner,
@@ -363,6 +366,7 @@ def _guided(
         starting_null=_null_of(starting, negative_prompt),
         classes=None if every is None else lambda: model.cond_of(every),
         num_classes=model.num_classes,
+        scales=model.conditioner.scales,
         load=partial(load, device=model.sigma_data.device),
         guided=lambda inner: _guided(model, _whole(inner), negative_prompt, start_model),
     )

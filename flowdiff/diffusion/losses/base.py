@@ -53,7 +53,10 @@ class Loss(ABC):
     fokker_planck: weight λ ≥ 0 of the squared residual of the Fokker–Planck equation; assembly adds it to the loss.
     fokker_planck_share: part of the batch that the residual is computed for, in (0, 1].
     fokker_planck_every: optimiser steps from one with the residual to the next, ≥ 1.
+    scales: the smallest and the largest guidance scale that the model is to read in its condition; None for none.
     """
+
+    scales: tuple[float, float] | None = None
 
     differentiates_score: bool = True
     gradient: Gradient = "double_backward"

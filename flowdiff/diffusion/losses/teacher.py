@@ -15,6 +15,7 @@ from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.models.conditioners.base import Conditioner
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.networks.base import FlowDensity, Network
+from flowdiff.shapes import append_dims
 
 ROLE = "the model in training"
 
@@ -115,10 +116,30 @@ class Teacher:
         return Conditioning.cat([own, null])[torch.arange(n, device=known.device) + n * ~known]
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Tensor:
-        """D of the teacher, like x (B, …), at sigma (B,), for the condition of the student."""
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning | None, scale: Tensor | None = None) -> Tensor:
+        """D of the teacher, like x (B, …), at sigma (B,), for the condition of the student.
+
+        scale: (B,), w of classifier-free guidance, D_∅ + w·(D_c − D_∅); None for the teacher's own guidance.
+        """
         self.model.to(x.device)
-        return self._denoise(x, sigma, self.cond(cond))
+        own = self.cond(cond)
+        if scale is None:
+            return self._denoise(x, sigma, own)
+        null = self.model.conditioner.null(len(x))
+        assert own is not None  # `check_guidable` has asked for classes
+        assert null is not None
+        both = self.model(torch.cat([x, x]), torch.cat([sigma, sigma]), Conditioning.cat([own, null]))
+        conditional, free = both.chunk(2)
+        return free + append_dims(scale, x.ndim) * (conditional - free)
+
+    def check_guidable(self) -> None:
+        """Raise ConfigurationError unless the model has classes and a null condition, for `scale`."""
+        if self.model.num_classes is None or not self.model.conditioner.drop:
+            raise ConfigurationError(
+                f"loss.scales guides the teacher by its null condition, and loss.run={self.run} was trained without "
+                "classes or label dropout: give a run with conditioner=class and conditioner.drop > 0, or set "
+                "loss.scales=null."
+            )
 
 
 class FlowTeacher(Teacher):

@@ -8,7 +8,8 @@ from torch import nn
 from flowdiff import registry
 from flowdiff.diffusion.losses.teacher import Teacher
 from flowdiff.errors import ConfigurationError
-from flowdiff.models.conditioners.classes import OneHot
+from flowdiff.models.conditioners.classes import OneHot, Unconditional
+from flowdiff.models.conditioners.scaled import Scaled, with_scale
 from flowdiff.testing import oracles
 from flowdiff.testing.models import ScoreOf, model_of
 from flowdiff.training.assembly import guide_by
@@ -130,6 +131,39 @@ def test_the_teachers_guidance_becomes_part_of_the_function():
         torch.testing.assert_close(found, torch.full_like(found, 1.0), rtol=0, atol=2e-2)
 
 
+def test_the_scale_of_guidance_is_read_by_the_function():
+    """The consistency function of N(w·μ_k, s²), with the w that the condition carries, has no loss but Heun's error.
+
+    With the w of another sample it has one, and guidance=embedded asks for it at its own scale.
+    """
+    own = Scaled(OneHot(2, drop=0.0), (1.0, 4.0))
+
+    class Guided(nn.Module):
+        sigma_data = torch.tensor(S)
+        shift = 0.0
+
+        def forward(self, x, sigma, cond=None):
+            w = torch.sinh(cond.vector[:, 2:3].double()) + self.shift
+            mean = w * (cond.vector[:, :2].double() @ OfClasses.MEANS)
+            return mean + (x - mean) * ((S**2 + 0.002**2) / (S**2 + sigma**2)).sqrt()[:, None]
+
+    loss = distillation(of_classes(), scales=[1.0, 4.0], num_steps=80)
+    x0 = torch.randn(256, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = loss.draw_noise(x0, torch.Generator().manual_seed(1))
+    assert noise.shape == (256, 3)
+    sigma, cond = torch.logspace(-2, 1, 256, dtype=torch.float64), own(torch.arange(256) % 2)
+    cond = cond.with_vector(cond.vector.double())
+    f = Guided()
+    exact = loss(f, x0, sigma, noise, cond).loss
+    f.shift = torch.linspace(0, 0.5, 256, dtype=torch.float64)[:, None].flip(0)
+    assert float(exact.mean()) < 0.1 * float(loss(f, x0, sigma, noise, cond).loss.mean())
+    f.shift = 0.0
+    guide = registry.create("guidance", "embedded", denoiser=f, scales=own.scales, scale=3.0)
+    expected = f(x0, sigma, with_scale(cond, torch.full((256,), 3.0, dtype=torch.float64)))
+    torch.testing.assert_close(guide(x0, sigma, cond), expected)
+    torch.testing.assert_close(cond.vector[:, 2], torch.full((256,), 1.0).double().asinh(), atol=1e-6, rtol=0)
+
+
 def test_a_teacher_is_asked_in_its_own_conditions():
     teacher = Teacher({"t": of_classes()}.get, "t", "consistency_distillation")
     mine = OneHot(2, drop=0.0)
@@ -143,6 +177,20 @@ def test_a_teacher_is_asked_in_its_own_conditions():
 
 
 @pytest.mark.parametrize(
+    ("scales", "scale", "sentence"),
+    [
+        (None, 2.0, "guidance=embedded sets the scale that a distilled model reads, and this model reads none"),
+        ((1.0, 4.0), 5.0, r"guidance\.scale=5 is not allowed: .* from 1 to 4"),
+    ],
+)
+def test_a_scale_that_was_not_learned_is_a_sentence(scales, scale, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        registry.create("guidance", "embedded", denoiser=gaussian(), scales=scales, scale=scale)
+    with pytest.raises(ConfigurationError, match=r"loss\.scales is the range of a guidance towards classes"):
+        Scaled(Unconditional(), (1.0, 4.0))
+
+
+@pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"run": None}, r"loss=consistency_distillation needs a run that teaches: give loss\.run=<run folder>"),
@@ -151,6 +199,9 @@ def test_a_teacher_is_asked_in_its_own_conditions():
         ({"load": lambda run: gaussian(2)}, r"loss\.run=teacher knows no classes, and the model in training 2"),
         ({"load": lambda run: gaussian(3)}, r"of samples of shape 3, and the model in training is one of .* shape 2:"),
         ({"num_steps": 1}, "num_steps=1 is not allowed"),
+        ({"scales": [2.0, 1.0]}, r"loss\.scales=\[2.0, 1.0\] is not allowed: .* low < high"),
+        ({"scales": [1.0, 2.0], "guidance": {"name": "cfg"}}, "were both given"),
+        ({"load": lambda run: of_classes(drop=0.0), "scales": [1.0, 2.0]}, "without classes or label dropout"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(settings, sentence):
