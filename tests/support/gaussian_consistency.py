@@ -38,7 +38,7 @@ def student(dim=4, cond_dim=0):
     return f
 
 
-def train(f, loss, cond_of=lambda generator: None, means=0.0, count=3000, dim=4, p_mean=-1.1, batch=512):
+def train(f, loss, cond_of=lambda generator: None, means=0.0, count=3000, dim=4, p_mean=-1.1):
     draws = registry.create("sigma_sampler", "edm", p_mean=p_mean, p_std=2.0, stratified=True)
     optimizer = torch.optim.Adam(f.parameters(), 3e-3)
     falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
@@ -46,8 +46,8 @@ def train(f, loss, cond_of=lambda generator: None, means=0.0, count=3000, dim=4,
     for step in range(count):
         cond = cond_of(generator)
         centre = means if cond is None else means[cond.label]
-        x0 = centre + S * torch.randn(batch, dim, generator=generator)
-        value = loss.at(step)(f, x0, draws(batch, generator), torch.randn(batch, dim, generator=generator), cond).loss
+        x0 = centre + S * torch.randn(512, dim, generator=generator)
+        value = loss.at(step)(f, x0, draws(512, generator), torch.randn(512, dim, generator=generator), cond).loss
         optimizer.zero_grad()
         value.mean().backward()
         optimizer.step()

@@ -44,7 +44,8 @@ class ContinuousConsistency(Loss):
         run: folder of a teacher; null: none, consistency training.
         guidance: the teacher's guidance, e.g. {name: cfg, scale: 2}; null for none.
         warmup_steps: optimiser steps in which r goes from 0 to 1, ≥ 0.
-        tangent_constant: c of g/(‖g‖ + c), ≥ 0; ‖g‖ is the norm over all dimensions of a sample.
+        tangent_constant: c of g/(‖g‖ + c), ≥ 0; ‖g‖ is the norm over all dimensions of a sample. A small c keeps the
+            noise that g has without a teacher at length 1; a larger one lets it become small with g.
 
     Raises:
         ConfigurationError: the teacher does not fit the data.

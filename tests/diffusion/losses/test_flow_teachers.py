@@ -89,7 +89,7 @@ def test_a_network_learns_the_inverse_of_a_flow():
         value.backward()
         optimizer.step()
         falls.step()
-        values.append(float(value))
+        values.append(float(value.detach()))
     assert values[-1] < 2e-3 * values[0]
 
 

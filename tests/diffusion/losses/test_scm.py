@@ -95,8 +95,15 @@ def test_it_vanishes_for_the_consistency_function_of_its_teacher():
 @pytest.mark.slow
 @pytest.mark.parametrize("teacher", [None, gaussian()], ids=["training", "distillation"])
 def test_it_learns_the_consistency_function_of_a_gaussian(teacher):
-    """f(x, σ) = x·√((s² + σ_min²)/(s² + σ²)) to 1e-2 of s; the noise of training alone takes more steps to average."""
+    """f(x, σ) = x·√((s² + σ_min²)/(s² + σ²)) to 1e-2 of s.
+
+    Without a teacher the tangent holds the noise of the sample. With c = 0.1 nearly every tangent has length 1, and so
+    has its noise, whose error stays at 1e-2 with 512 samples; with c = 1 it falls with the tangent.
+    """
     f = student()
-    train(f, scm(teacher, warmup_steps=300), count=8000 if teacher is None else 3000)
+    if teacher is None:
+        train(f, scm(warmup_steps=300, tangent_constant=1.0), count=4000, p_mean=0.0)
+    else:
+        train(f, scm(teacher, warmup_steps=300))
     found = f((S**2 + LEVELS**2).sqrt()[:, None].expand(-1, 4), LEVELS) / S
     torch.testing.assert_close(found, torch.full_like(found, (S**2 + 0.002**2) ** 0.5 / S), rtol=0, atol=1e-2)
