@@ -87,6 +87,7 @@ def sample(
     seed: int = 0,
     start: str | None = None,
     sigma_start: float | None = None,
+    start_model: ConditionedDenoiser | None = None,
     clip: Clip | None = None,
     batch_size: int = 512,
     image: Tensor | None = None,
@@ -107,6 +108,8 @@ def sample(
         seed: seed of all random numbers.
         start: noise, flow: an exact sample of the density at sigma_start, or image; as the run does by default.
         sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
+        start_model: start=flow: the model of a flow of the same data, from `load`, whose exact samples this denoiser
+            begins with; by default its own.
         clip: whether D is kept in the range of the data: auto, True or False; as the run does by default.
         batch_size: samples per batch.
         image: start="image": what all samples begin with, in data space, (*shape).
@@ -133,9 +136,10 @@ def sample(
         seed=seed,
         sampler=create("sampler", nodes["sampler"]),
         schedule=create("schedule", nodes["schedule"]),
-        guidance=guide_by(nodes["guidance"], negative_prompt)(denoiser),
+        guidance=guide_by(nodes["guidance"], negative_prompt)(denoiser, start_model),
         start=start,
         sigma_start=sigma_start,
+        start_model=start_model,
         clip=clip,
         batch_size=batch_size,
         image=image,

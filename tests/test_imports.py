@@ -18,7 +18,7 @@ ROOMS = [
     *("models.activations", "models.conditioning", "models.nn", "models.conditioners", "models.autoencoder"),
     *("models.flows", "models.networks", "models.first_stage", "models.adapters"),
     *("diffusion.scalings", "diffusion.weightings", "diffusion.schedules", "diffusion.sigma_samplers"),
-    *("diffusion.fokker_planck", "diffusion.denoiser", "diffusion.losses", "diffusion.guidance"),
+    *("diffusion.fokker_planck", "diffusion.denoiser", "diffusion.other_run", "diffusion.losses", "diffusion.guidance"),
     *("diffusion.samplers", "diffusion.model"),
     *("diffusion.conjugate_gradient", "diffusion.measurements", "diffusion.posteriors"),
     "data",

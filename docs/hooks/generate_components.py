@@ -35,7 +35,7 @@ GROUPS = {
     "whitening": "The exact first layer of a score flow, which knows σ in closed form.",
     "scaling": "How the output of a network becomes a denoiser; a score flow takes `score`.",
     "loss": "The training objective. `cross_entropy` is for `network=classifier`, `elbo` for `network=vae`, "
-    "`contrastive` for `network=clip`.",
+    "`contrastive` for `network=clip`. A loss with a setting `run` learns from that run.",
     "weighting": "w(σ) of `loss=denoising`, `loss=hybrid` and `loss=nll`, which takes `unit`, `sigma` and "
     "`noise_share` only.",
     "sigma_sampler": "The noise levels seen in training.",
@@ -44,8 +44,9 @@ GROUPS = {
     "schedule": "The noise levels of sampling, from σ_max down to 0. `optimal` measures where a run's own trajectories "
     "bend.",
     "sampler": "The steps from one noise level of the schedule to the next.",
-    "guidance": "A denoiser that wraps the denoiser and leads samples away from a model that knows less. Each takes "
-    "`interval`, `rescale` and `dynamic_threshold`.",
+    "guidance": "A denoiser that wraps the denoiser and leads samples away from a model that knows less. Each of "
+    "these takes `interval`, `rescale` and `dynamic_threshold`; `embedded` sets the scale that a distilled model "
+    "reads.",
     "measurement": "What `sample.py` sees of a test sample, y = A·x0 + σ_y·noise, to draw the sample again from it.",
     "posterior": "How `sample.py` draws a sample given its measurement. `dps`, `pigdm`, `mmps`, `replacement` and "
     "`repaint` steer the denoiser; `hmc` and `mala` draw exactly from a density.",

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from flowdiff import config, registry
 from flowdiff.cli.sentences import hydra_command, run_in_sentences
-from flowdiff.errors import ConfigurationError
+from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.runs.files import whole
 from flowdiff.runs.identity import unique_slug
 from flowdiff.runs.machine_settings import MOVABLE
@@ -176,15 +176,22 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     from flowdiff.api import tell_cut_words
     from flowdiff.evaluation import ranks
     from flowdiff.evaluation.evaluate import Request, evaluate
-    from flowdiff.training.assembly import guide_by, load_parts
+    from flowdiff.training.assembly import guide_by, load, load_parts
 
     if settings["adapters"] and settings["evaluate"]:
         raise ConfigurationError(
             "evaluate=true measures the model of the run itself, without adapters: write the run of their sum by "
             "flowdiff adapter merge, and evaluate that."
         )
-    parts = load_parts(folder.path, _device(settings["device"]), moved, settings["adapters"])
+    device = _device(settings["device"])
+    parts = load_parts(folder.path, device, moved, settings["adapters"])
     ways = [] if settings["start"] == "image" else _ways(settings, parts.denoiser)
+    start_model = None
+    if (start_run := settings["start_run"]) is not None:
+        try:
+            start_model = load(start_run, device)
+        except RunError as error:
+            raise RunError(f"start_run={start_run} cannot give the start: {error}") from error
     prompt = prompts_of(settings)
     tell_cut_words(parts.denoiser, [*(prompt or ()), settings["negative_prompt"] or ""])
     if prompt and settings["num_samples"] < len(prompt):
@@ -196,14 +203,19 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     request = Request(
         registry.create("sampler", settings["sampler"]),
         registry.create("schedule", settings["schedule"]),
-        guide_by(settings["guidance"], settings["negative_prompt"])(parts.denoiser),
+        guide_by(settings["guidance"], settings["negative_prompt"])(parts.denoiser, start_model),
         settings["class_label"],
         prompt,
         settings["seed"],
         settings["batch_size"],
         settings,
         settings["clip"],
+        start_model,
     )
+    if start_model is not None:
+        for way in (way for way in ways if way.start == "flow"):
+            sigma = request.schedule.sigma_min if way.sigma_start is None else way.sigma_start
+            parts.denoiser.check_start(start_model, way.start, sigma, f"start_run={start_run}")
     if settings["start"] == "image":
         _change(settings, request, parts, out)
         return None

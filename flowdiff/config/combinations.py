@@ -74,6 +74,7 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "negative_prompt": ("a text or null", lambda v: v is None or isinstance(v, str)),
     "start": ("noise or flow", lambda v: v in ("noise", "flow")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
+    "start_run": ("a run folder or null", lambda v: v is None or _is_text(v)),
     "image": ("a picture's file or null", lambda v: v is None or _is_text(v)),
     "strength": ("a number > 0 and ≤ 1", lambda v: is_number(v) and 0 < v <= 1),
     "clip": ("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),
@@ -173,6 +174,11 @@ def _check_top_level(plain: Mapping[str, Any]) -> None:
         )
     if plain.get("image") is not None and plain.get("start") != "image":
         raise ConfigurationError(f"image={plain['image']} is for start=image: set start=image, or remove image.")
+    if plain.get("start_run") is not None and plain.get("start") not in ("flow", "compare"):
+        raise ConfigurationError(
+            f"start_run={plain['start_run']} is a flow to begin with, and start={plain.get('start') or 'null'} does "
+            "not begin with one: set start=flow, or remove start_run."
+        )
     if plain.get("resume") and plain.get("force"):
         raise ConfigurationError(
             f"resume={plain['resume']} force=true contradict each other: resume continues a run, force starts it from "

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
+from flowdiff.diffusion.other_run import check_classes, check_fits
 from flowdiff.diffusion.samplers.base import Callback, Sampler
 from flowdiff.diffusion.samplers.clipping import Clip, Clipped, DataRange, say_unknown_range
 from flowdiff.diffusion.samplers.dpmpp import DPMpp2M
@@ -28,7 +29,15 @@ from flowdiff.models.networks.base import AutoencoderNetwork, ImageTextNetwork, 
 from flowdiff.noise import generators
 
 RANGE_ROUNDING = 1e-5  # relative rounding error of the ends of a range that was computed in float32
+SAME_SCALE = 0.02  # relative difference of the root mean squares of the same data, measured with other random numbers
 MEASURING_SEED = 2**31 - 1  # seed of the trajectories that a schedule is measured on; users' seeds are smaller
+
+
+class Guiding(Protocol):
+    """Puts a model into a guidance; calling it again with the same models returns the same guidance."""
+
+    def __call__(self, model: ConditionedDenoiser, start_model: ConditionedDenoiser | None = None, /) -> Guidance:
+        """The model in its guidance; start_model: the model that start=flow draws from, by default the same."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Sampling:
     Args:
         sampler: the steps.
         schedule: the noise levels.
-        guide: model → the model in its guidance; calling it again returns the same guidance.
+        guide: model → the model in its guidance.
         trained_levels: the distribution of the noise levels that the model was trained at.
         settings: {"sampler" | "schedule" | "guidance": settings that it was created from}; only `flowdiff.sample` reads
             them, to change some of them.
@@ -49,7 +58,7 @@ class Sampling:
 
     sampler: Sampler
     schedule: Schedule
-    guide: Callable[[ConditionedDenoiser], Guidance]
+    guide: Guiding
     trained_levels: SigmaSampler
     settings: Mapping[str, Mapping[str, Any]]
     clip: Clip = "auto"
@@ -186,6 +195,7 @@ class ConditionedDenoiser(nn.Module):
         guidance: Guidance | None = None,
         start: str | None = None,
         sigma_start: float | None = None,
+        start_model: ConditionedDenoiser | None = None,
         clip: Clip | None = None,
         batch_size: int = 512,
         indices: range | None = None,
@@ -209,6 +219,8 @@ class ConditionedDenoiser(nn.Module):
             start: noise, from N(0, σ_max²), flow, from an exact sample of the density at sigma_start, or image, from
                 `image` with noise; by default the model's own, with its own sigma_start.
             sigma_start: noise level in data units at which start=flow begins; None for the schedule's smallest.
+            start_model: start=flow: a model of the same data from whose density the start is drawn; by default this
+                one.
             clip: whether D is kept in the range of the data; by default as the model's own sampling says.
             batch_size: samples per batch.
             indices: which of the samples 0 … n − 1 to draw; None for all.
@@ -228,11 +240,14 @@ class ConditionedDenoiser(nn.Module):
         sampler = sampler or self.sampling.sampler
         self._check_sampler(sampler)
         schedule = schedule or self.sampling.schedule
-        guide = guidance or self.sampling.guide(self)
+        guide = guidance or self.sampling.guide(self, start_model)
         start, sigma_start = self.begins(start, sigma_start)
         clipped = self.clips(clip, schedule, start, sigma_start)
         given = self.given(n, label, prompt)
-        begin = guide.start
+        begin, begin_cond_of = guide.start, None
+        if start_model is not None:
+            self.check_start(start_model, start, schedule.sigma_min if sigma_start is None else sigma_start)
+            begin, begin_cond_of = begin or start_model.denoiser.density, start_model._conditions(given)
         if start == "image":
             begin = NoisedImage(self._encoded(image, seed))
             sigma_start = level_of(strength, schedule(sampler.num_steps))
@@ -254,6 +269,7 @@ class ConditionedDenoiser(nn.Module):
                 start="flow" if start == "image" else start,
                 sigma_start=sigma_start,
                 start_density=begin,
+                start_cond_of=begin_cond_of,
                 sigmas=sigmas,
                 batch_size=batch_size,
                 indices=indices,
@@ -264,6 +280,36 @@ class ConditionedDenoiser(nn.Module):
             return self.first_stage.decode(z)
         finally:
             self.train(was_training)
+
+    def check_start(self, other: ConditionedDenoiser, start: str, sigma: float, named: str = "start_model") -> None:
+        """Raise ConfigurationError unless samples can begin with the density of another model at the level sigma.
+
+        Args:
+            other: the other model.
+            start: where sampling starts.
+            sigma: the noise level of the start, in data units.
+            named: the other model as the user names it.
+        """
+        if start != "flow":
+            raise ConfigurationError(
+                f"{named} was given with start={start}, which does not draw from a flow: set start=flow, or leave it "
+                "out."
+            )
+        if not other.is_density:
+            raise ConfigurationError(f"{named} has no density to draw from: give a run of network=score_flow.")
+        role = "the model that denoises"
+        check_fits(other, named, self, role)
+        check_classes(other, named, self, role)
+        if other.conditioner.reads_text != self.conditioner.reads_text:
+            reads, does = ("reads", "does not") if other.conditioner.reads_text else ("does not read", "does")
+            raise ConfigurationError(f"{named} {reads} text, and {role} {does}: give a run of the same conditions.")
+        ours, theirs = float(self.sigma_data), float(other.sigma_data)
+        if abs(ours - theirs) > SAME_SCALE * ours:
+            raise ConfigurationError(
+                f"{named} was trained on data of root mean square {theirs:.3g}, and {role} on data of {ours:.3g}: give "
+                "a run of the same data."
+            )
+        check_trained_at(sigma, other.sampling.trained_levels)
 
     def _check_sampler(self, sampler: Sampler) -> None:
         """ConfigurationError if the sampler takes a denoiser and D is a consistency function, or the reverse."""

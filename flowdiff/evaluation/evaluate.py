@@ -49,8 +49,9 @@ class Way:
 class Request:
     """What to sample, and how: built parts, and the settings that describe them in tables.
 
-    settings holds the config of sample.py: the groups of SAMPLED_BY, `metrics`, seed and class_label. clip says whether
-    D is kept in the range of the data; None is what the model itself does.
+    settings holds the config of sample.py: the groups of SAMPLED_BY, `metrics`, seed, class_label and start_run. clip
+    says whether D is kept in the range of the data; None is what the model itself does. start_model is the model of
+    start_run, from whose density start=flow draws; None is the model itself.
     """
 
     sampler: Sampler
@@ -62,6 +63,7 @@ class Request:
     batch_size: int
     settings: Mapping[str, Any]
     clip: Clip | None = None
+    start_model: ConditionedDenoiser | None = None
 
     def options(self, way: Way) -> dict[str, Any]:
         """Arguments of `ConditionedDenoiser.sample`, without seed and progress."""
@@ -74,6 +76,7 @@ class Request:
             "batch_size": self.batch_size,
             "start": way.start,
             "sigma_start": way.sigma_start,
+            "start_model": self.start_model if way.start == "flow" else None,
             "clip": self.clip,
         }
 
@@ -89,6 +92,8 @@ class Request:
         if self.prompt is not None:
             row["prompt"] = _cell(self.prompt)
         row |= {"start": way.start, **{key: "" if value is None else value for key, value in asked.items()}}
+        if self.start_model is not None:
+            row["start_run"] = self.settings["start_run"] if way.start == "flow" else ""
         row["clip"] = _cell(denoiser.clips(self.clip, self.schedule, way.start, way.sigma_start))
         return {**row, "seed": self.seed}
 
@@ -104,8 +109,9 @@ class Request:
         if way.start == "noise":
             return f"diffusion, {steps}"
         if way.sigma_start is None:
-            return "one-shot flow"
-        return f"flow at σ = {way.sigma_start:.3g}, then {steps}"
+            return "one-shot flow" if self.start_model is None else "one-shot flow of another run"
+        whose = "" if self.start_model is None else " of another run"
+        return f"flow{whose} at σ = {way.sigma_start:.3g}, then {steps}"
 
 
 def evaluate(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from flowdiff.report.divergence import rising
 from flowdiff.runs.collect import Run, Value, evaluations, number_or_text, swept_parameters
 
 HIGHER_IS_BETTER = re.compile(
@@ -32,7 +33,7 @@ QUALITY_PREFIXES = ("fid", "fd_", "kid", "bpd", "test_loss", "val_loss")
 # detail; every other number in it is a measurement.
 SAMPLING_COLUMNS = (
     *("sampler", "num_steps", "schedule", "guidance", "guidance_scale"),
-    *("start", "sigma_start", "clip", "class_label", "num_samples"),
+    *("start", "sigma_start", "start_run", "clip", "class_label", "num_samples"),
 )
 SAMPLING_PREFIXES = ("sampler_", "schedule_", "guidance_")
 
@@ -46,12 +47,16 @@ def direction(metric: str) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """One measurement of a run: its settings, its seed and its metrics."""
+    """One measurement of a run: its settings, its seed and its metrics.
+
+    rising: how the distance of its samples rose while its training loss fell (flowdiff/report/divergence.py); or empty.
+    """
 
     settings: Mapping[str, Value]
     seed: Hashable
     metrics: Mapping[str, float]
     run: Run
+    rising: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,10 @@ def run_table(runs: Sequence[Run]) -> Table:
     parameters = swept_parameters(runs)
     # Of two runs of one setting and seed the later one counts, but a damaged one replaces none that is whole.
     complete = sorted((run for run in runs if run.state == "complete"), key=lambda r: (not r.damage, r.finished))
-    entries = [Entry({p: run.config.get(p, "") for p in parameters}, run.seed, run.metrics, run) for run in complete]
+    entries = [
+        Entry({p: run.config.get(p, "") for p in parameters}, run.seed, run.metrics, run, rising(run))
+        for run in complete
+    ]
     return tabulate(entries, parameters)
 
 

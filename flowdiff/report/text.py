@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flowdiff.report.divergence import MARK, distances
 from flowdiff.report.table import Row, Table, count_groups, direction, is_decided_by
 from flowdiff.runs.collect import Run, Value, damage_note, missing_keys_note
 
@@ -54,6 +55,9 @@ def row_title(row: Row) -> str:
 def metric_cells(table: Table, metric: str) -> list[str]:
     """A metric's column as text, empty where a row lacks the metric."""
     column = [mean_text(*row.metrics[metric], row.seeds) if metric in row.metrics else "" for row in table.rows]
+    if distances(metric):
+        rise = [any(entry.rising for entry in row.entries) for row in table.rows]
+        column = [f"{cell} {MARK}" if cell and rose else cell for cell, rose in zip(column, rise, strict=True)]
     # Descriptive numbers, such as the parameter count, are not expected to vary over seeds.
     return column if direction(metric) else [cell.removesuffix(" ± 0") for cell in column]
 
@@ -70,6 +74,12 @@ def report_notes(runs: Sequence[Run], table: Table) -> list[str]:
     if table.superseded:
         labels = ", ".join(entry.run.label for entry in table.superseded)
         notes.append(f"Left out of the means, because a later run has the same settings and seed: {labels}.")
+    rose = [f"{entry.run.label} ({entry.rising})" for row in table.rows for entry in row.entries if entry.rising]
+    if rose:
+        notes.append(
+            f"{MARK} The training loss falls while the distance of the samples rises, so that a smaller loss does not "
+            f"mean better samples: {'; '.join(rose)}."
+        )
     return notes + [note for note in (missing_keys_note(runs), damage_note(runs)) if note]
 
 

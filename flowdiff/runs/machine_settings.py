@@ -27,7 +27,7 @@ NOT_IDENTITY_KEYS = {
 INPUTS = (
     *("dataset.path", "dataset.test_path", "dataset.root", "first_stage.run", "first_stage.model"),
     *("conditioner.model", "conditioner.text.model", "guidance.run", "guidance.inner.run", "metrics.inception_weights"),
-    *("metrics.compare.clip_score.model", "adapter.run"),
+    *("metrics.compare.clip_score.model", "adapter.run", "loss.run"),
 )
 CACHES = ("first_stage.cache_dir", "conditioner.cache_dir", "metrics.cache_dir")
 # The settings of a run that may be given again where it is resumed or sampled.

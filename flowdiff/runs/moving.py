@@ -15,7 +15,12 @@ from flowdiff.runs.files import can_write
 from flowdiff.runs.identity import identity_of_run
 from flowdiff.runs.machine_settings import CACHES, HASHED_AS, INPUTS, NOT_IDENTITY_KEYS, get_value, set_value
 
-_RUNS = ("first_stage.run", "guidance.run", "adapter.run")  # the run id hashes the id of the run that they name
+_RUNS = (
+    "first_stage.run",
+    "guidance.run",
+    "adapter.run",
+    "loss.run",
+)  # the run id hashes the id of the run that they name
 _OF_TODAY = ("metrics.cache_dir",)  # FLOWDIFF_CACHE names nothing else, so it counts whatever a run recorded
 _NAMES = (  # a folder, or a name on a hub
     *("first_stage.model", "conditioner.model", "conditioner.text.model", "metrics.compare.clip_score.model"),

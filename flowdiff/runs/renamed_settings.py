@@ -48,6 +48,8 @@ ADDED = {
     "dataset.classes": None,
     "dataset.num_per_class": None,
     "loss.pairing": "independent",
+    "loss.run": None,
+    "loss.pairing_sigma": 0.002,
     "dataset.handwriting": "digits",
     "metrics.health": {
         **{"denoising": True, "levels": 16, "samples": 500},

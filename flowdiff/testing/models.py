@@ -56,7 +56,9 @@ def model_of(
     denoiser = Denoiser(network, create("scaling", "score"))
     denoiser.sigma_data.fill_(sigma_data)
     schedule, levels = create("schedule", "karras"), create("sigma_sampler", "edm")
-    sampling = Sampling(create("sampler", "heun"), schedule, NoGuidance, levels, settings={}, clip=False)
+    sampling = Sampling(
+        create("sampler", "heun"), schedule, lambda model, *_: NoGuidance(model), levels, settings={}, clip=False
+    )
     to_uint8 = Pixels(256, dequantize=True, flip=False).to_uint8
     stage = first_stage or IdentityFirstStage(shape)
     data_range = DataRange(stage.latent_shape[0] if stage.latent_shape else 1, images=False)

@@ -22,7 +22,7 @@ from flowdiff.diffusion.losses.anchored import Anchored
 from flowdiff.diffusion.losses.base import Loss
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
 from flowdiff.diffusion.losses.one_diffusion import OneDiffusion
-from flowdiff.diffusion.model import ConditionedDenoiser, Sampling, check_trained_at
+from flowdiff.diffusion.model import ConditionedDenoiser, Guiding, Sampling, check_trained_at
 from flowdiff.diffusion.samplers.clipping import DataRange
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
@@ -31,6 +31,7 @@ from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
 from flowdiff.models.adapters import Adapter, peft_format
 from flowdiff.models.adapters.deltas import add, changes, keep_only_changes, merge
+from flowdiff.models.conditioners.scaled import Scaled
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage
 from flowdiff.models.flows.base import Flow
@@ -104,7 +105,10 @@ def assemble(config: Node) -> ModelParts:
     data = create("dataset", config["dataset"])
     conditioner = create("conditioner", config["conditioner"], num_classes=data.num_classes, locate=clip_of)
     first_stage = create("first_stage", config["first_stage"], shape=data.shape, load=load)
-    loss = create("loss", config["loss"], weighting=_optional("weighting", config))
+    weighting = _optional("weighting", config)
+    loss: Loss = create("loss", config["loss"], weighting=weighting, load=load, guided=_guided_by)
+    if loss.scales is not None:
+        conditioner = Scaled(conditioner, loss.scales)
     runtime: dict[str, Any] = {
         "shape": first_stage.latent_shape,
         "conditioner": conditioner,
@@ -179,6 +183,7 @@ def assemble_run(config: Node) -> RunParts:
     """
     parts = assemble(config)
     parts.denoiser.sampling.guide(parts.denoiser)  # it may read another run, and refuse it
+    parts.loss.check(parts.denoiser)  # it may, too
     metrics = create("metrics", config["metrics"], data=parts.data)
     metrics.check(parts.denoiser)
     accelerator: Accelerator = create("accelerator", config["accelerator"])
@@ -318,56 +323,71 @@ def check_base(base: Base | None, trained_on: Mapping[str, str] | None, folder: 
         )
 
 
-def guide_by(node: Node, negative_prompt: str | None = None) -> Callable[[ConditionedDenoiser], Guidance]:
+def guide_by(node: Node, negative_prompt: str | None = None) -> Guiding:
     """A function that puts a model into the guidance of a config node; it creates the guidance of a model once.
 
     Args:
         node: the config node.
         negative_prompt: what takes the place of the null condition; None for the null condition itself.
     """
-    made: list[tuple[ConditionedDenoiser, Guidance]] = []
+    made: list[tuple[ConditionedDenoiser, ConditionedDenoiser | None, Guidance]] = []
 
-    def guide(model: ConditionedDenoiser) -> Guidance:
-        if not made or made[0][0] is not model:
-            made[:] = [(model, _guided(model, node, negative_prompt))]
-        return made[0][1]
+    def guide(model: ConditionedDenoiser, start_model: ConditionedDenoiser | None = None, /) -> Guidance:
+        if not made or made[0][0] is not model or made[0][1] is not start_model:
+            made[:] = [(model, start_model, _guided(model, node, negative_prompt, start_model))]
+        return made[0][2]
 
     return guide
 
 
-def _guided(model: ConditionedDenoiser, node: Node, negative_prompt: str | None = None) -> Guidance:
+def _guided(
+    model: ConditionedDenoiser,
+    node: Node,
+    negative_prompt: str | None = None,
+    start_model: ConditionedDenoiser | None = None,
+) -> Guidance:
     """The model in the guidance of a config node; ConfigurationError where they do not fit."""
-    null = model.conditioner.null if model.conditioner.drop else None
-    if negative_prompt is not None:
-        if node["name"] != "cfg" or not model.conditioner.reads_text:
-            raise ConfigurationError(
-                f"negative_prompt={negative_prompt!r} takes the place of the null condition in guidance=cfg of a model "
-                f"that reads text, and this is guidance={node['name']}"
-                + ("" if model.conditioner.reads_text else " of a model that does not")
-                + ": remove negative_prompt."
-            )
-
-        def null(n: int) -> Conditioning | None:
-            return model.conditioner.negative(negative_prompt, n)
-
+    if negative_prompt is not None and (node["name"] != "cfg" or not model.conditioner.reads_text):
+        raise ConfigurationError(
+            f"negative_prompt={negative_prompt!r} takes the place of the null condition in guidance=cfg of a model "
+            f"that reads text, and this is guidance={node['name']}"
+            + ("" if model.conditioner.reads_text else " of a model that does not")
+            + ": remove negative_prompt."
+        )
+    starting = start_model or model
     every = None if model.num_classes is None or model.conditioner.reads_text else torch.arange(model.num_classes)
     return create(
         "guidance",
         node,
         denoiser=model,
-        null=null,
+        null=_null_of(model, negative_prompt),
+        starting=starting.network,
+        starting_null=_null_of(starting, negative_prompt),
         classes=None if every is None else lambda: model.cond_of(every),
         num_classes=model.num_classes,
+        scales=model.conditioner.scales,
         load=partial(load, device=model.sigma_data.device),
-        guided=lambda inner: _guided(model, _whole(inner), negative_prompt),
+        guided=lambda inner: _guided(model, _whole(inner), negative_prompt, start_model),
     )
+
+
+def _guided_by(model: ConditionedDenoiser, node: Node) -> Guidance:
+    """The model in the guidance of settings that may lack some, as a loss asks for its teacher's."""
+    return _guided(model, _whole(node))
+
+
+def _null_of(model: ConditionedDenoiser, negative_prompt: str | None) -> Callable[[int], Conditioning | None] | None:
+    """n → the null condition of n samples, or that of the negative prompt; None if the model has none."""
+    if negative_prompt is not None:
+        return lambda n: model.conditioner.negative(negative_prompt, n)
+    return model.conditioner.null if model.conditioner.drop else None
 
 
 def _whole(inner: Node) -> dict[str, Any]:
     """The node of guidance.inner with its missing settings filled in; ConfigurationError if it has no name."""
     if "name" not in inner:
         raise ConfigurationError(
-            f"guidance.inner={dict(inner)} does not name a guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
+            f"guidance={dict(inner)} does not name a guidance: give it a name, e.g. {{name: cfg, scale: 2}}."
         )
     return completed("guidance", inner)
 

@@ -308,11 +308,12 @@ def _tracked(run: Prepared, config: Mapping[str, Any], label: Label) -> Iterator
 def _evaluate(parts: RunParts) -> dict[str, float]:
     model, metrics = parts.denoiser.eval(), parts.metrics
     with counting("sampling for evaluation") as progress:
-        return metrics.evaluate(
+        numbers = metrics.evaluate(
             model,
             lambda n, seed: model.sample(n, seed=seed, batch_size=metrics.batch_size, progress=progress),
             parts.seed,
         )
+    return numbers | parts.loss.numbers(model, metrics.batch_size, parts.seed)
 
 
 def _draw(run: Prepared) -> None:

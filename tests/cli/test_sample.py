@@ -24,7 +24,9 @@ def trained(*overrides):
 
 run = trained(*TINY_DIGITS, "guidance=none")
 toy = trained(*TINY, "conditioner=none")
-raw = trained(*without_flow(TINY), "network=mlp", "scaling=edm", "network.width=16", "network.depth=1")
+raw = trained(
+    *without_flow(TINY), "conditioner=none", "network=mlp", "scaling=edm", "network.width=16", "network.depth=1"
+)
 
 
 def test_grid_and_arrays(run, tmp_path):
@@ -74,6 +76,19 @@ def test_each_way_is_measured(toy, tmp_path):
     ]
     assert len({row["fd_data"] for row in rows}) == 3
     assert len({row["interpolation_nats_per_dim"] for row in rows} - {""}) == 1
+
+
+def test_another_run_denoises_what_a_flow_begins(raw, toy, tmp_path):
+    """One evaluation of the MLP for a sample of the flow, and the same samples as from Python."""
+    given = ["start=flow", f"start_run={toy}", "sigma_start=0.4", "sampler=euler", "sampler.num_steps=1"]
+    out = tmp_path / "out"
+    done = succeed("sample", f"run={raw}", *given, "num_samples=6", "evaluate=true", f"out={out}", cwd=tmp_path)
+    assert "flow of another run at σ = 0.4, then euler with 1 steps" in done.stderr
+    (row,) = last_rows(raw, 1)
+    assert (row["start"], row["sigma_start"], row["start_run"], row["nfe"]) == ("flow", "0.4", str(toy), "1.0")
+    options = {"start": "flow", "sigma_start": 0.4, "start_model": load(toy), "sampler": "euler", "num_steps": 1}
+    alone = sample(load(raw), 6, **options)
+    np.testing.assert_allclose(np.load(out / "samples.npz")["arr_0"], alone.numpy(), atol=1e-5)
 
 
 def test_clip_is_that_of_the_run_or_is_chosen(toy, tmp_path):
@@ -129,6 +144,10 @@ MISTAKES = [
     (["run={toy}", "guidance=cfg"], "trained without label dropout"),
     (["run={toy}", "class_label=1"], "unconditional model"),
     (["run={raw}", "start=compare"], "start=flow draws from a density, but MLP is not a density"),
+    (["run={raw}", "start_run={toy}"], "is a flow to begin with, and start=null does not begin with one"),
+    (["run={raw}", "start_run={raw}", "start=flow"], "has no density to draw from"),
+    (["run={raw}", "start_run={run}", "start=flow"], "of shape 1×8×8, and the model that denoises is one of samples"),
+    (["run={raw}", "start_run=nowhere", "start=flow"], "start_run=nowhere cannot give the start: run=nowhere does not"),
 ]
 
 

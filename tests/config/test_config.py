@@ -78,9 +78,10 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder", "image_tars", "image_table")
-NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py and test_adapters.py
+NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py, test_adapters.py and test_teachers.py
     *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
     *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full")),
+    *(("loss", "consistency_distillation"), ("loss", "inverse_distillation")),
 }
 ONLY_SAMPLING = ("measurement", "posterior")  # groups of sample.py, see tests/evaluation/restoration/
 TRAINED = [group for group in registry.GROUP_MODULES if group not in ONLY_SAMPLING]
@@ -98,8 +99,9 @@ def test_every_option_composes_checks_and_builds(group, name):
     overrides = [f"{group}={name}"]
     if group == "scaling" and name != "score":
         overrides.append("network=mlp")
-    if name == "consistency":
-        overrides = ["network=mlp", *(f"{one}=consistency" for one in ("scaling", "loss", "sampler"))]
+    if name in ("consistency", "scm"):
+        loss = name if group == "loss" else "consistency"
+        overrides = ["network=mlp", f"loss={loss}", "scaling=consistency", "sampler=consistency"]
     if name in ("text", "class_and_text"):
         overrides.append("dataset=captioned_digits")
     if group == "dataset" or name in ("text", "class_and_text"):

@@ -126,7 +126,10 @@ def test_options_that_do_not_fit_the_run_are_refused_in_one_sentence(folders, tm
     run, digits = f"run={folders / 'run'}", f"guidance.run={folders / 'digits'}"
     weak = ["guidance=autoguidance", f"guidance.run={folders / 'weak'}"]
     mistakes = [
-        ([run, "guidance=autoguidance", digits], "of shape 1×8×8, and the samples to be guided have shape 2:"),
+        (
+            [run, "guidance=autoguidance", digits],
+            "of shape 1×8×8, and the model to be guided is one of samples of shape 2:",
+        ),
         (
             [run, "guidance=autoguidance", "guidance.run=nowhere"],
             "nowhere does not exist: give the folder",

@@ -82,6 +82,8 @@ class ClassifierFree(Guide):
     Args:
         denoiser: what is wrapped.
         null: n → the null condition of n samples; None if the model was trained without one.
+        starting: the network that start=flow draws from; by default that of what is wrapped.
+        starting_null: n → its null condition of n samples; by default `null`.
         scale: w ≥ 0; 1 is the conditional model.
         interval: [low, high] of σ at which to guide; None for every σ.
         rescale: φ ∈ [0, 1], how far D goes back to the standard deviation of D_c.
@@ -103,6 +105,8 @@ class ClassifierFree(Guide):
         self,
         denoiser: Guidable,
         null: Callable[[int], Conditioning] | None,
+        starting: Network | None = None,
+        starting_null: Callable[[int], Conditioning] | None = None,
         *,
         scale: NonNegativeFloat,
         interval: Interval,
@@ -118,7 +122,9 @@ class ClassifierFree(Guide):
                 "conditioner=class and conditioner.drop > 0, or use another guidance."
             )
         self.null = null
-        self.guided_start = GuidedStart(self.network, null, flow_scale - 1, order) if flow_scale != 1 else None
+        self.guided_start = None
+        if flow_scale != 1:
+            self.guided_start = GuidedStart(starting or self.network, starting_null or null, flow_scale - 1, order)
 
     @property
     def start(self) -> Start | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flowdiff.diffusion.guidance.base import Model
+from flowdiff.diffusion.other_run import check_classes, check_fits
 from flowdiff.errors import ConfigurationError, RunError
-from flowdiff.shapes import times
 
 
 def other_run(load: Callable[[str], Model], run: str | None, guided: Model, guidance: str) -> Model:
@@ -30,20 +30,8 @@ def other_run(load: Callable[[str], Model], run: str | None, guided: Model, guid
         guide = load(run)
     except RunError as error:
         raise RunError(f"guidance.run={run} cannot guide: {error}") from error
-    ours, theirs = guided.first_stage, guide.first_stage
-    if tuple(theirs.latent_shape) != tuple(ours.latent_shape):
-        raise ConfigurationError(
-            f"guidance.run={run} is a model of samples of shape {times(theirs.latent_shape)}, and the samples to be "
-            f"guided have shape {times(ours.latent_shape)}: give a run of the same data."
-        )
-    if not ours.shares_space(theirs):
-        raise ConfigurationError(
-            f"guidance.run={run} works in the latents of another autoencoder than the model to be guided: give a run "
-            "with the same first stage."
-        )
-    if guide.num_classes not in (None, guided.num_classes):
-        raise ConfigurationError(
-            f"guidance.run={run} knows {guide.num_classes} classes, and the model to be guided "
-            f"{guided.num_classes or 'none'}: give a run of the same classes."
-        )
+    named, role = f"guidance.run={run}", "the model to be guided"
+    check_fits(guide, named, guided, role)
+    if guide.num_classes is not None:
+        check_classes(guide, named, guided, role)
     return guide

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from flowdiff.diffusion.denoiser import Denoiser
-from flowdiff.diffusion.losses.base import Loss, LossOutput
+from flowdiff.diffusion.losses.base import Loss, LossOutput, Student
+from flowdiff.diffusion.other_run import OfData
 from flowdiff.models.adapters.deltas import disabled
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.noise import Generators
@@ -35,6 +36,12 @@ class Anchored(Loss):
         self.steps = steps
         self.gradient = loss.gradient
         self.differentiates_score = loss.differentiates_score
+
+    def check(self, model: OfData) -> None:
+        self.loss.check(model)
+
+    def numbers(self, model: Student, n: int, seed: int) -> dict[str, float]:
+        return self.loss.numbers(model, n, seed)
 
     def at(self, step: int) -> Anchored:
         left = 1.0 if self.steps is None else max(0.0, 1 - step / self.steps)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from flowdiff.diffusion.denoiser import Denoiser
+from flowdiff.diffusion.denoiser import Denoise, Denoiser
+from flowdiff.diffusion.other_run import OfData
 from flowdiff.diffusion.weightings import Weighting
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
@@ -35,6 +36,15 @@ class LossOutput:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Student(OfData, Denoise, Protocol):
+    """The trained model, as far as a loss measures it."""
+
+    @property
+    def sigma_data(self) -> Tensor: ...
+
+    def cond_of(self, label: Tensor) -> Conditioning | None: ...
+
+
 class Loss(ABC):
     """A training objective: loss(denoiser, x0, sigma, noise, cond) → LossOutput.
 
@@ -44,7 +54,10 @@ class Loss(ABC):
     fokker_planck: weight λ ≥ 0 of the squared residual of the Fokker–Planck equation; assembly adds it to the loss.
     fokker_planck_share: part of the batch that the residual is computed for, in (0, 1].
     fokker_planck_every: optimiser steps from one with the residual to the next, ≥ 1.
+    scales: the smallest and the largest guidance scale that the model is to read in its condition; None for none.
     """
+
+    scales: tuple[float, float] | None = None
 
     differentiates_score: bool = True
     learned: nn.Module | None = None
@@ -70,6 +83,14 @@ class Loss(ABC):
     def draw_noise(self, x0: Tensor, generator: Generators = None) -> Tensor:
         """The noise that this loss trains with: N(0, I) like x0."""
         return randn_like(x0, generator)
+
+    def check(self, model: OfData) -> None:
+        """Raise ConfigurationError if the loss does not go with the model that it trains; asked before training."""
+        return None
+
+    def numbers(self, model: Student, n: int, seed: int) -> dict[str, float]:
+        """Numbers of the finished model that only its loss can measure, on n samples; most losses have none."""
+        return {}
 
     def at(self, step: int) -> Loss:
         """The loss after `step` optimiser steps; most losses do not change."""

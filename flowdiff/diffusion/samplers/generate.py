@@ -39,6 +39,7 @@ def generate(
     batch_size: int = 64,
     sigmas: Tensor | None = None,
     start_density: Start | None = None,
+    start_cond_of: Callable[[Sequence[int]], Conditioning | None] | None = None,
     indices: range | None = None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
@@ -60,6 +61,7 @@ def generate(
         batch_size: number of samples per batch, ≥ 1.
         sigmas: a grid, (N+1,), instead of the schedule's; sampling starts at its first level.
         start_density: what start=flow draws from; by default the denoiser's network, which must be a density.
+        start_cond_of: sample indices → the Conditioning that start_density reads; by default that of the denoiser.
         indices: which of the samples 0 … n − 1 to draw, so that processes can share them; by default all.
         device: where the samples are drawn.
         progress: called after every batch.
@@ -81,7 +83,7 @@ def generate(
             x = levels[0].item() * randn((len(batch), *shape), sources, device=device)  # (B, *shape)
         else:
             sigma = torch.full((len(batch),), levels[0].item(), device=device)
-            x = density.sample(sigma, cond, sources)
+            x = density.sample(sigma, cond if start_cond_of is None else start_cond_of(batch), sources)
         batches.append(sampler(denoiser, x, levels, cond, sources, callback))
         if progress is not None:
             progress(first + len(batch), len(indices))

@@ -62,6 +62,7 @@ class Conditioner(nn.Module, ABC):
     num_classes: int | None = None  # labels are 0 … num_classes − 1; None: the model does not read labels
     reads_text: bool = False  # whether `condition` takes captions, not labels
     alone: bool = True  # of one that reads both: whether it also takes a class alone, and a caption alone
+    scales: tuple[float, float] | None = None  # the guidance scales that a condition can carry, see scaled.py
     drop: float = 0.0  # probability of replacing a condition by the null condition in training
 
     @abstractmethod

@@ -105,9 +105,11 @@ class FlowDensity(Density):
     """A density whose samples are images of base points: x = f⁻¹(z; σ, c), with z ~ N(0, I) or another simple density.
 
     guidance_orders: the orders in which `sample_guided` can guide; none if the flow cannot be guided.
+    normal_base: whether base points are N(0, I), whatever σ and c.
     """
 
     guidance_orders: tuple[GuidanceOrder, ...] = ()
+    normal_base: bool = True
 
     @abstractmethod
     def encode(self, x: Tensor, sigma: Tensor, cond: Conditioning | None = None) -> Tensor:

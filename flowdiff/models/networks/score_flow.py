@@ -100,6 +100,7 @@ class ScoreFlow(FlowDensity):
         self.embedding = ConditionEmbedding(embed_dim, cond_dim, token_dim)
         self.twice_differentiable = flow.twice_differentiable
         self.base = MixtureBase(shape, num_classes, components) if components else None
+        self.normal_base = self.base is None
         # Guidance mixes the maps of c and of ∅, which is no guidance where their bases differ, too.
         self.guidance_orders = flow.guidance_orders if self.base is None else ()
         self.gated = gate and flow.takes_gate and whitening.standardises

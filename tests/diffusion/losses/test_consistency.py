@@ -76,15 +76,15 @@ def test_it_is_the_identity_at_the_boundary():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "allowed"), [("ect", 1e-2), ("ict", 1e-2), ("ct", 3e-2)])
-def test_every_kind_learns_the_consistency_function_of_a_gaussian(steps, allowed):
-    """f(x, σ) = x·√((s² + σ_min²)/(s² + σ²)), up to a part of the standard deviation s of the data.
+@pytest.mark.parametrize(("steps", "ct_steps"), [("ect", 150), ("ict", 150), ("ct", 150), ("ct", 600)])
+def test_every_kind_learns_the_consistency_function_of_a_gaussian(steps, ct_steps):
+    """f(x, σ) = x·√((s² + σ_min²)/(s² + σ²)), up to 1e-2 of the standard deviation s of the data.
 
-    ct ends with neighbours in a grid of 151 levels, whose distance biases it by about one part in 50.
+    With 151 levels ct learns what its grid makes of it, which is 2 % less; a grid of 601 has a quarter of this bias.
     """
     s, count = 0.5, 3000
     f = consistency_function(s)
-    loss = registry.create("loss", "consistency", steps=steps, stage_steps=count // 10, stages=8)
+    loss = registry.create("loss", "consistency", steps=steps, stage_steps=count // 10, stages=8, ct_steps=ct_steps)
     draws = registry.create("sigma_sampler", "edm", p_mean=-1.1, p_std=2.0, stratified=True)
     optimizer = torch.optim.Adam(f.parameters(), 3e-3)
     falls = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count)
@@ -100,7 +100,28 @@ def test_every_kind_learns_the_consistency_function_of_a_gaussian(steps, allowed
     spread = (s**2 + sigma**2).sqrt()[:, None]  # of x
     found = f(spread, sigma) / s
     expected = torch.full_like(found, (s**2 + 0.002**2) ** 0.5 / s)
-    torch.testing.assert_close(found, expected, rtol=0, atol=allowed)
+    if ct_steps == 150 and steps == "ct":
+        expected = expected * biased_by_its_grid(s, sigma)[:, None]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+
+
+def biased_by_its_grid(s, sigma, num_steps=150):
+    """What ct with perfect training learns of a Gaussian, divided by the consistency function, (B,).
+
+    f at t learns f of the mean of x' given x, which is x·(s² + t·r)/(s² + t²), where the trajectory goes through
+    x·√((s² + r²)/(s² + t²)). The ratio of the two is √(1 − s²(t − r)²/((s² + r²)(s² + t²))), and those of all steps
+    below t multiply.
+    """
+    grid = registry.create("schedule", "karras")(num_steps + 1)[:-1].flip(0)
+    r, t = grid[:-1], grid[1:]
+    ratio = (1 - s**2 * (t - r) ** 2 / ((s**2 + r**2) * (s**2 + t**2))).sqrt().cumprod(0)
+    return ratio[torch.searchsorted(t, sigma.double()).clamp(max=len(t) - 1)].float()
+
+
+def test_the_grid_of_ct_biases_it_by_two_percent_and_the_bias_falls_as_one_over_its_steps():
+    at_two = [1 - biased_by_its_grid(0.5, torch.tensor([2.0]), n).item() for n in (150, 600)]
+    assert at_two[0] == pytest.approx(0.02, abs=2e-3)
+    assert at_two[0] / at_two[1] == pytest.approx(4, rel=0.1)
 
 
 @pytest.mark.parametrize(
