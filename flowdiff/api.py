@@ -63,6 +63,7 @@ def sample(
     batch_size: int = 512,
     image: Tensor | None = None,
     strength: float = 0.6,
+    hint: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
     """n samples in data space, (n, *shape): images in [-1, 1]. Sample i of a seed does not depend on batch_size.
@@ -83,6 +84,8 @@ def sample(
         batch_size: samples per batch.
         image: start="image": what all samples begin with, in data space, (*shape).
         strength: start="image": how far it is noised, more than 0 and at most 1, which leaves nothing of it.
+        hint: of a model that reads hints, the hints (m, C, H, W) in [-1, 1] that samples obey, in turn; of pictures x
+            they are `denoiser.hinting.of(x)`; None: those of its examples, test images.
         **settings: hyperparameters of the three, e.g. sample(denoiser, 16, sampler="heun", num_steps=18,
             guidance="cfg", scale=2.0).
 
@@ -112,6 +115,7 @@ def sample(
         batch_size=batch_size,
         image=image,
         strength=strength,
+        hint=hint,
     )
 
 

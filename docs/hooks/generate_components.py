@@ -58,6 +58,8 @@ GROUPS = {
     "first_stage": "The space the model works in: the space of the data, or the latents of an autoencoder, which is "
     "frozen or (`vae`) trained together with the model.",
     "adapter": "What is trained of the model of another run, `adapter.run`, which stays frozen.",
+    "hint": "A picture made of an image, which a model is trained to obey: from scratch, `hint=edges`, or as a control of "
+    "another run, `adapter=control adapter.hint=edges`.",
 }
 ONLY_SAMPLING = ("measurement", "posterior")
 # Hydra's own groups and the debugging presets, which are YAML alone.

@@ -75,6 +75,10 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "start": ("noise or flow", lambda v: v in ("noise", "flow")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
     "image": ("a picture's file or null", lambda v: v is None or _is_text(v)),
+    "hint_of": (
+        "a picture's file, a list of them, or null",
+        lambda v: v is None or _is_text(v) or (_is_text_list(v) and v != []),
+    ),
     "strength": ("a number > 0 and ≤ 1", lambda v: is_number(v) and 0 < v <= 1),
     "clip": ("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),

@@ -78,9 +78,9 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder", "image_tars", "image_table")
-NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py and test_adapters.py
+NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py, test_adapters.py, test_controls.py
     *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
-    *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full")),
+    *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full"), ("adapter", "control")),
 }
 ONLY_SAMPLING = ("measurement", "posterior")  # groups of sample.py, see tests/evaluation/restoration/
 TRAINED = [group for group in registry.GROUP_MODULES if group not in ONLY_SAMPLING]
@@ -100,9 +100,9 @@ def test_every_option_composes_checks_and_builds(group, name):
         overrides.append("network=mlp")
     if name == "consistency":
         overrides = ["network=mlp", *(f"{one}=consistency" for one in ("scaling", "loss", "sampler"))]
-    if name in ("text", "class_and_text"):
+    if name in ("text", "class_and_text", "class_map"):
         overrides.append("dataset=captioned_digits")
-    if group == "dataset" or name in ("text", "class_and_text"):
+    if group == "dataset" or name in ("text", "class_and_text", "class_map"):
         overrides.append("flow=realnvp")  # a rotation of CIFAR-10's 3,072 dimensions takes ten seconds here
     for network, own in TRAINED_BY_THEIR_OWN.items():
         if f"{group}={name}" in (f"network={network}", own[0]) or (name == "word_ids" and network == "clip"):

@@ -10,16 +10,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.base import Flow, embedding
 from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.guided import guided_forward
-from flowdiff.models.nn.inject import zero_init
+from flowdiff.models.flows.steered import Steered
 
 
-class Shift(Flow):
+class Shift(Steered):
     """A shift of each number of x by the embedding e; the identity at the start.
 
     z = x + γ²·(W e + b),  log|det| = 0,  W and b 0 at the start
@@ -33,9 +32,8 @@ class Shift(Flow):
     guidance_orders = ("all",)
 
     def __init__(self, shape: tuple[int, ...], embed_dim: int):
-        super().__init__()
+        super().__init__(embed_dim, math.prod(shape))
         self.shape = tuple(shape)
-        self.steer = zero_init(nn.Linear(embed_dim, math.prod(shape)))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         return x + self._shift(cond), x.new_zeros(len(x))
@@ -47,4 +45,4 @@ class Shift(Flow):
         return z - shift, z.new_zeros(len(z))
 
     def _shift(self, cond: Conditioning) -> Tensor:
-        return gated(self.steer(cond.vector).to(embedding(cond).dtype), cond).unflatten(1, self.shape)
+        return gated(self.steered(cond), cond).unflatten(1, self.shape)
