@@ -124,7 +124,7 @@ def restore(
     denoiser: ConditionedDenoiser,
     x: Tensor,
     measurement: str | Mapping[str, Any],
-    posterior: str | Mapping[str, Any],
+    posterior: str | Mapping[str, Any] = "mmps",
     *,
     draws: int = 19,
     label: Sequence[int] | None = None,

@@ -59,7 +59,7 @@ def run(tmp_path_factory):
 def test_a_run_is_restored_from_outside(run, tmp_path):
     mask = tmp_path / "mask.png"
     Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), 2)).save(mask)
-    command = ["measurement=inpaint", f"measurement.mask={mask}", "posterior=mmps", "num_samples=3", "draws=4"]
+    command = ["measurement=inpaint", f"measurement.mask={mask}", "num_samples=3", "draws=4"]
     succeed("sample", f"run={run}", *command, f"out={tmp_path / 'out'}", cwd=tmp_path)
     arrays = np.load(tmp_path / "out" / "restored.npz")
     assert {name: arrays[name].shape for name in arrays} == {
@@ -94,7 +94,7 @@ def test_samples_begin_with_a_picture_from_outside(run, tmp_path):
 
 
 MISTAKES = [
-    (["measurement=inpaint"], "nothing says how to draw from the posterior of this measurement"),
+    (["measurement=inpaint", "posterior=none"], "nothing says how to draw from the posterior of this measurement"),
     (["posterior=mmps"], "a posterior is that of a measurement, and there is none"),
     (["measurement=inpaint", "posterior=mmps", "measurement.mask={text}"], "cannot be read as a picture"),
     (["measurement=inpaint", "posterior=mmps", "measurement.mask={small}"], "and a sample of this run has 8×8"),
