@@ -19,7 +19,7 @@ ROOMS = [
     *("models.flows", "models.networks", "models.first_stage", "models.adapters"),
     *("diffusion.scalings", "diffusion.weightings", "diffusion.schedules", "diffusion.sigma_samplers"),
     *("diffusion.fokker_planck", "diffusion.denoiser", "diffusion.losses", "diffusion.guidance"),
-    *("diffusion.samplers", "diffusion.hinting", "diffusion.model"),
+    *("diffusion.samplers", "diffusion.hinting", "diffusion.model", "diffusion.inversion"),
     *("diffusion.conjugate_gradient", "diffusion.measurements", "diffusion.posteriors"),
     "data",
     *("evaluation.ranks", "evaluation.features", "evaluation.retrieval", "evaluation.comparisons"),

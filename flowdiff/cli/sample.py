@@ -248,7 +248,7 @@ def _hint(settings: Mapping[str, Any], parts: ModelParts) -> Tensor | None:
 
 def _change(settings: dict[str, Any], request: Request, parts: ModelParts, out: Path) -> None:
     """Draw samples that begin with a picture, and write them beside it."""
-    from flowdiff.evaluation.image_start.command import draw_changed
+    from flowdiff.evaluation.image_start.command import Source, draw_changed, draw_through
 
     refused = [key for key in ("measurement", "posterior") if settings[key]["name"] != "none"]
     if settings["evaluate"] or refused:
@@ -258,7 +258,11 @@ def _change(settings: dict[str, Any], request: Request, parts: ModelParts, out: 
             f"{given.split('=')[0]}, or choose another start."
         )
     n, image, strength = settings["num_samples"], settings["image"], float(settings["strength"])
-    draw_changed(parts.denoiser, parts.data, request, n, image, strength, out)
+    if settings["through"] == "noise":
+        draw_changed(parts.denoiser, parts.data, request, n, image, strength, out)
+        return
+    source = Source([image] if isinstance(image, str) else image, settings["source_label"], settings["source_prompt"])
+    draw_through(parts.denoiser, parts.data, request, n, source, settings["through"], out)
 
 
 def _restore(settings: dict[str, Any], request: Request, parts: ModelParts, out: Path) -> None:

@@ -74,7 +74,13 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "negative_prompt": ("a text or null", lambda v: v is None or isinstance(v, str)),
     "start": ("noise or flow", lambda v: v in ("noise", "flow")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
-    "image": ("a picture's file or null", lambda v: v is None or _is_text(v)),
+    "image": (
+        "a picture's file, a list of two, or null",
+        lambda v: v is None or _is_text(v) or (_is_text_list(v) and len(v) == 2),
+    ),
+    "through": ("noise, z or ddim", lambda v: v in ("noise", "z", "ddim")),
+    "source_label": ("a class number ≥ 0, a list of two, or null", _is_class),
+    "source_prompt": ("a text, a list of two, or null", lambda v: v is None or _is_text(v) or _is_text_list(v)),
     "hint_of": (
         "a picture's file, a list of them, or null",
         lambda v: v is None or _is_text(v) or (_is_text_list(v) and v != []),
@@ -177,10 +183,32 @@ def _check_top_level(plain: Mapping[str, Any]) -> None:
         )
     if plain.get("image") is not None and plain.get("start") != "image":
         raise ConfigurationError(f"image={plain['image']} is for start=image: set start=image, or remove image.")
+    _check_through(plain)
     if plain.get("resume") and plain.get("force"):
         raise ConfigurationError(
             f"resume={plain['resume']} force=true contradict each other: resume continues a run, force starts it from "
             "scratch."
+        )
+
+
+def _check_through(plain: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for settings of start=image that do not go with its `through`."""
+    if plain.get("through", "noise") != "noise":
+        if plain.get("start") != "image":
+            raise ConfigurationError(
+                f"through={plain['through']} is for start=image: set start=image image=a.png, or remove through."
+            )
+        return
+    for key in ("source_label", "source_prompt"):
+        if plain.get(key) is not None:
+            raise ConfigurationError(
+                f"{key}={plain[key]} says at what a picture is encoded, and through=noise encodes none: set through=z "
+                f"or ddim, or remove {key}."
+            )
+    if isinstance(plain.get("image"), list):
+        raise ConfigurationError(
+            f"image={plain['image']} names two pictures, and through=noise begins with one: set through=z or ddim for "
+            "the way between them, or give one picture."
         )
 
 
