@@ -89,6 +89,7 @@ def test_strength_and_weights_of_several_controls(base, controlled):
     assert torch.equal(drawn(both), drawn(half))
 
 
+@pytest.mark.slow
 def test_samples_obey_given_hints_in_turn_and_only_of_the_right_size(controlled):
     model = flowdiff.load(controlled)
     asked = model.hints(2)
