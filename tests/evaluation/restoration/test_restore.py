@@ -93,6 +93,21 @@ def test_samples_begin_with_a_picture_from_outside(run, tmp_path):
     assert (tmp_path / "out" / "samples.png").is_file()
 
 
+@pytest.mark.slow
+def test_pictures_are_changed_and_joined_from_outside(run, tmp_path):
+    for name in ("a", "b"):
+        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 255, (8, 8), np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
+    changed = ["image=a.png", "through=z", "source_label=3", "out=changed"]
+    joined = ["image=[a.png,b.png]", "through=ddim", "source_label=3", "out=joined"]
+    for command, count in ((changed, 10), (joined, 9)):
+        succeed("sample", f"run={run}", "start=image", *command, cwd=tmp_path)
+        assert np.load(tmp_path / command[-1][4:] / "samples.npz")["arr_0"].shape == (count, 8, 8, 1)
+    errors = json.loads((tmp_path / "changed" / "reconstruction.json").read_text())
+    assert errors["z"] < 1e-4 < errors["ddim"]
+
+
 MISTAKES = [
     (["measurement=inpaint", "posterior=none"], "nothing says how to draw from the posterior of this measurement"),
     (["posterior=mmps"], "a posterior is that of a measurement, and there is none"),
@@ -111,6 +126,9 @@ MISTAKES = [
     (["start=image", "image={small}", "strength=1.5"], "strength=1.5 is not allowed"),
     (["start=image", "image={small}", "sigma_start=1"], "start=image was given with sigma_start=1"),
     (["start=image", "image={small}", "evaluate=true"], "evaluate=true does not go with start=image"),
+    (["through=z"], "through=z is for start=image"),
+    (["start=image", "image=[a.png,b.png]"], "through=noise begins with one"),
+    (["hint_of={small}"], "is for runs that read hints"),
 ]
 
 
