@@ -1,6 +1,6 @@
 """flowdiff: diffusion models whose score is the exact gradient of a normalizing flow's log-density.
 
-`build`, `load`, `restore` and `sample` are imported at their first use, so that `import flowdiff` stays fast.
+The functions of `flowdiff.api` are imported at their first use, so that `import flowdiff` stays fast.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from flowdiff.version import __version__
 
 if TYPE_CHECKING:
-    from flowdiff.api import build, load, restore, sample
+    from flowdiff.api import between, build, change, load, restore, sample
 
-__all__ = ["__version__", "build", "load", "restore", "sample"]
+__all__ = ["__version__", "between", "build", "change", "load", "restore", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from flowdiff import config
+from flowdiff.diffusion.inversion import Through, inversion_of
 from flowdiff.diffusion.model import ConditionedDenoiser
 from flowdiff.diffusion.posteriors import Drawing
 from flowdiff.diffusion.samplers.clipping import Clip
 from flowdiff.errors import ConfigurationError, nearest
+from flowdiff.evaluation.image_start import points
 from flowdiff.evaluation.restoration.restore import Restoration
 from flowdiff.evaluation.restoration.restore import restore as restore_samples
 from flowdiff.export.hub import located
+from flowdiff.models.conditioning import Conditioning
 from flowdiff.registry import completed, create
 from flowdiff.training import assembly
 from flowdiff.training.assembly import guide_by
@@ -25,9 +28,12 @@ from flowdiff.training.assembly import guide_by
 if TYPE_CHECKING:
     from flowdiff.training.engine import Engine
 
-__all__ = ["build", "load", "restore", "sample"]
+__all__ = ["between", "build", "change", "load", "restore", "sample"]
 
 log = logging.getLogger(__name__)
+
+Shown = int | str | Sequence[int] | Sequence[str] | None
+"""What samples show: a class or a prompt, or one for each sample; None for a model without conditions."""
 
 
 def build(*overrides: str) -> Engine:
@@ -92,6 +98,7 @@ def sample(
     batch_size: int = 512,
     image: Tensor | None = None,
     strength: float = 0.6,
+    hint: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
     """n samples in data space, (n, *shape): images in [-1, 1]. Sample i of a seed does not depend on batch_size.
@@ -114,6 +121,8 @@ def sample(
         batch_size: samples per batch.
         image: start="image": what all samples begin with, in data space, (*shape).
         strength: start="image": how far it is noised, more than 0 and at most 1, which leaves nothing of it.
+        hint: of a model that reads hints, the hints (m, C, H, W) in [-1, 1] that samples obey, in turn; of pictures x
+            they are `denoiser.hinting.of(x)`; None: those of its examples, test images.
         **settings: hyperparameters of the three, e.g. sample(denoiser, 16, sampler="heun", num_steps=18,
             guidance="cfg", scale=2.0).
 
@@ -144,6 +153,7 @@ def sample(
         batch_size=batch_size,
         image=image,
         strength=strength,
+        hint=hint,
     )
 
 
@@ -152,7 +162,7 @@ def restore(
     denoiser: ConditionedDenoiser,
     x: Tensor,
     measurement: str | Mapping[str, Any],
-    posterior: str | Mapping[str, Any],
+    posterior: str | Mapping[str, Any] = "mmps",
     *,
     draws: int = 19,
     label: Sequence[int] | None = None,
@@ -190,6 +200,84 @@ def restore(
     by = create("posterior", method, measurement=made, sigma_data=float(denoiser.sigma_data))
     drawing = Drawing(draws, seed, label, prompt, clip=clip, batch_size=batch_size)
     return restore_samples(denoiser, made, by, x, drawing)
+
+
+def change(
+    denoiser: ConditionedDenoiser,
+    x: Tensor,
+    *,
+    source: Shown,
+    target: Shown,
+    through: Through = "z",
+    num_steps: int = 50,
+) -> Tensor:
+    """Samples x encoded at one condition and decoded at another, (N, *shape); nothing is random.
+
+    With source = target they come back: exactly through "z", up to the steps of the ODE through "ddim".
+
+    Args:
+        denoiser: a model from `load`, in data space.
+        x: samples, (N, *shape).
+        source: what they show: a class, or a prompt, or one for each; None for a model without conditions.
+        target: what they are to show, in the same form.
+        through: z, the base points of a flow, or ddim, the probability-flow ODE of any denoiser.
+        num_steps: Euler's steps of ddim.
+
+    Raises:
+        ConfigurationError: the model is no flow, works in latents, or does not know the conditions.
+    """
+    inversion = inversion_of(denoiser, through, num_steps)
+    _check_data_space(denoiser)
+    conditions = (_conditions(denoiser, len(x), given) for given in (source, target))
+    return points.changed(inversion, x.to(denoiser.sigma_data), *conditions)
+
+
+def between(
+    denoiser: ConditionedDenoiser,
+    a: Tensor,
+    b: Tensor,
+    count: int = 9,
+    *,
+    condition: int | str | None = None,
+    through: Through = "z",
+    num_steps: int = 50,
+) -> Tensor:
+    """`count` samples on the way between two, on the great circle of their points, (count, *shape).
+
+    Args:
+        denoiser: a model from `load`, in data space.
+        a: the first sample, (*shape).
+        b: the last sample.
+        count: ≥ 2, with both ends.
+        condition: the class or the prompt of all of them; None for a model without conditions.
+        through: as of `change`.
+        num_steps: as of `change`.
+    """
+    inversion = inversion_of(denoiser, through, num_steps)
+    _check_data_space(denoiser)
+    ends = torch.stack([a, b]).to(denoiser.sigma_data)
+    source, target = (_conditions(denoiser, n, condition) for n in (2, count))
+    return points.between(inversion, ends, source, target, count)
+
+
+def _check_data_space(denoiser: ConditionedDenoiser) -> None:
+    if not denoiser.first_stage.is_identity:
+        raise ConfigurationError(
+            "this model works in the latents of an autoencoder: encode the samples by denoiser.first_stage, and use "
+            "flowdiff.evaluation.image_start.points."
+        )
+
+
+def _conditions(denoiser: ConditionedDenoiser, n: int, given: Shown) -> Conditioning | None:
+    """The conditions of n samples by their classes or prompts."""
+    if isinstance(given, str):
+        return denoiser.conditions(n, prompt=given)(range(n))
+    if given is None or isinstance(given, int):
+        return denoiser.conditions(n, label=given)(range(n))
+    prompts = [one for one in given if isinstance(one, str)]
+    if prompts:
+        return denoiser.conditions(n, prompt=prompts)(range(n))
+    return denoiser.conditions(n, label=[one for one in given if isinstance(one, int)])(range(n))
 
 
 def tell_cut_words(denoiser: ConditionedDenoiser, prompts: Iterable[str]) -> None:

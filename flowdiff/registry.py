@@ -45,6 +45,7 @@ GROUP_MODULES = {
     "first_stage": "flowdiff.models.first_stage",
     "adapter": "flowdiff.models.adapters",
     "dataset": "flowdiff.data",
+    "hint": "flowdiff.data.hints",
     "metrics": "flowdiff.evaluation.metrics",
     "optimizer": "flowdiff.training.optimizers",
     "accelerator": "flowdiff.training.accelerators",

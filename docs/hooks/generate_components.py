@@ -59,6 +59,8 @@ GROUPS = {
     "first_stage": "The space the model works in: the space of the data, or the latents of an autoencoder, which is "
     "frozen or (`vae`) trained together with the model.",
     "adapter": "What is trained of the model of another run, `adapter.run`, which stays frozen.",
+    "hint": "A picture made of an image, which a model is trained to obey: from scratch, `hint=edges`, or as a control "
+    "of another run, `adapter=control adapter.hint=edges`.",
 }
 ONLY_SAMPLING = ("measurement", "posterior")
 # Hydra's own groups and the debugging presets, which are YAML alone.
@@ -149,7 +151,7 @@ def default_option(group: str) -> str | None:
     wanted = "default_flow" if group == "flow" else group
     brought = {"weighting": "loss/denoising", "activation": "flow/realnvp"}
     brought |= {"whitening": "flow/realnvp", "sampler": "network/score_flow"}
-    brought |= dict.fromkeys(ONLY_SAMPLING, "sample")
+    brought |= {"measurement": "sample", "posterior": "measurement/inpaint"}
     file = CONF / f"{brought.get(group, 'config')}.yaml"
     for entry in yaml.safe_load(file.read_text())["defaults"]:
         if isinstance(entry, dict):

@@ -97,6 +97,11 @@ def _merge(adapters: Sequence[str], weights: Sequence[float], base: str | None, 
     for run in runs:
         if not run.config().get("adapter", {}).get("run"):
             raise RunError(f"{run.path} is not a run of an adapter: give a run of adapter=lora, or files of peft.")
+        if run.config()["adapter"]["name"] == "control":
+            raise RunError(
+                f"{run.path} is a control, whose nets have no place in the weights of its base: sample it as it is, or "
+                "with adapters=[…]."
+            )
     if not runs and base is None:
         raise ConfigurationError(f"{adapters[0]} does not hold its base: give --base <the run that it was trained on>.")
     trained_on = base or runs[0].config()["adapter"]["run"]

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from flowdiff.data.base import DataModule
     from flowdiff.diffusion.model import ConditionedDenoiser
     from flowdiff.evaluation.evaluate import Request, Way
     from flowdiff.training.assembly import ModelParts
@@ -127,21 +126,22 @@ _claimed: dict[Path, str] = {}  # folders that a job of this command writes, and
 # The options that --help shows without a run.
 _FALLBACK = {"sampler": "ancestral", "schedule": "karras", "guidance": "none", "metrics": "default"}
 # Settings of the machine that Hydra cannot read here: sampling has no such groups.
-NOT_IN_SAMPLE = [key for key in MOVABLE if key.split(".")[0] not in _FALLBACK]
+NOT_IN_SAMPLE = [*(key for key in MOVABLE if key.split(".")[0] not in _FALLBACK), "adapter.strength"]
 BETWEEN = 3.0  # start=compare denoises a flow sample at σ = sigma_data/BETWEEN, where the noise hides the flow's errors
 
 
 def run(cfg: DictConfig, moved: Mapping[str, Any]) -> float | None:
     """Draw the samples, write the picture and samples.npz, and with evaluate=true measure them.
 
-    moved: settings of MOVABLE that are given again for the run.
+    moved: settings of NOT_IN_SAMPLE that are given again for the run.
     """
     for group in _FALLBACK:
         registry.check(group, config.resolved(cfg)[group])
     config.check(cfg)
     settings = config.resolved(cfg)
     folder = RunFolder.open(settings["run"])
-    name = _folder_name(list(HydraConfig.get().overrides.task))
+    again = [f"adapter.strength={moved['adapter.strength']}"] if "adapter.strength" in moved else []
+    name = _folder_name([*HydraConfig.get().overrides.task, *again])
     out = Path(settings["out"] or folder.path / "samples" / name)
     job = f"{folder.path}: {name}"
     if (other := _claimed.setdefault(out.resolve(), job)) != job:
@@ -199,6 +199,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
             f"num_samples={settings['num_samples']} is less than the {len(prompt)} prompts: set num_samples to "
             f"{len(prompt)} or more, so that each is drawn."
         )
+    hint = _hint(settings, parts)
     _choose_threads(parts, min(settings["num_samples"], settings["batch_size"]))
     request = Request(
         registry.create("sampler", settings["sampler"]),
@@ -211,6 +212,7 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
         settings,
         settings["clip"],
         start_model,
+        hint,
     )
     if start_model is not None:
         for way in (way for way in ways if way.start == "flow"):
@@ -238,9 +240,27 @@ def _sample(settings: dict[str, Any], folder: RunFolder, out: Path, moved: Mappi
     )
 
 
+def _hint(settings: Mapping[str, Any], parts: ModelParts) -> Tensor | None:
+    """The hints of the pictures that hint_of names; None without, for those of the run's examples."""
+    if settings["hint_of"] is None:
+        return None
+    import torch
+
+    from flowdiff.evaluation.image_start.reading import read_picture
+
+    if parts.denoiser.hinting is None:
+        raise ConfigurationError(
+            f"hint_of={settings['hint_of']} is for runs that read hints, and run={settings['run']} reads none: remove "
+            "hint_of, or give a run of adapter=control."
+        )
+    paths = [settings["hint_of"]] if isinstance(settings["hint_of"], str) else settings["hint_of"]
+    pictures = torch.stack([read_picture(path, parts.data, "hint_of") for path in paths])
+    return parts.denoiser.hinting.of(pictures)
+
+
 def _change(settings: dict[str, Any], request: Request, parts: ModelParts, out: Path) -> None:
     """Draw samples that begin with a picture, and write them beside it."""
-    from flowdiff.evaluation.image_start.command import draw_changed
+    from flowdiff.evaluation.image_start.command import Source, draw_changed, draw_through
 
     refused = [key for key in ("measurement", "posterior") if settings[key]["name"] != "none"]
     if settings["evaluate"] or refused:
@@ -250,7 +270,11 @@ def _change(settings: dict[str, Any], request: Request, parts: ModelParts, out: 
             f"{given.split('=')[0]}, or choose another start."
         )
     n, image, strength = settings["num_samples"], settings["image"], float(settings["strength"])
-    draw_changed(parts.denoiser, parts.data, request, n, image, strength, out)
+    if settings["through"] == "noise":
+        draw_changed(parts.denoiser, parts.data, request, n, image, strength, out)
+        return
+    source = Source([image] if isinstance(image, str) else image, settings["source_label"], settings["source_prompt"])
+    draw_through(parts.denoiser, parts.data, request, n, source, settings["through"], out)
 
 
 def _restore(settings: dict[str, Any], request: Request, parts: ModelParts, out: Path) -> None:
@@ -303,7 +327,7 @@ def _show(request: Request, n: int, ways: list[Way], parts: ModelParts, out: Pat
     for way, (_, seconds) in zip(ways, drawn, strict=True):
         log.info("%d samples in %.2f s (%.0f /s) by %s: %s", n, seconds, n / seconds, request.describe(way), out)
     prompts = parts.denoiser.prompts(n, request.label, request.prompt)
-    arrays = _draw(parts.data, request, n, list(zip(ways, drawn, strict=True)), prompts or [], out)
+    arrays = _draw(parts, request, n, list(zip(ways, drawn, strict=True)), prompts or [], out)
     if prompts is not None:
         arrays["prompts"] = np.array(prompts)
     with whole(out / "samples.npz") as path, path.open("wb") as file:
@@ -338,7 +362,7 @@ def _timed(denoiser: ConditionedDenoiser, way: Way, request: Request, n: int, wa
 
 
 def _draw(
-    data: DataModule,
+    parts: ModelParts,
     request: Request,
     n: int,
     drawn: list[tuple[Way, tuple[Tensor, float]]],
@@ -350,9 +374,9 @@ def _draw(
     texts: the prompt of each sample, for the metadata of the picture; empty for a model without text.
     """
     from flowdiff.evaluation.pictures import plots
-    from flowdiff.evaluation.pictures.drawing import points_of
+    from flowdiff.evaluation.pictures.drawing import draw_beside_hints, points_of
 
-    vectors = len(data.shape) == 1
+    data, vectors = parts.data, len(parts.data.shape) == 1
     shown = {way.name: samples if vectors else data.to_uint8(samples) for way, (samples, _) in drawn}
     points = None
     if vectors:
@@ -369,6 +393,8 @@ def _draw(
         with whole(out / "samples.png") as path:
             if points is not None:
                 plots.scatter(samples, points[: len(samples)], path)
+            elif parts.denoiser.hinting is not None:
+                draw_beside_hints(parts.denoiser, parts.denoiser.hints(n, request.hint), samples, path, texts)
             else:
                 _draw_grid(samples, request.prompt, texts, path)
     return {name: (x if vectors else x.permute(0, 2, 3, 1)).numpy() for name, x in shown.items()}

@@ -15,7 +15,7 @@ from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.runs.run_folder import RunFolder
 from flowdiff.yaml_defaults import base_choices, base_variables, bringers, defaults
 
-ARCHITECTURE = ("network", "flow", "activation", "whitening", "scaling", "conditioner", "first_stage")
+ARCHITECTURE = ("network", "flow", "activation", "whitening", "scaling", "conditioner", "first_stage", "hint")
 _MISSING = object()
 
 

@@ -75,7 +75,17 @@ TOP_LEVEL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "start": ("noise or flow", lambda v: v in ("noise", "flow")),
     "sigma_start": ("a number > 0 or null", lambda v: v is None or (is_number(v) and v > 0)),
     "start_run": ("a run folder or null", lambda v: v is None or _is_text(v)),
-    "image": ("a picture's file or null", lambda v: v is None or _is_text(v)),
+    "image": (
+        "a picture's file, a list of two, or null",
+        lambda v: v is None or _is_text(v) or (_is_text_list(v) and len(v) == 2),
+    ),
+    "through": ("noise, z or ddim", lambda v: v in ("noise", "z", "ddim")),
+    "source_label": ("a class number ≥ 0, a list of two, or null", _is_class),
+    "source_prompt": ("a text, a list of two, or null", lambda v: v is None or _is_text(v) or _is_text_list(v)),
+    "hint_of": (
+        "a picture's file, a list of them, or null",
+        lambda v: v is None or _is_text(v) or (_is_text_list(v) and v != []),
+    ),
     "strength": ("a number > 0 and ≤ 1", lambda v: is_number(v) and 0 < v <= 1),
     "clip": ("auto, true or false", lambda v: v == "auto" or isinstance(v, bool)),
     "device": ("auto, cpu or cuda", lambda v: v in ("auto", "cpu", "cuda")),
@@ -179,10 +189,32 @@ def _check_top_level(plain: Mapping[str, Any]) -> None:
             f"start_run={plain['start_run']} is a flow to begin with, and start={plain.get('start') or 'null'} does "
             "not begin with one: set start=flow, or remove start_run."
         )
+    _check_through(plain)
     if plain.get("resume") and plain.get("force"):
         raise ConfigurationError(
             f"resume={plain['resume']} force=true contradict each other: resume continues a run, force starts it from "
             "scratch."
+        )
+
+
+def _check_through(plain: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for settings of start=image that do not go with its `through`."""
+    if plain.get("through", "noise") != "noise":
+        if plain.get("start") != "image":
+            raise ConfigurationError(
+                f"through={plain['through']} is for start=image: set start=image image=a.png, or remove through."
+            )
+        return
+    for key in ("source_label", "source_prompt"):
+        if plain.get(key) is not None:
+            raise ConfigurationError(
+                f"{key}={plain[key]} says at what a picture is encoded, and through=noise encodes none: set through=z "
+                f"or ddim, or remove {key}."
+            )
+    if isinstance(plain.get("image"), list):
+        raise ConfigurationError(
+            f"image={plain['image']} names two pictures, and through=noise begins with one: set through=z or ddim for "
+            "the way between them, or give one picture."
         )
 
 

@@ -170,7 +170,8 @@ def misplaced_group(group: str, overrides: list[str]) -> str:
     """The sentence for a setting of a group that the chosen network or loss does not use."""
     if group not in registry.GROUP_MODULES:
         return f"{group} is not a config group: {nearest(group, sorted(config_groups() - {'hydra'}))}."
-    if group in base_choices("sample") and group not in base_choices("config"):
+    sampling = base_choices("sample").keys() - base_choices("config").keys()
+    if group in sampling or any(other in sampling for other, _, _ in bringers(group)):
         return f"{group}=… is a setting of sample.py, and train.py has no {group}: remove it."
     given = " ".join(o for o in overrides if o.split("=")[0] in ("network", "loss")) or "this configuration"
     article = "an" if group[0] in "aeiou" else "a"

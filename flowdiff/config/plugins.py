@@ -13,7 +13,7 @@ from flowdiff.errors import ConfigurationError
 from flowdiff.yaml_defaults import bringers, usual_option
 
 # What the options of a group add besides what their constructors ask for.
-ALSO_ADDED = {"flow": ("whitening",), "network": ("sampler",)}
+ALSO_ADDED = {"flow": ("whitening",), "network": ("sampler",), "measurement": ("posterior",)}
 
 
 def load_plugins(overrides: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
+from flowdiff.diffusion.hinting import Hinting, Seen
 from flowdiff.diffusion.other_run import check_classes, check_fits
 from flowdiff.diffusion.samplers.base import Callback, Sampler
 from flowdiff.diffusion.samplers.clipping import Clip, Clipped, DataRange, say_unknown_range
@@ -22,7 +23,7 @@ from flowdiff.diffusion.schedules import Schedule
 from flowdiff.diffusion.sigma_samplers import SigmaSampler
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.autoencoder.base import Autoencoder
-from flowdiff.models.conditioners.base import Conditioner, Described, Given, LabelledText
+from flowdiff.models.conditioners.base import Conditioner, Given, LabelledText
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.first_stage.base import AutoencoderStage, FirstStage
 from flowdiff.models.networks.base import AutoencoderNetwork, ImageTextNetwork, Network, NoisyClassifier
@@ -78,6 +79,7 @@ class ConditionedDenoiser(nn.Module):
         to_uint8: samples in data space → uint8 pictures.
         sampling: how to sample by default.
         data_range: the range of the clean data in the space of x.
+        hinting: the hints that it reads; None if it reads none.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class ConditionedDenoiser(nn.Module):
         to_uint8: Callable[[Tensor], Tensor],
         sampling: Sampling,
         data_range: DataRange,
+        hinting: Hinting | None = None,
     ):
         super().__init__()
         self.data_range = data_range
@@ -96,6 +99,7 @@ class ConditionedDenoiser(nn.Module):
         self.first_stage = first_stage
         self.to_uint8 = to_uint8
         self.sampling = sampling
+        self.hinting = hinting
         self.levels_file: Path | None = None  # file of the run folder that keeps what schedule=optimal measures
         self.evaluations = 0  # samples that the network has evaluated through the methods below
 
@@ -178,9 +182,14 @@ class ConditionedDenoiser(nn.Module):
             return self.conditioner(LabelledText(given.label.to(device), given.text))
         return self.conditioner(given.to(device) if isinstance(given, Tensor) else given)
 
-    def cond_of_batch(self, batch: Described) -> Conditioning | None:
-        """The condition of each sample of a batch: its label, or its first caption."""
-        return self.cond_of(self.conditioner.given(batch))
+    def cond_of_batch(self, batch: Seen) -> Conditioning | None:
+        """The condition of each sample of a batch: its label, or its first caption, and its hints."""
+        cond = self.cond_of(self.conditioner.given(batch))
+        return cond if self.hinting is None else self.with_hint(cond, self.hinting.of_raw(batch.x))
+
+    def with_hint(self, cond: Conditioning | None, hint: Tensor) -> Conditioning:
+        """The condition with hints (B, C, H, W)."""
+        return replace(cond or Conditioning(), hint=hint.to(self.sigma_data))
 
     @torch.no_grad()
     def sample(
@@ -203,6 +212,7 @@ class ConditionedDenoiser(nn.Module):
         callback: Callback | None = None,
         image: Tensor | None = None,
         strength: float = 1.0,
+        hint: Tensor | None = None,
     ) -> Tensor:
         """n samples in data space, (n, *shape). Sample i of a seed is the same for every batch size.
 
@@ -228,6 +238,8 @@ class ConditionedDenoiser(nn.Module):
             callback: called in every sampler step.
             image: start=image: what all samples begin with, in data space, *shape.
             strength: start=image: how far it is noised, in (0, 1], as a share of the steps; 1 leaves nothing of it.
+            hint: of a model that reads hints: the hints (m, C, H, W) in [-1, 1] that samples obey, in turn; None: those
+                of its examples, with their classes or captions, unless others are asked for.
 
         Raises:
             ConfigurationError: an argument does not fit the model, e.g. a sigma_start that it was not trained at; or
@@ -243,11 +255,11 @@ class ConditionedDenoiser(nn.Module):
         guide = guidance or self.sampling.guide(self, start_model)
         start, sigma_start = self.begins(start, sigma_start)
         clipped = self.clips(clip, schedule, start, sigma_start)
-        given = self.given(n, label, prompt)
+        given, hints = self._asked(n, label, prompt, hint)
         begin, begin_cond_of = guide.start, None
         if start_model is not None:
             self.check_start(start_model, start, schedule.sigma_min if sigma_start is None else sigma_start)
-            begin, begin_cond_of = begin or start_model.denoiser.density, start_model._conditions(given)
+            begin, begin_cond_of = begin or start_model.denoiser.density, start_model._conditions(given, None)
         if start == "image":
             begin = NoisedImage(self._encoded(image, seed))
             sigma_start = level_of(strength, schedule(sampler.num_steps))
@@ -265,7 +277,7 @@ class ConditionedDenoiser(nn.Module):
                 self.first_stage.latent_shape,
                 n=n,
                 seed=seed,
-                cond_of=self._conditions(given),
+                cond_of=self._conditions(given, hints),
                 start="flow" if start == "image" else start,
                 sigma_start=sigma_start,
                 start_density=begin,
@@ -385,30 +397,80 @@ class ConditionedDenoiser(nn.Module):
             self.first_stage.latent_shape,
             n=n,
             seed=MEASURING_SEED,
-            cond_of=self._conditions(self.given(n)),
+            cond_of=self.conditions(n),
             sigmas=self._trained_grid(sigmas),
             batch_size=n,
             device=self.sigma_data.device,
             callback=callback,
         )
 
-    def _conditions(self, given: Given | None) -> Callable[[Sequence[int]], Conditioning | None] | None:
-        if given is None:
+    def conditions(
+        self,
+        n: int,
+        label: int | Sequence[int] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        hint: Tensor | None = None,
+    ) -> Callable[[Sequence[int]], Conditioning | None]:
+        """A function that makes the conditions of some of n samples, by their positions; arguments as of `sample`."""
+        return self._conditions(*self._asked(n, label, prompt, hint))
+
+    def _asked(
+        self, n: int, label: int | Sequence[int] | None, prompt: str | Sequence[str] | None, hint: Tensor | None
+    ) -> tuple[Given | None, Tensor | None]:
+        """The class or the prompt of each of n samples, and their hints; arguments as of `sample`."""
+        hints = self.hints(n, hint)
+        if hint is not None and label is None and self.num_classes is not None and prompt is None:
+            label = [i % self.num_classes for i in range(n)]  # and not the classes of the examples
+        return self.given(n, label, prompt), hints
+
+    def _conditions(self, given: Given | None, hints: Tensor | None) -> Callable[[Sequence[int]], Conditioning | None]:
+        """A function that makes the conditions of some samples from what was asked for all, by their positions."""
+
+        def of(indices: Sequence[int]) -> Conditioning | None:
+            rows = list(indices)
+            if given is None:
+                cond = None
+            elif isinstance(given, Tensor | LabelledText):
+                cond = self.cond_of(given[rows])
+            else:
+                cond = self.cond_of([given[i] for i in rows])
+            return cond if hints is None else self.with_hint(cond, hints[rows])
+
+        return of
+
+    def hints(self, n: int, hint: Tensor | None = None) -> Tensor | None:
+        """The hints of n samples, (n, C, H, W): those given, or examples, in turn; None if the model reads none.
+
+        Raises:
+            ConfigurationError: the model reads no hints, or hints of another shape.
+        """
+        if self.hinting is None:
+            if hint is not None:
+                raise ConfigurationError(
+                    "a hint was given to a model that reads none: remove it, or take a run of adapter=control."
+                )
             return None
-        if isinstance(given, Tensor | LabelledText):
-            return lambda indices: self.cond_of(given[list(indices)])
-        return lambda indices: self.cond_of([given[i] for i in indices])
+        if hint is None:
+            return self.hinting.examples(n)
+        return self.hinting.checked(hint)[torch.arange(n) % len(hint)]
 
     def given(
         self, n: int, label: int | Sequence[int] | None = None, prompt: str | Sequence[str] | None = None
     ) -> Given | None:
         """The class of each of n samples, (n,), or its prompt, or both; None for an unconditional model.
 
-        A model that reads both takes one of them alone, if it was trained without the other at times.
+        A model that reads both takes one of them alone, if it was trained without the other at times. Where neither is
+        asked for, those of a model that reads hints are the classes and captions of its examples.
 
         Raises:
             ConfigurationError: a label or a prompt was given to a model that does not read it, or is out of range.
         """
+        if self.hinting is not None and label is None and prompt is None and len(self.hinting.label):
+            rows = [i % len(self.hinting.label) for i in range(n)]
+            if self.num_classes is not None:
+                label = self.hinting.label[rows].tolist()
+            if self.conditioner.reads_text and self.hinting.texts:
+                prompt = [self.hinting.texts[row] for row in rows]
         if not self.conditioner.reads_text:
             if prompt is not None:
                 raise ConfigurationError(

@@ -20,6 +20,7 @@ from flowdiff.diffusion.samplers.clipping import Clip
 from flowdiff.diffusion.schedules import Schedule
 from flowdiff.evaluation import ranks
 from flowdiff.evaluation.metrics import Metrics
+from flowdiff.evaluation.obedience import obedience
 from flowdiff.evaluation.pictures import plots
 from flowdiff.evaluation.sample_accuracy import sample_accuracy
 from flowdiff.progress import counting
@@ -51,7 +52,8 @@ class Request:
 
     settings holds the config of sample.py: the groups of SAMPLED_BY, `metrics`, seed, class_label and start_run. clip
     says whether D is kept in the range of the data; None is what the model itself does. start_model is the model of
-    start_run, from whose density start=flow draws; None is the model itself.
+    start_run, from whose density start=flow draws; None is the model itself. hint holds the hints of given pictures;
+    None: those of the model's examples.
     """
 
     sampler: Sampler
@@ -64,6 +66,7 @@ class Request:
     settings: Mapping[str, Any]
     clip: Clip | None = None
     start_model: ConditionedDenoiser | None = None
+    hint: Tensor | None = None
 
     def options(self, way: Way) -> dict[str, Any]:
         """Arguments of `ConditionedDenoiser.sample`, without seed and progress."""
@@ -78,6 +81,7 @@ class Request:
             "sigma_start": way.sigma_start,
             "start_model": self.start_model if way.start == "flow" else None,
             "clip": self.clip,
+            "hint": self.hint,
         }
 
     def columns(self, way: Way, denoiser: ConditionedDenoiser) -> Row:
@@ -181,8 +185,9 @@ def _cell(value: Any) -> Any:
 def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics: Metrics) -> dict[str, Any]:
     """The quality of one way's samples and their cost: nfe (network evaluations per sample) and seconds."""
     metrics.tell_what_is_left_out()
+    obeyed = obedience(denoiser, metrics.periodic_num_samples, request.seed, **request.options(way))
     if not metrics.with_frechet:
-        return {}
+        return dict(obeyed)
     judge = metrics.extractor  # made now, so that the seconds do not include its training
     judged: list[tuple[Tensor, Tensor]] = []  # samples with their labels
     drawn = 0
@@ -207,7 +212,7 @@ def _measure(request: Request, way: Way, denoiser: ConditionedDenoiser, metrics:
     evaluations = ranks.total(request.guidance.evaluations - before)
     cost = {"nfe": evaluations / ranks.total(drawn), "seconds": round(seconds, 3)}
     numbers |= metrics.prompted(denoiser, request.seed, **request.options(way))
-    return {**cost, **numbers, **_mean("sample_accuracy", accuracies, judge.accuracy)}
+    return {**cost, **numbers, **obeyed, **_mean("sample_accuracy", accuracies, judge.accuracy)}
 
 
 def _mean(name: str, values: list[float], floor: float | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from flowdiff.evaluation.features.extractor import Extractor
 from flowdiff.evaluation.features.samples import Generated, Real, Samples
 from flowdiff.evaluation.features.small_cnn import SmallCNN, trained_cnn
 from flowdiff.evaluation.health.measure import HealthSettings, measure
+from flowdiff.evaluation.obedience import obedience
 from flowdiff.evaluation.prompts import prompt_accuracy
 from flowdiff.evaluation.retrieval import retrieval
 from flowdiff.registry import check, hyperparameters, register, resolve
@@ -224,8 +225,9 @@ class Metrics:
             seed: every random number follows from it.
 
         Returns:
-            test_loss and test_loss_se; if frechet, what `quality` and `prompted` return; what `densities` returns; of a
-            model of images and captions what `retrieval` returns.
+            test_loss and test_loss_se; if frechet, what `quality` and `prompted` return; of a model that reads hints
+            what `obedience` returns; what `densities` returns; of a model of images and captions what `retrieval`
+            returns.
         """
         results: dict[str, float] = {}
         with _evaluating(denoiser):
@@ -235,6 +237,7 @@ class Metrics:
             if self.with_frechet:
                 results |= self.quality(sample_fn, seed, denoiser.prompts(self.num_samples))
                 results |= self.prompted(denoiser, seed)
+            results |= obedience(denoiser, self.periodic_num_samples, seed, batch_size=self.batch_size)
             results |= self.densities(denoiser, seed)
             results |= retrieval(denoiser, self.data)
         return results

@@ -58,7 +58,7 @@ def export(run: str | Path, folder: str | Path, license: str = "unknown") -> Pat
 
     Raises:
         ConfigurationError: the folder is not empty.
-        RunError: the run has no weights yet, or another run that it uses cannot be read.
+        RunError: the run has no weights yet, is a control, or another run that it uses cannot be read.
     """
     out = Path(folder).expanduser()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
@@ -79,6 +79,8 @@ def _write(run: RunFolder, out: Path, license: str | None) -> None:
     """Write everything into a folder that exists; license: None for a part of another run, which gets no card."""
     parts, base = load_merged(run.path)
     model, settings = parts.denoiser, configs.of_run(run)
+    if settings["adapter"]["name"] == "control":
+        raise RunError(f"{run.path} is a control, which is not a model without its base: export the base alone.")
     if settings["plugins"] and license is None:
         raise RunError(f"{run.path} uses plugins and is a part of another run: it cannot be exported with it.")
     plugins = tuple(_copied(Path(path), out) for path in settings["plugins"])

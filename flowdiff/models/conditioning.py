@@ -27,6 +27,8 @@ class Conditioning:
         gate: (B,), γ² of a score flow's gate (flowdiff/models/flows/gate.py), which only a flow reads; None without.
         label: (B,) int64, the class of each sample, −1 for no class; None if no sample has a class. Only a score flow
             whose base is a mixture for each class reads it (flowdiff/models/networks/mixture_base.py).
+        hint: (B, C, H, W) in [-1, 1], the pictures that the controls of a model read, one behind the other
+            (flowdiff/models/nn/control.py); None without.
     """
 
     vector: Tensor | None = None
@@ -35,22 +37,24 @@ class Conditioning:
     guidance: Tensor | None = None
     gate: Tensor | None = None
     label: Tensor | None = None
+    hint: Tensor | None = None
 
     @staticmethod
     def cat(parts: list[Conditioning]) -> Conditioning:
         """Join the batches of several conditions along B; shorter sequences are padded with tokens that do not count.
 
         Raises:
-            ValueError: only some of the conditions have a vector, tokens, guidance or a gate.
+            ValueError: only some of the conditions have a vector, tokens, guidance, a gate or a hint.
         """
-        present = {(c.vector is None, c.tokens is None, c.guidance is None, c.gate is None) for c in parts}
-        if len(present) > 1:
+        names = ("vector", "tokens", "guidance", "gate", "hint")
+        if len({tuple(getattr(c, name) is None for name in names) for c in parts}) > 1:
             raise ValueError(
-                "these conditions cannot be joined, because only some have a vector, tokens, guidance or a gate: give "
-                "the null condition the same parts as the others, a vector of zeros or tokens of shape (n, 0, E)."
+                "these conditions cannot be joined, because only some have a vector, tokens, guidance, a gate or a "
+                "hint: give the null condition the same parts as the others, a vector of zeros or tokens of shape "
+                "(n, 0, E)."
             )
         vector = _joined(part.vector for part in parts)
-        others = {"guidance": _joined(part.guidance for part in parts), "gate": _joined(part.gate for part in parts)}
+        others = {name: _joined(getattr(part, name) for part in parts) for name in ("guidance", "gate", "hint")}
         if any(part.label is not None for part in parts):
             others["label"] = torch.cat([part.label if part.label is not None else part.no_label() for part in parts])
         sequences = [part.tokens for part in parts if part.tokens is not None]

@@ -16,11 +16,11 @@ from flowdiff.runs.collect import Run, Value, evaluations, number_or_text, swept
 
 HIGHER_IS_BETTER = re.compile(
     r"accuracy|auroc|precision|recall|per_second|speed|coverage|density|log_prob|likelihood|eigenvalue|^is(_|$)"
-    r"|^prompts_|^clip_score"
+    r"|^prompts_|^clip_score|^edge_f1|_agreement$"
 )
 DESCRIPTIVE = re.compile(
     r"^(parameters|steps|epochs?|seed|num_(samples|test|classified|captions|candidates)|latent_dims|active_units|kl|nfe|extractor_accuracy"
-    r"|train_distance|levels_visited|class_means_error|data_mean_error)$|^interpolation_|_(floor|sd|se|n|sigma)$"
+    r"|train_distance|levels_visited|class_means_error|data_mean_error)$|^interpolation_|_(floor|sd|se|n|sigma|shuffled)$"
 )
 # Metrics that accompany another one, such as those that vary from seed to seed as noise does: in the CSV only.
 CSV_ONLY = re.compile(

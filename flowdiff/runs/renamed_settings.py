@@ -56,6 +56,7 @@ ADDED = {
         **{"eigenvalue": True, "trajectories": 4, "fokker_planck": True},
     },
     "adapter": {"name": "none"},
+    "hint": {"name": "none"},
     "clip": False,
     "network.gate": False,
     "whitening.center": False,

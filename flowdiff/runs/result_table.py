@@ -83,6 +83,7 @@ def rows_of(numbers: Mapping[str, float]) -> list[Row]:
     for key in numbers:
         if (f"{key}_floor" in numbers and not key.startswith("prompts_")) or _is_frechet(key):
             rows += _sample_metric(numbers, key)
+    rows += [_hint_row(numbers, key) for key in numbers if f"{key}_shuffled" in numbers]
     rows += _prompt_rows(numbers)
     rows += _retrieval_rows(numbers)
     rows += [(name, _value(numbers, key), about) for key, (name, about) in LIKELIHOODS.items() if key in numbers]
@@ -128,6 +129,13 @@ def _retrieval_rows(numbers: Mapping[str, float]) -> Iterator[Row]:
             others = f"the {k} nearest of {numbers['num_candidates']}"
             about = f"share of {NAMED[given]}s whose own {NAMED[sought]} is among {others}"
             yield f"recall@{k}, {NAMED[given]} to {NAMED[sought]}", _value(numbers, key), about
+
+
+def _hint_row(numbers: Mapping[str, float], key: str) -> Row:
+    """The row of how well samples obey a hint."""
+    shuffled = _shown(numbers[f"{key}_shuffled"], ".4g")
+    about = f"samples and the hints that they were drawn for; {shuffled} with those of other samples"
+    return key.replace("_", " "), _shown(numbers[key], ".4g"), about
 
 
 def _is_frechet(key: str) -> bool:

@@ -19,6 +19,8 @@ from torch import Tensor
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.flows.gate import gate
+from flowdiff.models.nn import control
+from flowdiff.models.nn.control import HintPart
 from flowdiff.shapes import append_dims, sum_except_batch
 from flowdiff.testing import densities
 from flowdiff.testing.compare import require, require_at_most, require_close, require_finite, require_like
@@ -35,8 +37,8 @@ def check_flow(flow: Flow | MakeFlow, shape: tuple[int, ...], embed_dim: int = 1
     Log-determinants equal to slogdet of the Jacobian; round trip; ∫p = 1 (for shape (2,)); score = gradient of log p,
     also by finite differences, and itself differentiable; ∂s/∂x symmetric; log p and score finite up to ‖x‖ = 1e3;
     samples of a batch independent; every parameter learns; the identity at the start; if it is gated, D near the
-    Wiener filter at every σ. What the flow declares counts: `identity_at_start`, `takes_gate`, `smooth`,
-    `twice_differentiable` and `inverse_error`.
+    Wiener filter at every σ; if its nets take controls, a flow for every hint. What the flow declares counts:
+    `identity_at_start`, `takes_gate`, `smooth`, `twice_differentiable` and `inverse_error`.
 
     Args:
         flow: the flow, which is not changed; or a function token_dim → flow, whose flows are tried without condition
@@ -66,6 +68,7 @@ def _check(flow: Flow, shape: tuple[int, ...], embed_dim: int, token_dim: int, g
     if flow.identity_at_start:
         starts_as_the_identity(start, x, cond)
     every_parameter_learns(start, samples(8, shape), condition(8, embed_dim, token_dim))
+    is_a_flow_for_every_hint(far, x, cond, gain)
     for state in (start, far):
         log_det_is_exact(state, x, cond)
         round_trip(state, x, cond)
@@ -97,6 +100,32 @@ def starts_as_the_identity(flow: Flow, x: Tensor, cond: Conditioning) -> None:
     law = "a flow with identity_at_start starts as the identity"
     require_close(z, x, f"{law} (forward(x) = x)", atol=1e-12)  # a product of rotations rounds
     require_close(logdet, torch.zeros_like(logdet), f"{law} (log-determinant 0)", atol=1e-12)
+
+
+def is_a_flow_for_every_hint(flow: Flow, x: Tensor, cond: Conditioning, gain: float = 0.5) -> None:
+    """With a control at its start a flow is what it was, bit for bit, and far from it a flow for random hints.
+
+    Nothing is tried of a flow none of whose nets takes a control (flowdiff/models/nn/control.py).
+    """
+    sides = (x.shape[2], x.shape[3]) if x.ndim == 4 else (2, 2)
+    controlled = copy.deepcopy(flow)
+    if not control.attach(controlled, HintPart(0, (1, *sides))):
+        return
+    generator = torch.Generator().manual_seed(7)
+    hint = torch.rand((len(x), 1, *sides), generator=generator).to(x) * 2 - 1
+    hinted = replace(cond, hint=hint)
+    with torch.no_grad():
+        for direction in ("forward", "inverse"):
+            pairs = zip(getattr(flow, direction)(x, cond), getattr(controlled, direction)(x, hinted), strict=True)
+            same = all(torch.equal(right, found) for right, found in pairs)
+            require(same, f"{direction} with a new control is that of the flow", "they differ; a residual is not 0")
+    for one in control.controls(controlled):
+        perturb(one, gain)
+    moved = controlled(x, hinted)[0] - controlled(x, replace(cond, hint=-hint))[0]
+    require(bool(moved.abs().max() > 0), "a flow with a control depends on the hint", "z is the same for other hints")
+    log_det_is_exact(controlled, x, hinted)
+    round_trip(controlled, x, hinted)
+    samples_of_a_batch_are_independent(controlled, x[:2], hinted[torch.arange(2)])
 
 
 def no_gate_is_a_gate_of_one(flow: Flow, x: Tensor, cond: Conditioning) -> None:

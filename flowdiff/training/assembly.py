@@ -16,8 +16,11 @@ import torch
 
 from flowdiff import config as configs
 from flowdiff.data.base import DataModule
+from flowdiff.data.hints import Hint, Hints
+from flowdiff.data.pixels import centred
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
+from flowdiff.diffusion.hinting import Hinting
 from flowdiff.diffusion.losses.anchored import Anchored
 from flowdiff.diffusion.losses.base import Loss
 from flowdiff.diffusion.losses.learned_prior import LearnedPrior
@@ -30,19 +33,23 @@ from flowdiff.errors import ConfigurationError, RunError
 from flowdiff.evaluation.metrics import Metrics
 from flowdiff.loggers.base import Tracker
 from flowdiff.models.adapters import Adapter, peft_format
+from flowdiff.models.adapters.control import ControlNet
 from flowdiff.models.adapters.deltas import add, changes, keep_only_changes, merge
 from flowdiff.models.conditioners.scaled import Scaled
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.first_stage.base import AutoencoderStage
+from flowdiff.models.first_stage.base import AutoencoderStage, FirstStage
 from flowdiff.models.flows.base import Flow
 from flowdiff.models.networks.base import AutoencoderNetwork, Density, ImageTextNetwork, Network
-from flowdiff.registry import completed, create
+from flowdiff.models.nn import control
+from flowdiff.models.nn.control import HintPart
+from flowdiff.registry import completed, create, resolve
 from flowdiff.runs.identity import id_of_folder
 from flowdiff.runs.run_folder import RunFolder, clip_of
 from flowdiff.shapes import times
 from flowdiff.training.accelerators import Accelerator
 from flowdiff.training.optimizers import Optimizer
 from flowdiff.training.weights import trained_weights
+from flowdiff.yaml_defaults import options
 
 Node = Mapping[str, Any]  # a config node: `name` and settings
 Load = Callable[[str], ConditionedDenoiser]
@@ -130,6 +137,10 @@ def assemble(config: Node) -> ModelParts:
         # By default cuDNN rounds the factors of a float32 convolution to 10 bits (TF32). A score would be off by up to
         # 3 %, and an inverse by 0.1; the gradients of other networks bear it, and their convolutions stay as fast.
         torch.backends.cudnn.allow_tf32 = False
+    hinting = _hinting(config["hint"], data)
+    if hinting is not None:
+        _check_hinted(network, config, first_stage, config["hint"]["name"])
+        control.attach(network, HintPart(0, hinting.shape))
     if config["accelerator"]["channels_last"]:
         network.to(memory_format=torch.channels_last)
     if config["accelerator"]["compile"]:
@@ -160,9 +171,16 @@ def assemble(config: Node) -> ModelParts:
         data.values.to_uint8,  # not a method of the data: the weight average deep-copies what the model holds
         sampling,
         DataRange(first_stage.latent_shape[0], images=first_stage.is_identity and data.levels is not None),
+        hinting,
     )
-    adapter: Adapter = create("adapter", config["adapter"])
+    part, added = None, _hinting(config["adapter"].get("hint"), data)
+    if added is not None:
+        _check_hinted(network, config, first_stage, "adapter.hint")
+        part = HintPart(0 if hinting is None else hinting.shape[0], added.shape)
+    adapter: Adapter = create("adapter", config["adapter"], part=part)
     base = None if adapter.run is None else _adapt(denoiser, adapter, adapter.run)
+    if added is not None:
+        _extend(denoiser, added)
     if adapter.anchor:
         if isinstance(network, AutoencoderNetwork | ImageTextNetwork):
             raise ConfigurationError(
@@ -215,6 +233,11 @@ def _adapt(model: ConditionedDenoiser, adapter: Adapter, run: str) -> Base:
             f"adapter.run={run} is a model of {trained}, and the dataset has {given}: give a dataset of the same shape "
             "and classes, or another run."
         )
+    if isinstance(parts.adapter, ControlNet):
+        raise ConfigurationError(
+            f"adapter.run={run} is itself a run of adapter=control: give its base, adapter.run={parts.adapter.run}, "
+            "and put several controls together at sampling, adapters=[…]."
+        )
     model.load_state_dict(theirs.state_dict())
     adapter.attach(model)
     keep_only_changes(model)
@@ -260,16 +283,21 @@ def load_parts(
             "device=cpu or device=auto."
         )
     parts, base = load_merged(run, moved)
-    found = [(_changes(one["run"], parts.denoiser, base, run), one.get("weight", 1.0)) for one in adapters]
-    for changes_of_one, weight in found:  # after all are read: files of peft hold W₀ + ΔW of some weights
-        add(parts.denoiser, changes_of_one, weight)
+    found = [(_added(one["run"], parts.denoiser, base, run), one.get("weight", 1.0)) for one in adapters]
+    for of_one, weight in found:  # after all are read: files of peft hold W₀ + ΔW of some weights
+        if isinstance(of_one, ConditionedDenoiser):
+            _add_controls(parts.denoiser, of_one, weight)
+        else:
+            add(parts.denoiser, of_one, weight)
         parts.denoiser.levels_file = None  # the levels of schedule=optimal there are those of the run's own model
     parts.denoiser.to(device)
     return parts
 
 
-def _changes(folder: str, model: ConditionedDenoiser, base: Base, run: str | Path) -> dict[str, torch.Tensor]:
-    """The changes of an adapter of the run whose model is given; RunError if it is none."""
+def _added(
+    folder: str, model: ConditionedDenoiser, base: Base, run: str | Path
+) -> dict[str, torch.Tensor] | ConditionedDenoiser:
+    """The changes of an adapter of the run whose model is given, or the model that it controls; RunError if neither."""
     path = Path(folder).expanduser()
     if peft_format.is_adapter(path):
         return peft_format.changes(path, model, base.name)
@@ -281,7 +309,64 @@ def _changes(folder: str, model: ConditionedDenoiser, base: Base, run: str | Pat
             f"adapters names {folder}, an adapter of run {parts.base.run_id}, and run={run} is {base.run_id}: give "
             "adapters of that run, or run=<the folder of their base>."
         )
-    return changes(parts.denoiser)
+    if not isinstance(parts.adapter, ControlNet):
+        return changes(parts.denoiser)
+    if model.hinting is not None:
+        raise RunError(
+            f"adapters names {folder}, a control, and run={run} reads hints itself: sample run={folder} instead."
+        )
+    return parts.denoiser
+
+
+def _add_controls(model: ConditionedDenoiser, other: ConditionedDenoiser, strength: float) -> None:
+    """Add the controls of another model of the same base, and the hints that they read."""
+    assert other.hinting is not None  # a control reads one
+    control.add(model, other, 0 if model.hinting is None else model.hinting.shape[0], strength)
+    _extend(model, other.hinting)
+
+
+def _extend(model: ConditionedDenoiser, hinting: Hinting) -> None:
+    """Let a model read further hints behind its own."""
+    if model.hinting is None:
+        model.hinting = hinting
+    else:
+        model.hinting.extend(hinting)
+
+
+def _hinting(node: Node | str | None, data: DataModule) -> Hinting | None:
+    """The hints of a config node, or of a name; None without."""
+    if node is None:
+        return None
+    node = {"name": node} if isinstance(node, str) else node
+    if "name" not in node:
+        raise ConfigurationError(
+            f"adapter.hint={dict(node)} does not name a hint: give a name, e.g. {{name: low_resolution, factor: 2}}."
+        )
+    kind = resolve("hint", str(node["name"]))
+    whole = completed("hint", node) if node["name"] in options("hint") else node  # one of a plugin has no YAML
+    hint = create("hint", whole, shape=data.shape, data=data)
+    if not isinstance(hint, Hint):
+        raise ConfigurationError(
+            f"hint={node['name']} ({kind.__name__}) is no hint: derive the class from flowdiff.data.hints.Hint."
+        )
+    if not hint.channels:
+        return None
+    values = data.values  # not the data itself: the weight average deep-copies what the model holds
+    return Hinting(Hints([hint]), partial(centred, values), values.quantize, hint.shape[1:])
+
+
+def _check_hinted(network: Network, config: Node, first_stage: FirstStage, which: str) -> None:
+    """ConfigurationError unless the network can be controlled and works in the space of the images."""
+    if not network.takes_hint:
+        raise ConfigurationError(
+            f"hint={which} and network={config['network']['name']} do not go together: no net of it reads a hint; take "
+            "network=score_flow, unet or mlp."
+        )
+    if not first_stage.is_identity:
+        raise ConfigurationError(
+            f"hint={which} and first_stage={config['first_stage']['name']} do not go together: a hint is made of an "
+            "image, and the model is trained on latents; set first_stage=identity."
+        )
 
 
 def load_merged(run: str | Path, moved: Mapping[str, Any] | None = None) -> tuple[ModelParts, Base]:
@@ -347,6 +432,10 @@ def _guided(
     start_model: ConditionedDenoiser | None = None,
 ) -> Guidance:
     """The model in the guidance of a config node; ConfigurationError where they do not fit."""
+    if model.hinting is not None and node["name"] not in ("none", "cfg"):
+        raise ConfigurationError(
+            f"guidance={node['name']} does not know the hints of this model: set guidance=cfg or none."
+        )
     if negative_prompt is not None and (node["name"] != "cfg" or not model.conditioner.reads_text):
         raise ConfigurationError(
             f"negative_prompt={negative_prompt!r} takes the place of the null condition in guidance=cfg of a model "

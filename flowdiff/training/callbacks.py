@@ -14,6 +14,7 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowdiff.evaluation.obedience import obedience
 from flowdiff.evaluation.pictures.drawing import PICTURE_SEED, draw_reconstructions, draw_samples
 from flowdiff.loggers.base import Tracker
 from flowdiff.progress import bar
@@ -182,6 +183,8 @@ class PeriodicEvaluation(Callback):
             distances = metrics.frechet(samples)
             self.tracker.minimise(distances)
             module.log_dict(distances, rank_zero_only=True)
+        if obeyed := obedience(model, metrics.periodic_num_samples, PICTURE_SEED, batch_size=metrics.batch_size):
+            module.log_dict(obeyed, rank_zero_only=True)
         if not model.can_sample:
             return
         drawn = {"samples": self.folder.samples}

@@ -124,6 +124,7 @@ class Engine(LightningModule):
                 f"the conditioner reads captions, and {self.latents.name} has none: write them into metadata.csv "
                 "beside the pictures, or set conditioner=class or none."
             )
+        self._keep_hints()
         if self.base is not None:
             return float(self.denoiser.sigma_data)
         first_stage = self.denoiser.first_stage
@@ -155,6 +156,8 @@ class Engine(LightningModule):
         source = self.data if self.denoiser.first_stage.trained else self.latents
         x0 = source.to_model(batch.x, generator, train=True)
         cond = self.conditioner(self.conditioner.given(batch, generator), generator)
+        if self.denoiser.hinting is not None:  # of x0, which may be mirrored
+            cond = self.denoiser.with_hint(cond, self.denoiser.hinting.of(x0))
         sigma = self.sigma_sampler(len(x0), generator, self.device)
         return LossInputs(x0, sigma, self.loss.draw_noise(x0, generator), cond)
 
@@ -277,6 +280,14 @@ class Engine(LightningModule):
                 f"sigma_data of the training split of {name} is {sigma_data:.3g}, which is too extreme for float32:"
                 " rescale the data to about 1."
             )
+
+    def _keep_hints(self) -> None:
+        """Keep the hints of test samples as examples to draw samples for."""
+        hinting = self.denoiser.hinting
+        if hinting is not None:
+            test = self.latents.test
+            batch = test[evenly(len(test), hinting.number_of_examples())]
+            hinting.fit(batch.x, batch.label, [texts[0] for texts in batch.captions or ()])
 
     def _training_latents(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The training split as the model sees it, in order, with its labels."""

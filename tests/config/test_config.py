@@ -78,9 +78,10 @@ def test_offences(overrides, parts, tmp_path, monkeypatch):
 
 
 UNLABELLED = ("checkerboard", "swiss_roll", "image_zip", "image_folder", "image_tars", "image_table")
-NEEDS_A_MODEL = {  # from outside: tests/training/test_latents.py, test_text.py, test_adapters.py and test_teachers.py
+# From outside: tests/training/test_latents.py, test_text.py, test_adapters.py, test_controls.py and test_teachers.py.
+NEEDS_A_MODEL = {
     *(("first_stage", "vae"), ("first_stage", "autoencoder_kl"), ("conditioner", "clip")),
-    *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full")),
+    *(("conditioner", "pretrained_text"), ("adapter", "lora"), ("adapter", "full"), ("adapter", "control")),
     *(("loss", "consistency_distillation"), ("loss", "inverse_distillation")),
 }
 ONLY_SAMPLING = ("measurement", "posterior")  # groups of sample.py, see tests/evaluation/restoration/
@@ -102,9 +103,9 @@ def test_every_option_composes_checks_and_builds(group, name):
     if name in ("consistency", "scm"):
         loss = name if group == "loss" else "consistency"
         overrides = ["network=mlp", f"loss={loss}", "scaling=consistency", "sampler=consistency"]
-    if name in ("text", "class_and_text"):
+    if name in ("text", "class_and_text", "class_map"):
         overrides.append("dataset=captioned_digits")
-    if group == "dataset" or name in ("text", "class_and_text"):
+    if group == "dataset" or name in ("text", "class_and_text", "class_map"):
         overrides.append("flow=realnvp")  # a rotation of CIFAR-10's 3,072 dimensions takes ten seconds here
     for network, own in TRAINED_BY_THEIR_OWN.items():
         if f"{group}={name}" in (f"network={network}", own[0]) or (name == "word_ids" and network == "clip"):

@@ -96,7 +96,8 @@ def compose_train(arguments: list[str]) -> None:
 
 
 def compose_sample(arguments: list[str]) -> None:
-    for one in sample.one_run_each([a for a in arguments if a != "-m"]):
+    for given in sample.one_run_each([a for a in arguments if a != "-m"]):
+        one, _ = config.without(given, sample.NOT_IN_SAMPLE)  # as `sample.main` does
         sample.offer_settings_of_run(one)
         for overrides in jobs(sample.swept_together(["-m", *one] if "-m" in arguments else one)):
             config.check(config.compose(overrides, "sample"))

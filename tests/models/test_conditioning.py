@@ -7,12 +7,12 @@ from flowdiff.models.conditioning import Conditioning
 
 
 def words(n: int, length: int, seed: int = 0) -> Conditioning:
-    """n samples, each with a vector, tokens, guidance, gate and label; the first i + 1 tokens of sample i count."""
+    """n samples, each with a vector, tokens, guidance, gate, label and hint; of sample i, i + 1 tokens count."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(length) <= torch.arange(n)[:, None]
-    sizes = ((2,), (length, 3), (2,), ())
-    vector, tokens, guidance, gate = (torch.randn(n, *size, generator=generator) for size in sizes)
-    return Conditioning(vector, tokens, mask, guidance, gate, torch.arange(n))
+    sizes = ((2,), (length, 3), (2,), (), (1, 2, 2))
+    vector, tokens, guidance, gate, hint = (torch.randn(n, *size, generator=generator) for size in sizes)
+    return Conditioning(vector, tokens, mask, guidance, gate, torch.arange(n), hint)
 
 
 def test_indexing_undoes_joining():
@@ -32,7 +32,10 @@ def test_indexing_undoes_joining():
 
 
 def test_shorter_sequences_are_padded_with_tokens_that_do_not_count():
-    short = Conditioning(torch.ones(1, 2), torch.ones(1, 2, 3), None, torch.ones(1, 2), torch.ones(1), torch.ones(1))
+    one = torch.ones(1)
+    short = Conditioning(
+        torch.ones(1, 2), torch.ones(1, 2, 3), None, torch.ones(1, 2), one, one, torch.ones(1, 1, 2, 2)
+    )
     long, none = words(2, 4), words(1, 0)
     both = Conditioning.cat([long, short, none])
     assert both.tokens.shape == (4, 4, 3)

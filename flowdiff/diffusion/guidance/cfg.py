@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from pydantic import NonNegativeFloat
@@ -63,7 +64,8 @@ class GuidedStart:
                 "guidance.flow_scale was given no condition to guide towards: use a model with conditioner=class, or "
                 "guidance=none."
             )
-        return self.network.sample_guided(sigma, cond, self.null(len(sigma)), self.weight, self.order, generator)
+        null = replace(self.null(len(sigma)), hint=cond.hint)  # guidance leads to the class, at the same hint
+        return self.network.sample_guided(sigma, cond, null, self.weight, self.order, generator)
 
 
 @register("guidance", "cfg", requires=[NEEDS_NULL])
@@ -131,5 +133,5 @@ class ClassifierFree(Guide):
         return self.guided_start
 
     def pair(self, x: Tensor, sigma: Tensor, cond: Conditioning | None) -> Pair:
-        both = Conditioning.cat([given(cond), self.null(len(x))])
+        both = Conditioning.cat([given(cond), replace(self.null(len(x)), hint=given(cond).hint)])
         return Pair(*self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2))

@@ -89,6 +89,11 @@ class Posterior(ABC):
                 f"posterior={name_of('posterior', self)} measures what the model denoises, and this model works in the "
                 "latents of an autoencoder; a measurement of pixels is not linear in latents: take a run of pixels."
             )
+        if model.hinting is not None:
+            raise ConfigurationError(
+                f"posterior={name_of('posterior', self)} draws from p(x|y), and this model draws from p(x|h) for "
+                "hints h that a measurement does not have: take the run that it controls."
+            )
 
     @abstractmethod
     def draw(self, model: ConditionedDenoiser, y: Tensor, drawing: Drawing) -> Draws:

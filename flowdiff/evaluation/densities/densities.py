@@ -152,6 +152,8 @@ class Densities:
             if isinstance(denoiser.network, Density) and not denoiser.network.twice_differentiable:
                 return "a score that can be differentiated, and this flow can be differentiated only once: take another"
             return None
+        if denoiser.hinting is not None:
+            return "a model without hints: this one knows p(x|h) for the hints h of one image"
         if key == "classify" and denoiser.is_classifier:
             return None
         if not denoiser.is_density:

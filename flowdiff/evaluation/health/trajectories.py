@@ -22,8 +22,7 @@ class AtLevel(NamedTuple):
 
 def trajectories_of(denoiser: ConditionedDenoiser, n: int) -> list[AtLevel]:
     """n trajectories as the model samples by default, every class or example in turn; σ falls."""
-    given = denoiser.given(n)
-    cond = None if given is None else denoiser.cond_of(given)
+    cond = denoiser.conditions(n)(range(n))
     steps: list[AtLevel] = []
     denoiser.sample(
         n,

@@ -7,6 +7,7 @@ at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,13 +25,22 @@ PICTURE_SEED = 1  # seed of the samples, the same at every step: pictures differ
 SCATTERED = 2000  # points in a 2-D picture
 ROWS = 10  # rows of a picture, at most
 COLUMNS = 10  # images in a row
+HINTED = 50  # samples in a picture that also shows their hints, at most
 
 
 def draw_samples(denoiser: ConditionedDenoiser, data: DataModule, path: Path, batch_size: int) -> None:
-    """Samples of a model: a grid of images, one class per row if it has classes, or a scatter plot beside the data."""
+    """Samples of a model: a grid of images, one class per row if it has classes, or a scatter plot beside the data.
+
+    Of a model that reads hints each image is beside its hint.
+    """
     if len(data.shape) == 1:
         samples = denoiser.sample(SCATTERED, seed=PICTURE_SEED, batch_size=batch_size)
         plots.scatter(samples.cpu(), points_of(data), path)
+        return
+    if denoiser.hinting is not None:
+        asked = denoiser.hints(HINTED)
+        samples = denoiser.sample(HINTED, seed=PICTURE_SEED, batch_size=batch_size).cpu()
+        draw_beside_hints(denoiser, asked, data.to_uint8(samples), path, denoiser.prompts(HINTED) or [])
         return
     classes, prompts = denoiser.num_classes, denoiser.conditioner.examples()
     rows, columns = min(len(prompts) or classes or 8, ROWS), COLUMNS
@@ -41,6 +51,28 @@ def draw_samples(denoiser: ConditionedDenoiser, data: DataModule, path: Path, ba
     row_labels = list(prompts[:rows]) or ([str(row) for row in range(rows)] if classes else None)
     images = data.to_uint8(samples.cpu())
     plots.sample_grid(images, path, columns=columns, row_labels=row_labels, prompts=prompts[:rows])
+
+
+def draw_beside_hints(
+    denoiser: ConditionedDenoiser, hints: Tensor | None, images: Tensor, path: Path, prompts: Sequence[str] = ()
+) -> None:
+    """A grid of up to HINTED images, each behind the hints that it was drawn for.
+
+    Args:
+        denoiser: the model.
+        hints: (n, C, H, W) in [-1, 1], those of the model.
+        images: samples, uint8 (n, 1 or 3, H, W).
+        path: the file.
+        prompts: the text of each sample, for the metadata; empty without.
+    """
+    assert hints is not None  # callers ask for denoiser.hinting first
+    assert denoiser.hinting is not None
+    shown = ((hints[:HINTED].cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    parts = [*shown.split([make.channels for make in denoiser.hinting.makers], 1), images[:HINTED]]
+    row = torch.stack([part.expand(-1, 3, -1, -1) for part in parts], 1)  # (n, hints + 1, 3, H, W)
+    columns = len(parts) * max(1, COLUMNS // len(parts))
+    title = "Each sample beside its hint" if len(parts) == 2 else "Each sample beside its hints"
+    plots.sample_grid(row.flatten(0, 1), path, columns=columns, title=title, prompts=prompts[:HINTED])
 
 
 def draw_trajectory(denoiser: ConditionedDenoiser, data: DataModule, path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flowdiff.errors import RunError
+from flowdiff.models.nn.control import Control
 
 
 class Delta(nn.Module, ABC):
@@ -143,13 +144,16 @@ def merge(model: nn.Module) -> None:
 
 
 def keep_only_changes(model: nn.Module) -> None:
-    """Let the state dict of an adapted model hold its changes only; what it does not hold stays when it is loaded."""
+    """Let the state dict of an adapted model hold what was added to its base only: changes of weights, and controls.
+
+    What it does not hold stays when it is loaded.
+    """
     model.register_state_dict_post_hook(_without_base)
     model.register_load_state_dict_pre_hook(_with_own_base)
 
 
 def _without_base(model: nn.Module, state: dict[str, object], prefix: str, _: object) -> None:
-    parts = tuple(f"{prefix}{path}." for path, module in model.named_modules() if isinstance(module, Delta))
+    parts = tuple(f"{prefix}{path}." for path, module in model.named_modules() if isinstance(module, Delta | Control))
     if parts:  # none in a merged model
         for key in [key for key in state if key.startswith(prefix) and not key.startswith(parts)]:
             if not key.endswith("_extra_state"):  # words of a conditioner, and no tensor
@@ -157,7 +161,7 @@ def _without_base(model: nn.Module, state: dict[str, object], prefix: str, _: ob
 
 
 def _with_own_base(model: nn.Module, state: dict[str, object], prefix: str, *_: object) -> None:
-    inner = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Delta))
+    inner = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Delta | Control))
     if inner:
         for path, module in model.named_modules():
             own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))

@@ -28,6 +28,8 @@ from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flattened, Flow, Sequential, embedding
 from flowdiff.models.flows.gate import gated
+from flowdiff.models.nn.control import Control, Controllable, HintPart, trainable_copy
+from flowdiff.models.nn.embeddings import unit_linear
 from flowdiff.models.nn.inject import CrossAttention, Inject, zero_init
 from flowdiff.models.nn.mlp import ResidualMLP
 from flowdiff.models.nn.recompute import call
@@ -152,7 +154,7 @@ class Velocity(nn.Module, ABC):
 
 
 @final
-class OneLayerVelocity(Velocity):
+class OneLayerVelocity(Velocity, Controllable):
     """g with one hidden layer and its exact trace; W₂ = 0 at the start.
 
     g = W₂ act(u),  u = (1 + α)·W₁z + β
@@ -177,9 +179,31 @@ class OneLayerVelocity(Velocity):
             zero_init(self.entry)
         attends = settings.inject == "cross_attention"
         self.attention = CrossAttention(width, embed_dim, settings.token_dim) if attends else None
+        self.controls = nn.ModuleList()
+
+    def make_control(self, part: HintPart) -> Control:
+        return VelocityControl(self, part)
 
     def equation(self, cond: Conditioning) -> Equation:
+        own = self.equation_of(cond)
+        others = [(c.strength, c.equation(cond)) for c in self.active(cond) if isinstance(c, VelocityControl)]
+        if not others:
+            return own
+
+        def derivative(t: Tensor, state: State) -> State:
+            g, trace = own.derivative(t, state)
+            for strength, other in others:
+                more, more_trace = other.derivative(t, state)
+                g, trace = g + strength * more, trace + strength * more_trace
+            return g, trace
+
+        return Equation(derivative, [*own.inputs, *(tensor for _, other in others for tensor in other.inputs)])
+
+    def equation_of(self, cond: Conditioning, entering: Tensor | None = None) -> Equation:
+        """The equation without controls; `entering` is added to what (α, β) are before the features of t."""
         steering = self.entry(cond.vector)  # once, for all steps
+        if entering is not None:
+            steering = steering + entering
         if self.attention is not None:
             steering = self.attention(steering, cond)
 
@@ -195,6 +219,26 @@ class OneLayerVelocity(Velocity):
         return Equation(
             derivative, [*self.inner.parameters(), *self.outer.parameters(), *self.time.parameters(), steering]
         )
+
+
+@final
+class VelocityControl(Control):
+    """A trainable copy of a velocity of one hidden layer whose α and β also depend on a hint; 0 at the start.
+
+    Args:
+        velocity: the velocity.
+        part: the hint.
+    """
+
+    def __init__(self, velocity: OneLayerVelocity, part: HintPart):
+        super().__init__(part)
+        self.velocity = trainable_copy(velocity)
+        zero_init(self.velocity.outer)
+        self.entry = unit_linear(part.size, velocity.entry.out_features, bias=False).to(velocity.entry.weight)
+
+    def equation(self, cond: Conditioning) -> Equation:
+        """Its derivative and the trace of that, under a batch of conditions."""
+        return self.velocity.equation_of(cond, self.entry(self.hint(cond).flatten(1)))
 
 
 @final

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.base import Flow, Sequential, embedding
+from flowdiff.models.flows.base import Flow, Sequential
 from flowdiff.models.flows.coupling import Affine, Transform, alternating_couplings, inverse_of, vector_couplings
 from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.multiscale import image_levels, squeeze, unsqueeze
+from flowdiff.models.flows.steered import Steered
 from flowdiff.models.nn.conv import ResidualConv
-from flowdiff.models.nn.inject import Inject, zero_init
+from flowdiff.models.nn.inject import Inject
 from flowdiff.models.nn.mlp import ResidualMLP
 from flowdiff.models.nn.recompute import call
 from flowdiff.models.nn.residual import NetSettings
@@ -97,9 +98,10 @@ class Hybrid(Flow):
         if math.prod(coarsest) > 1:
             net = partial(ResidualMLP, settings=nets)
             flow = Sequential([flow, vector_couplings("hybrid", coarsest, n_flows, transform, net, checkpoint)])
-        for _ in range(levels):
-            details = Sequential(_detail_couplings(channels, features, n_flows, transform, nets), checkpoint)
-            flow = CoarseToFine(flow, details, ResidualConv(channels, features, cnn), checkpoint)
+        for level in reversed(range(levels)):
+            grid = (height >> (level + 1), width >> (level + 1))
+            details = Sequential(_detail_couplings(channels, features, n_flows, transform, nets, grid), checkpoint)
+            flow = CoarseToFine(flow, details, ResidualConv(channels, features, cnn, grid), checkpoint)
         self.flow = flow
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
@@ -109,13 +111,15 @@ class Hybrid(Flow):
         return self.flow.inverse(z, cond)
 
 
-def _detail_couplings(channels: int, features: int, n_flows: int, transform: Affine, nets: NetSettings) -> list[Flow]:
-    """Couplings of the 3·channels details of an image; their nets also read the coarse image and its CNN map."""
+def _detail_couplings(
+    channels: int, features: int, n_flows: int, transform: Affine, nets: NetSettings, grid: tuple[int, int]
+) -> list[Flow]:
+    """Couplings of the 3·channels details of an image on a grid; their nets read the coarse image and its CNN map."""
     image_channels = channels + features
     size = 3 * channels
 
     def net(kept: int, out: int) -> ImageConditionedNet:
-        return ImageConditionedNet(ResidualConv(kept + image_channels, out, nets))
+        return ImageConditionedNet(ResidualConv(kept + image_channels, out, nets, grid))
 
     return alternating_couplings(size, n_flows, lambda pair: torch.randperm(size), transform, net)
 
@@ -175,7 +179,7 @@ class ImageConditionedNet(nn.Module):
         return self.net(torch.cat([x, cond.image], dim=1), cond)
 
 
-class ElementwiseFlow(Flow):
+class ElementwiseFlow(Steered):
     """A transform of each number of x with parameters from e alone; if it is affine, a Gaussian at each σ and c.
 
     z = τ(x; W e + b),  log|det| = Σ log τ′,  W and b 0 at the start
@@ -187,10 +191,9 @@ class ElementwiseFlow(Flow):
     """
 
     def __init__(self, shape: tuple[int, ...], embed_dim: int, transform: Transform):
-        super().__init__()
         self.shape = (*shape, transform.num_params)
+        super().__init__(embed_dim, math.prod(self.shape))
         self.transform = transform
-        self.steer = zero_init(nn.Linear(embed_dim, math.prod(self.shape)))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         z, log_slope = self.transform.forward(x, self._params(cond))
@@ -201,7 +204,7 @@ class ElementwiseFlow(Flow):
         return x, sum_except_batch(log_slope)
 
     def _params(self, cond: Conditioning) -> Tensor:
-        params = gated(self.steer(cond.vector).to(embedding(cond).dtype), cond)
+        params = gated(self.steered(cond), cond)
         return params.unflatten(1, self.shape).movedim(-1, 1)  # (B, P, *shape)
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.activations import MAX_STRENGTH, Activation
@@ -21,7 +21,7 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flattened, Flow, Sequential
 from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.linear_maps import PLU, Householder, Kronecker, LinearMap, Rotation, max_reflections
-from flowdiff.models.nn.inject import zero_init
+from flowdiff.models.flows.steered import Steered
 from flowdiff.registry import register
 
 MAPS: dict[str, type[LinearMap]] = {
@@ -98,7 +98,7 @@ class LinearActivation(Flow):
             return self.flow.inverse(z, cond)
 
 
-class ConditionedActivation(Flow):
+class ConditionedActivation(Steered):
     """Elementwise affine map and activation with parameters from the condition's vector.
 
     y = e^g·x + b,  z = y + w·r(k·y)/k,  g = c·tanh(·/c),  w = 0.95·tanh(·),  k = exp(c_k·tanh(·)),  b unbounded
@@ -121,11 +121,10 @@ class ConditionedActivation(Flow):
         log_scale_bound: float,
         log_sharpness_bound: float,
     ):
-        super().__init__()
+        super().__init__(embed_dim, 4 * dim)
         self.activation = activation
         self.log_scale_bound = log_scale_bound
         self.log_sharpness_bound = log_sharpness_bound
-        self.steer = zero_init(nn.Linear(embed_dim, 4 * dim))
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         g, b, w, k = self._parameters_of(cond)
@@ -138,7 +137,7 @@ class ConditionedActivation(Flow):
         return (y - b) * torch.exp(-g), (log_slope - g).sum(1)
 
     def _parameters_of(self, cond: Conditioning) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        g, b, w, k = gated(self.steer(cond.vector), cond).chunk(4, dim=1)  # (B, D) each
+        g, b, w, k = gated(self.steered(cond), cond).chunk(4, dim=1)  # (B, D) each
         g = self.log_scale_bound * torch.tanh(g / self.log_scale_bound)
         return g, b, MAX_STRENGTH * torch.tanh(w), torch.exp(self.log_sharpness_bound * torch.tanh(k))
 

@@ -140,7 +140,7 @@ def image_couplings(
 
 def conv_nets(nets: NetSettings, heads: int = 0) -> GridNetFactory:
     """The factory of convolutional nets for each grid; with heads > 0 they also have self-attention over the pixels."""
-    return lambda grid: partial(ResidualConv, settings=nets, attention_heads=heads, positions=math.prod(grid))
+    return lambda grid: partial(ResidualConv, settings=nets, grid=grid, attention_heads=heads)
 
 
 def checkerboard(channels: int) -> Tensor:

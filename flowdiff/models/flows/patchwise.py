@@ -14,10 +14,12 @@ context=causal, runs patch by patch.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -28,19 +30,20 @@ from flowdiff.models.flows.base import Flow, Sequential, embedding
 from flowdiff.models.flows.coupling import Affine, vector_couplings
 from flowdiff.models.flows.guided import at_token
 from flowdiff.models.flows.hybrid import ElementwiseFlow
+from flowdiff.models.nn.control import Control, Controllable, HintPart, SeesPartOfHint, with_residuals
 from flowdiff.models.nn.embeddings import unit_linear
 from flowdiff.models.nn.inject import Inject
 from flowdiff.models.nn.mlp import ResidualMLP
 from flowdiff.models.nn.residual import NetSettings
 from flowdiff.models.nn.sdpa import may_fuse
-from flowdiff.models.nn.transformer import PastTransformer
+from flowdiff.models.nn.transformer import ControlledReader, PastControl, PastTransformer
 from flowdiff.registry import register
 
 MAX_PATCH = 4  # with patch=null
 
 
 @register("flow", "patchwise")
-class Patchwise(Flow):
+class Patchwise(Flow, Controllable, SeesPartOfHint):
     """A flow of a patch applied to every patch of an image: affine couplings whose weights all patches share.
 
     z_i = f(x_i; σ, c, i, x_0 … x_{i−1}),  log|det ∂z/∂x| = Σ_i log|det ∂z_i/∂x_i|
@@ -91,6 +94,8 @@ class Patchwise(Flow):
     ):
         super().__init__()
         self.patch = patch_side(shape, patch)
+        self.embed_dim = embed_dim
+        self.controls = nn.ModuleList()
         self.grid = (shape[1] // self.patch, shape[2] // self.patch)
         T = math.prod(self.grid)
         d = math.prod(shape) // T
@@ -119,9 +124,12 @@ class Patchwise(Flow):
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         u, e = self._split(x), embedding(cond)
-        h = None if self.context is None else self.context(u, e, None, may_fuse(x))
+        h = None
+        if self.context is not None:
+            fused = may_fuse(x)
+            h = with_residuals(self.context(u, e, None, fused), self.active(cond), u, cond, None, fused)
         v = self._patch_vector(e[:, None], self.position, h)  # (B, T, embed_dim)
-        z, logdet = self.flow(u.flatten(0, 1), patch_conditions(cond, v))
+        z, logdet = self.flow(u.flatten(0, 1), self._conditions(cond, v))
         return self._join(z.view_as(u)), logdet.view(u.shape[:2]).sum(1)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
@@ -130,24 +138,46 @@ class Patchwise(Flow):
             x, logdet = self._inverse_causal(self.context, u, cond, may_fuse(z))
             return self._join(x), logdet
         v = self._patch_vector(embedding(cond)[:, None], self.position, None)
-        x, logdet = self.flow.inverse(u.flatten(0, 1), patch_conditions(cond, v))
+        x, logdet = self.flow.inverse(u.flatten(0, 1), self._conditions(cond, v))
         return self._join(x.view_as(u)), logdet.view(u.shape[:2]).sum(1)
 
     def _inverse_causal(
         self, context: PastTransformer, z: Tensor, cond: Conditioning, fused: bool
     ) -> tuple[Tensor, Tensor]:
         """z → x (B, T, d), patch by patch."""
-        e = embedding(cond)
-        reader = context.reader(e, None, fused)
+        e, around = embedding(cond), self._around(cond)
+        reader = ControlledReader(context, self.active(cond), cond, None, fused)
         patches: list[Tensor] = []
         logdet = z.new_zeros(len(z))
         for i in range(z.shape[1]):
             h = reader.after(patches[-1]) if patches else reader.first(len(z))
             v = self._patch_vector(e, self.position[i], h)
-            patch, term = self.flow.inverse(z[:, i], at_token(cond.with_vector(v), i, z.shape[1]))
+            own = replace(cond, vector=v, hint=None if around is None else around[:, i])
+            patch, term = self.flow.inverse(z[:, i], at_token(own, i, z.shape[1]))
             patches.append(patch)
             logdet = logdet + term
         return torch.stack(patches, 1), logdet
+
+    def make_control(self, part: HintPart) -> Control | None:
+        return None if self.context is None else PastControl(self.context, part, self.embed_dim, self.grid)
+
+    def part_inside(self, part: HintPart) -> HintPart:
+        channels, height, width = part.shape
+        return replace(part, shape=(channels, 3 * (height // self.grid[0]), 3 * (width // self.grid[1])))
+
+    def _around(self, cond: Conditioning) -> Tensor | None:
+        """What the flow of each patch reads of the hint: it and its eight neighbours, (B, T, C, 3h, 3w)."""
+        if cond.hint is None:
+            return None
+        sides = (cond.hint.shape[2] // self.grid[0], cond.hint.shape[3] // self.grid[1])
+        blocks = F.unfold(cond.hint, (3 * sides[0], 3 * sides[1]), padding=sides, stride=sides)  # (B, C·9·h·w, T)
+        return blocks.mT.unflatten(2, (-1, 3 * sides[0], 3 * sides[1]))
+
+    def _conditions(self, cond: Conditioning, v: Tensor) -> Conditioning:
+        """The conditions of B·T patches, whose vectors are v (B, T, embed_dim)."""
+        around = self._around(cond)
+        found = patch_conditions(replace(cond, hint=None), v)
+        return found if around is None else replace(found, hint=around.flatten(0, 1))
 
     def _patch_vector(self, e: Tensor, position: Tensor, h: Tensor | None) -> Tensor:
         """v, the condition of a patch's flow. The map after the sum lets σ, c, place and past interact."""

@@ -13,17 +13,16 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowdiff.models.conditioning import Conditioning
-from flowdiff.models.flows.base import Flow, embedding
 from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.guided import guided_forward
-from flowdiff.models.nn.inject import zero_init
+from flowdiff.models.flows.steered import Steered
 from flowdiff.shapes import append_dims
 
 
-class Shift(Flow):
+class Shift(Steered):
     """A shift of each number of x by the class and by the embedding e.
 
     z = x + γ²·(W e + b − m_c),  m_c = (μ_c − μ)/√v,  log|det| = 0,  W and b 0 at the start
@@ -43,10 +42,9 @@ class Shift(Flow):
     guidance_orders = ("all",)
 
     def __init__(self, shape: tuple[int, ...], embed_dim: int, num_classes: int | None = None):
-        super().__init__()
+        super().__init__(embed_dim, math.prod(shape))
         self.shape = tuple(shape)
         self.register_buffer("means", torch.zeros(num_classes or 0, *shape))
-        self.steer = zero_init(nn.Linear(embed_dim, math.prod(shape)))
 
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], mean: Tensor, variance: Tensor) -> None:
         """Measure m from batches of clean training data, (B, *shape), with labels (B,); a class without data has m = 0.
@@ -71,7 +69,7 @@ class Shift(Flow):
         return z - shift, z.new_zeros(len(z))
 
     def _shift(self, cond: Conditioning) -> Tensor:
-        shift = self.steer(cond.vector).to(embedding(cond).dtype).unflatten(1, self.shape)
+        shift = self.steered(cond).unflatten(1, self.shape)
         if cond.label is not None and len(self.means):
             known = append_dims(cond.label >= 0, shift.ndim)
             shift = shift - known * self.means[cond.label.clamp(min=0)]

@@ -25,10 +25,11 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow, embedding
 from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.guided import guided_inverse, weight_at
+from flowdiff.models.nn.control import Control, Controllable, HintPart, with_residuals
 from flowdiff.models.nn.embeddings import condition_tokens
 from flowdiff.models.nn.inject import Inject
 from flowdiff.models.nn.sdpa import may_fuse
-from flowdiff.models.nn.transformer import Context, PastTransformer
+from flowdiff.models.nn.transformer import Context, ControlledReader, PastControl, PastTransformer
 from flowdiff.registry import register
 
 MAX_TOKENS = 50  # with patch=null: attention costs O(T²) and the inverse T steps
@@ -118,6 +119,8 @@ class TarFlow(Flow):
                 PastTransformer(T, d, 2 * d, hidden, heads, layers, embed_dim, activation, inject, checkpoint),
                 scale_bound / n_flows,
                 reverse=k % 2 == 1,
+                embed_dim=embed_dim,
+                grid=self.patches.grid,
             )
             for k, layers in enumerate([n_layers] * (n_flows - 1) + [deep_layers])
         )
@@ -149,7 +152,7 @@ class TarFlow(Flow):
         return self.inverse_method == "jacobi" or (self.inverse_method == "auto" and z.device.type != "cpu")
 
 
-class Block(nn.Module):
+class Block(nn.Module, Controllable):
     """One autoregressive affine map of the tokens x (B, T, d).
 
     z_i = (x_i − b_i)·e^{−a_i},  (o_i, b_i) = net_i(x_0 … x_{i−1}; e),  a_i = c·tanh(o_i/c)
@@ -160,18 +163,33 @@ class Block(nn.Module):
         net: the causal transformer.
         scale_bound: c > 0, in nats.
         reverse: take the tokens from the last to the first.
+        embed_dim: width of e.
+        grid: rows and columns of the tokens of an image; None for a vector.
     """
 
-    def __init__(self, net: PastTransformer, scale_bound: float, reverse: bool):
+    def __init__(
+        self,
+        net: PastTransformer,
+        scale_bound: float,
+        reverse: bool,
+        embed_dim: int,
+        grid: tuple[int, int] | None,
+    ):
         super().__init__()
+        self.embed_dim = embed_dim
+        self.grid = grid
+        self.controls = nn.ModuleList()
         self.net = net
         self.scale_bound = scale_bound
         self.reverse = reverse
 
+    def make_control(self, part: HintPart) -> Control:
+        return PastControl(self.net, part, self.embed_dim, self.grid, self.reverse)
+
     def forward(self, x: Tensor, cond: Conditioning, context: Context | None, fused: bool) -> tuple[Tensor, Tensor]:
         """x → z, log|det ∂z/∂x| (B,)."""
         x = self._order(x)
-        a, b = self._scale_shift(self.net(x, embedding(cond), context, fused), cond)
+        a, b = self._scale_shift(self._output(x, cond, context, fused), cond)
         return self._order((x - b) * torch.exp(-a)), -a.sum((1, 2))
 
     def inverse_sequential(
@@ -179,7 +197,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """z → x one token after the other, log|det ∂x/∂z| (B,); differentiable, and guided with cond.guidance."""
         z = self._order(z)
-        reader = self.net.reader(embedding(cond), context, fused)
+        reader = ControlledReader(self.net, self.active(cond), cond, context, fused)
         tokens: list[Tensor] = []
         logdet = z.new_zeros(len(z))
         for i in range(z.shape[1]):
@@ -205,7 +223,7 @@ class Block(nn.Module):
         for _ in range(z.shape[1]):
             part = None if context is None else Context(context.tokens[active], context.mask[active])
             own = cond[active]
-            a, b = self._scale_shift(self.net(x[active], embedding(own), part, True), own)
+            a, b = self._scale_shift(self._output(x[active], own, part, True), own)
             new = z[active] * torch.exp(a) + b
             moved = ((new - x[active]).abs() / (1 + new.abs())).amax((1, 2))
             x[active], logdet[active] = new, a.sum((1, 2))
@@ -213,6 +231,10 @@ class Block(nn.Module):
             if not len(active):
                 break
         return self._order(x), logdet
+
+    def _output(self, x: Tensor, cond: Conditioning, context: Context | None, fused: bool) -> Tensor:
+        """(o, b) of tokens in the block's order."""
+        return with_residuals(self.net(x, embedding(cond), context, fused), self.active(cond), x, cond, context, fused)
 
     def _scale_shift(self, output: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         o, b = gated(output, cond).chunk(2, dim=-1)  # (…, d) each
@@ -275,6 +297,7 @@ class Patches:
                 f"take one of {', '.join(map(str, allowed))}."
             )
         self.patch = patch
+        self.grid = (sides[0] // patch, sides[1] // patch) if len(shape) == 3 else None
         self.length = sizes[patch]
         self.width = math.prod(shape) // self.length
 

@@ -16,6 +16,7 @@ left out.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC
 from collections.abc import Callable, Sequence
@@ -32,7 +33,9 @@ from flowdiff.models.conditioning import Conditioning
 from flowdiff.models.flows.base import Flow, embedding
 from flowdiff.models.flows.gate import gated
 from flowdiff.models.flows.guided import guided_forward, weight_at
-from flowdiff.models.flows.masked_walk import masked_inverse
+from flowdiff.models.flows.masked_walk import ReadNet, masked_inverse
+from flowdiff.models.nn.control import Control, Controllable, HintPart
+from flowdiff.models.nn.embeddings import unit_linear
 from flowdiff.models.nn.inject import zero_init
 from flowdiff.models.nn.recompute import call
 from flowdiff.registry import register
@@ -43,7 +46,7 @@ INPUT_WEIGHT_SCALE = 0.1  # scales the weights of x in a monotone net at the sta
 MAX_BISECTION = 1e4  # bisection searches |x| up to this; x is whitened, but far out a map may be flat
 
 
-class MaskedFlow(Flow, ABC):
+class MaskedFlow(Flow, Controllable, ABC):
     """n_flows masked autoregressive transforms of zuko.
 
     z_i = τ(x_i; h_i),  h_i = net_i(x_1 … x_{i−1}, e),  log|det ∂z/∂x| = Σ log τ′
@@ -99,29 +102,35 @@ class MaskedFlow(Flow, ABC):
                 if isinstance(layer, MaskedLinear):
                     layer.mask = layer.mask.to(layer.weight)  # so that mask·weight needs no conversion
         self.dim = dim
+        self.embed_dim = embed_dim
         self.checkpoint = checkpoint
+        self.controls = nn.ModuleList()
         self.transform = LazyComposedTransform(*transforms)
 
     def forward(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         z, logdet = x, x.new_zeros(len(x))
-        for transform in self.transform.transforms:
-            z, term = call(self._data_to_base, transform, z, cond, checkpoint=self.checkpoint)
+        for i in range(len(self.transform.transforms)):
+            z, term = call(self._data_to_base, i, z, cond, checkpoint=self.checkpoint)
             logdet = logdet + term
         return z, logdet
 
-    def _data_to_base(self, transform: Any, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
-        return self._call_and_logdet(self._conditioned(transform, cond), x)
+    def make_control(self, part: HintPart) -> Control:
+        return MaskedControl([transform.hyper for transform in self.transform.transforms], part, self.embed_dim)
+
+    def _data_to_base(self, i: int, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        return self._call_and_logdet(self._conditioned(i, cond), x)
 
     def inverse(self, z: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         x, logdet = z, z.new_zeros(len(z))
-        for transform in reversed(self.transform.transforms):
+        for i in reversed(range(len(self.transform.transforms))):
+            transform = self.transform.transforms[i]
             if torch.is_grad_enabled() or self.dim == 1 or not self.elementwise:
-                x, term = self._call_and_logdet(self._conditioned(transform, cond).inv, x)
+                x, term = self._call_and_logdet(self._conditioned(i, cond).inv, x)
             else:
                 make_tau = partial(self.tau, transform, cond)
                 guide = None if cond.guidance is None else partial(self._guide, cond.guidance, transform.passes)
                 with torch.autocast(z.device.type, enabled=False):
-                    x, term = masked_inverse(transform, make_tau, x.flatten(1), embedding(cond), guide)
+                    x, term = masked_inverse(transform, make_tau, x.flatten(1), self._nets(i, cond), guide)
             logdet = logdet + term
         return x.reshape(z.shape), logdet
 
@@ -131,18 +140,27 @@ class MaskedFlow(Flow, ABC):
 
         return transform.univariate(*unpack(gated(h, cond), transform.shapes))
 
-    def _conditioned(self, transform: Any, cond: Conditioning) -> Transform:
-        """zuko's transform for a batch of conditions, with the gate."""
+    def _nets(self, i: int, cond: Conditioning) -> list[ReadNet]:
+        """The masked nets of the i-th transform: its own, and those of its controls."""
+        others = (control for control in self.active(cond) if isinstance(control, MaskedControl))
+        return [ReadNet(self.transform.transforms[i].hyper, embedding(cond)), *(one.net(i, cond) for one in others)]
+
+    def _conditioned(self, i: int, cond: Conditioning) -> Transform:
+        """zuko's i-th transform for a batch of conditions, with the gate."""
         from zuko.transforms import AutoregressiveTransform, DependentTransform
 
-        def elementwise(read: Tensor) -> Transform:
-            h = transform.hyper(read).unflatten(1, (-1, transform.total))
-            return DependentTransform(self.tau(transform, cond, h), 1)
+        transform = self.transform.transforms[i]
+        own, *others = self._nets(i, cond)
 
-        e = embedding(cond)
+        def elementwise(*given: Tensor) -> Transform:
+            h = own.hyper(torch.cat([*given, own.e], dim=1))
+            for net in others:
+                h = h + net.strength * net.hyper(torch.cat([*given, net.e], dim=1))
+            return DependentTransform(self.tau(transform, cond, h.unflatten(1, (-1, transform.total))), 1)
+
         if self.dim == 1:  # zuko's net then reads e alone
-            return elementwise(e)
-        return AutoregressiveTransform(lambda x: elementwise(torch.cat([x, e], dim=1)), transform.passes)
+            return elementwise()
+        return AutoregressiveTransform(elementwise, transform.passes)
 
     def _guide(self, guidance: Tensor, passes: int, tau: Any, step: int) -> None:
         """Guide zuko's affine τ, which consists of shift, log_scale and scale; the dimensions of a step are a token."""
@@ -155,6 +173,33 @@ class MaskedFlow(Flow, ABC):
         if not torch.is_grad_enabled():  # zuko's monotone transforms record a graph anyway
             z, logdet = z.detach(), logdet.detach()
         return z.view_as(x), logdet
+
+
+@final
+class MaskedControl(Control):
+    """Trainable copies of the masked nets of a flow, whose e contains a hint; 0 at the start.
+
+    e ← e + silu(H h)
+
+    Args:
+        nets: the masked nets.
+        part: the hint.
+        embed_dim: width of e.
+    """
+
+    def __init__(self, nets: Sequence[nn.Sequential], part: HintPart, embed_dim: int):
+        super().__init__(part)
+        self.nets = nn.ModuleList(copy.deepcopy(net).requires_grad_(True) for net in nets)
+        for masked in self.nets:
+            assert isinstance(masked, nn.Sequential)  # nn.ModuleList does not keep the type of its elements
+            zero_init(masked[-1])
+        self.entry = unit_linear(part.size, embed_dim, bias=False)
+        self.to(next(nets[0].parameters()))
+
+    def net(self, i: int, cond: Conditioning) -> ReadNet:
+        """The i-th net, and its e."""
+        hint = self.entry(self.hint(cond).flatten(1))
+        return ReadNet(self.nets[i], embedding(cond) + nn.functional.silu(hint), self.strength)
 
 
 @final

@@ -51,9 +51,11 @@ class Network(nn.Module, ABC):
 
     twice_differentiable: whether autograd can differentiate it twice in x; of a density, log p, so that losses of the
     score can be differentiated.
+    takes_hint: whether it can have controls, which read cond.hint (flowdiff/models/nn/control.py).
     """
 
     twice_differentiable: bool = True
+    takes_hint: bool = False
 
     @abstractmethod
     def forward(self, x: Tensor, c_noise: Tensor, cond: Conditioning | None = None) -> Tensor:

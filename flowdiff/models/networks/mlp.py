@@ -34,6 +34,8 @@ class MLP(Network):
     Source: He, Zhang, Ren, Sun, Identity mappings in deep residual networks, 2016, for the residual block.
     """
 
+    takes_hint = True
+
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -76,6 +76,8 @@ class ScoreFlow(FlowDensity):
         ConfigurationError: components ≥ 1 and more than 256 dimensions.
     """
 
+    takes_hint = True
+
     variance: Tensor  # v, with a gate only
 
     def __init__(

@@ -6,6 +6,8 @@ from typing import final
 
 from torch import nn
 
+from flowdiff.models.nn.control import HintPart
+from flowdiff.models.nn.embeddings import unit_linear
 from flowdiff.models.nn.residual import NetSettings, ResidualNet
 
 
@@ -15,3 +17,6 @@ class ResidualMLP(ResidualNet):
 
     def __init__(self, in_features: int, out_features: int, settings: NetSettings):
         super().__init__(in_features, out_features, settings, nn.Linear, nn.Linear)
+
+    def hint_entry(self, part: HintPart) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), unit_linear(part.size, self.width, bias=False))

@@ -9,7 +9,7 @@ in x as its activation.
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flowdiff.models.activations import Activation
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.control import Control, Controllable, HintPart, trainable_copy, with_residuals
 from flowdiff.models.nn.inject import CrossAttention, FiLM, Inject, zero_init
 from flowdiff.shapes import append_dims
 
@@ -44,10 +45,12 @@ class NetSettings:
     token_dim: int = 0
 
 
-class ResidualNet(nn.Module, ABC):
+class ResidualNet(nn.Module, Controllable):
     """Residual net (B, in_features, …) → (B, out_features, …) that depends on the condition; 0 at the start.
 
     h₀ = W_in x,  h ← block(h; cond),  y = W_out act(h),  W_out = 0 at the start
+
+    Its controls are copies of it, whose W_out is 0, and which add a map of the hint to h₀.
 
     Args:
         in_features: features of the input.
@@ -68,20 +71,52 @@ class ResidualNet(nn.Module, ABC):
         mixer: Callable[[], nn.Module] | None = None,
     ):
         super().__init__()
-        width = settings.width
+        self.width = width = settings.width
         self.activation = settings.activation
         self.inner = wide(in_features, width)
         self.entry = nn.Linear(settings.embed_dim, width, bias=False) if settings.inject == "concat" else None
         self.blocks = nn.ModuleList(ResidualBlock(settings, wide, narrow, mixer) for _ in range(settings.depth))
         self.outer = zero_init(wide(width, out_features))
+        self.controls = nn.ModuleList()
+
+    @abstractmethod
+    def hint_entry(self, part: HintPart) -> nn.Module:
+        """A map of a hint (B, C, H, W) to what is added to h₀."""
+
+    def make_control(self, part: HintPart) -> Control:
+        return ResidualControl(self, part)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        return with_residuals(self.output(x, cond), self.active(cond), x, cond)
+
+    def output(self, x: Tensor, cond: Conditioning, entering: Tensor | None = None) -> Tensor:
+        """y without residuals; `entering` is added to h₀."""
         h = self.inner(x)
+        if entering is not None:
+            h = h + entering
         if self.entry is not None:
             h = h + append_dims(self.entry(cond.vector), h.ndim)  # W_in [x, e], e the same at every pixel
         for block in self.blocks:
             h = block(h, cond)
         return self.outer(self.activation.plain(h))
+
+
+class ResidualControl(Control):
+    """A trainable copy of a residual net that reads a hint; 0 at the start.
+
+    Args:
+        net: the net.
+        part: the hint.
+    """
+
+    def __init__(self, net: ResidualNet, part: HintPart):
+        super().__init__(part)
+        self.net = trainable_copy(net)
+        zero_init(self.net.outer)
+        self.entry = net.hint_entry(part).to(next(net.parameters()))
+
+    def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
+        return self.net.output(x, cond, self.entry(self.hint(cond)))
 
 
 class ResidualBlock(nn.Module):

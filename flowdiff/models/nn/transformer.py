@@ -22,6 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flowdiff.models.activations import Activation
+from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn.control import Control, HintPart, squeezed, trainable_copy
+from flowdiff.models.nn.embeddings import unit_linear
 from flowdiff.models.nn.inject import Inject, zero_init
 from flowdiff.models.nn.recompute import call
 from flowdiff.models.nn.sdpa import attention, layer_norm
@@ -223,6 +226,7 @@ class PastTransformer(nn.Module):
     ):
         super().__init__()
         self.checkpoint = checkpoint
+        self.width = width
         self.start = nn.Parameter(0.5 * torch.randn(width))
         self.positions = nn.Parameter(0.5 * torch.randn(length, width))
         self.inner = nn.Linear(in_features, width)
@@ -230,16 +234,21 @@ class PastTransformer(nn.Module):
         self.norm = AdaLN(embed_dim, width)
         self.outer = zero_init(nn.Linear(width, out_features))
 
-    def forward(self, u: Tensor, e: Tensor, context: Context | None, fused: bool) -> Tensor:
+    def forward(
+        self, u: Tensor, e: Tensor, context: Context | None, fused: bool, entering: Tensor | None = None
+    ) -> Tensor:
+        """o; `entering` (B, T, width) is added to the input of each token."""
         start = self.start.expand(len(u), 1, -1)
         h = torch.cat([start, self.inner(u[:, :-1])], dim=1) + self.positions
+        if entering is not None:
+            h = h + entering
         for layer in typed(self.layers, Layer):
             h = call(layer, h, layer.steer(e, context), fused, checkpoint=self.checkpoint)
         return self._read_out(h, self.norm.steer(e), u.dtype)
 
-    def reader(self, e: Tensor, context: Context | None, fused: bool) -> Reader:
+    def reader(self, e: Tensor, context: Context | None, fused: bool, entering: Tensor | None = None) -> Reader:
         """Computes the outputs token by token, to invert an autoregressive map."""
-        return Reader(self, e, context, fused)
+        return Reader(self, e, context, fused, entering)
 
     def _read_out(self, h: Tensor, steering: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
         # In the precision of u even under autocast: the outputs contain log-scales, which add up to a log-determinant.
@@ -253,8 +262,11 @@ class Reader:
     Every layer stores the keys and values of the tokens so far. Call `first`, then `after` with u_0, u_1, ….
     """
 
-    def __init__(self, net: PastTransformer, e: Tensor, context: Context | None, fused: bool):
+    def __init__(
+        self, net: PastTransformer, e: Tensor, context: Context | None, fused: bool, entering: Tensor | None = None
+    ):
         self.net = net
+        self.entering = entering
         self.fused = fused
         self.layers = typed(net.layers, Layer)
         self.steerings = [layer.steer(e, context) for layer in self.layers]
@@ -271,8 +283,99 @@ class Reader:
         return self._next(self.net.inner(token))
 
     def _next(self, h: Tensor) -> Tensor:
-        h = (h + self.net.positions[self.place])[:, None]  # (B, 1, width)
+        h = h + self.net.positions[self.place]
+        if self.entering is not None:
+            h = h + self.entering[:, self.place]
+        h = h[:, None]  # (B, 1, width)
         for i, layer in enumerate(self.layers):
             h, self.past[i] = layer.step(h, self.steerings[i], self.past[i], self.fused)
         self.place += 1
         return self.net._read_out(h, self.last, self.net.start.dtype)[:, 0]
+
+
+class PastControl(Control):
+    """A trainable copy of a PastTransformer that reads all of a hint at every token; 0 at the start.
+
+    h_i ← h_i + (K ∗ h)_i,  e ← e + silu(G h),  K a 3×3 convolution over the patches of the hint
+
+    The mask is causal in x alone. The input of token i has what the hint shows there and around it, in the order of the
+    tokens, and e has all of it.
+
+    Args:
+        net: the transformer.
+        part: the hint.
+        embed_dim: width of e.
+        grid: rows and columns of the tokens, row by row; None for tokens without a place, whose hint is in e alone.
+        reverse: whether the tokens are taken from the last to the first.
+    """
+
+    def __init__(
+        self, net: PastTransformer, part: HintPart, embed_dim: int, grid: tuple[int, int] | None, reverse: bool = False
+    ):
+        super().__init__(part)
+        self.net = trainable_copy(net)
+        zero_init(self.net.outer)
+        self.grid = grid
+        self.reverse = reverse
+        self.whole = unit_linear(part.size, embed_dim, bias=False)
+        self.around: nn.Conv2d | None = None
+        if grid is not None:
+            channels = part.size // (grid[0] * grid[1])
+            self.around = nn.Conv2d(channels, net.width, kernel_size=3, padding=1, bias=False)
+            nn.init.normal_(self.around.weight, std=(9 * channels) ** -0.5)
+        self.to(net.start)
+
+    def forward(self, u: Tensor, cond: Conditioning, context: Context | None, fused: bool) -> Tensor:
+        e, entering = self._read(cond)
+        return self.net(u, e, context, fused, entering)
+
+    def reader(self, cond: Conditioning, context: Context | None, fused: bool) -> Reader:
+        """Its outputs token by token."""
+        e, entering = self._read(cond)
+        return self.net.reader(e, context, fused, entering)
+
+    def _read(self, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """e with the hint, and what is added to the input of each token."""
+        assert cond.vector is not None
+        hint = self.hint(cond)
+        e = cond.vector + F.silu(self.whole(hint.flatten(1)))
+        if self.around is None or self.grid is None:
+            return e, None
+        tokens = self.around(squeezed(hint, self.grid)).flatten(2).mT  # (B, T, width)
+        return e, tokens.flip(1) if self.reverse else tokens
+
+
+class ControlledReader:
+    """The outputs of a PastTransformer and of its controls, added up, token by token.
+
+    Args:
+        net: the transformer.
+        controls: the controls that add something.
+        cond: the condition.
+        context: extra tokens.
+        fused: as of `PastTransformer.forward`.
+    """
+
+    def __init__(
+        self, net: PastTransformer, controls: list[Control], cond: Conditioning, context: Context | None, fused: bool
+    ):
+        assert cond.vector is not None
+        self.reader = net.reader(cond.vector, context, fused)
+        self.others = [(c.strength, c.reader(cond, context, fused)) for c in controls if isinstance(c, PastControl)]
+
+    def first(self, batch: int) -> Tensor:
+        """o_0 (B, out_features)."""
+        return self._sum([reader.first(batch) for reader in self._readers()])
+
+    def after(self, token: Tensor) -> Tensor:
+        """o_{i+1} (B, out_features) for token u_i (B, in_features)."""
+        return self._sum([reader.after(token) for reader in self._readers()])
+
+    def _readers(self) -> list[Reader]:
+        return [self.reader, *(reader for _, reader in self.others)]
+
+    def _sum(self, outputs: list[Tensor]) -> Tensor:
+        total, *residuals = outputs
+        for (strength, _), residual in zip(self.others, residuals, strict=True):
+            total = total + strength * residual
+        return total

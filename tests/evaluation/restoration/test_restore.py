@@ -59,7 +59,7 @@ def run(tmp_path_factory):
 def test_a_run_is_restored_from_outside(run, tmp_path):
     mask = tmp_path / "mask.png"
     Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), 2)).save(mask)
-    command = ["measurement=inpaint", f"measurement.mask={mask}", "posterior=mmps", "num_samples=3", "draws=4"]
+    command = ["measurement=inpaint", f"measurement.mask={mask}", "num_samples=3", "draws=4"]
     succeed("sample", f"run={run}", *command, f"out={tmp_path / 'out'}", cwd=tmp_path)
     arrays = np.load(tmp_path / "out" / "restored.npz")
     assert {name: arrays[name].shape for name in arrays} == {
@@ -93,8 +93,23 @@ def test_samples_begin_with_a_picture_from_outside(run, tmp_path):
     assert (tmp_path / "out" / "samples.png").is_file()
 
 
+@pytest.mark.slow
+def test_pictures_are_changed_and_joined_from_outside(run, tmp_path):
+    for name in ("a", "b"):
+        Image.fromarray(np.random.default_rng(ord(name)).integers(0, 255, (8, 8), np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
+    changed = ["image=a.png", "through=z", "source_label=3", "out=changed"]
+    joined = ["image=[a.png,b.png]", "through=ddim", "source_label=3", "out=joined"]
+    for command, count in ((changed, 10), (joined, 9)):
+        succeed("sample", f"run={run}", "start=image", *command, cwd=tmp_path)
+        assert np.load(tmp_path / command[-1][4:] / "samples.npz")["arr_0"].shape == (count, 8, 8, 1)
+    errors = json.loads((tmp_path / "changed" / "reconstruction.json").read_text())
+    assert errors["z"] < 1e-4 < errors["ddim"]
+
+
 MISTAKES = [
-    (["measurement=inpaint"], "nothing says how to draw from the posterior of this measurement"),
+    (["measurement=inpaint", "posterior=none"], "nothing says how to draw from the posterior of this measurement"),
     (["posterior=mmps"], "a posterior is that of a measurement, and there is none"),
     (["measurement=inpaint", "posterior=mmps", "measurement.mask={text}"], "cannot be read as a picture"),
     (["measurement=inpaint", "posterior=mmps", "measurement.mask={small}"], "and a sample of this run has 8×8"),
@@ -111,6 +126,9 @@ MISTAKES = [
     (["start=image", "image={small}", "strength=1.5"], "strength=1.5 is not allowed"),
     (["start=image", "image={small}", "sigma_start=1"], "start=image was given with sigma_start=1"),
     (["start=image", "image={small}", "evaluate=true"], "evaluate=true does not go with start=image"),
+    (["through=z"], "through=z is for start=image"),
+    (["start=image", "image=[a.png,b.png]"], "through=noise begins with one"),
+    (["hint_of={small}"], "is for runs that read hints"),
 ]
 
 

@@ -1,5 +1,8 @@
 """The UNet: it tells noise levels apart and reads tokens; unsuitable images and settings are refused."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from flow_cases import perturb
@@ -8,6 +11,8 @@ from small_models import normal
 from flowdiff import registry
 from flowdiff.errors import ConfigurationError
 from flowdiff.models.conditioning import Conditioning
+from flowdiff.models.nn import control
+from flowdiff.models.nn.control import HintPart
 
 SMALL = {"channels": [8, 8], "attention": [False, True], "norm_groups": 4}
 TOKENS = 3
@@ -112,3 +117,32 @@ def test_tokens_that_do_not_fit_are_refused(token_dim, cond, message):
     net = make((1, 8, 8), token_dim=token_dim, **SMALL)
     with pytest.raises(ValueError, match=message):
         net(torch.zeros(3, 1, 8, 8), torch.zeros(3), cond)
+
+
+@pytest.mark.parametrize("token_dim", [pytest.param(0, marks=pytest.mark.slow), 3])
+def test_a_control_is_0_at_the_start_and_reads_its_hint(token_dim):
+    base = (
+        perturb(make((1, 8, 8), 3, token_dim=token_dim, **{**SMALL, "channels": [8, 16]})).eval().requires_grad_(False)
+    )
+    found = copy.deepcopy(base)
+    assert control.attach(found, HintPart(1, (1, 8, 8))) == 1
+    x, c_noise, hint = torch.randn(2, 1, 8, 8), torch.randn(2), torch.rand(2, 2, 8, 8)
+    tokens = (
+        {"tokens": torch.randn(2, 4, 3), "mask": torch.tensor([[True] * 4, [True, False] * 2])} if token_dim else {}
+    )
+    cond = Conditioning(torch.randn(2, 3), **tokens)
+    hinted = replace(cond, hint=hint)
+    right = base(x, c_noise, cond)
+    assert torch.equal(found(x, c_noise, hinted), right)
+    (own,) = control.controls(found)
+    for p in own.parameters():
+        assert p.requires_grad
+        p.data += 0.1 * torch.randn_like(p)
+    far = found(x, c_noise, hinted)
+    assert (far - right).abs().max() > 1e-3
+    assert torch.equal(found(x, c_noise, replace(cond, hint=torch.stack([-hint[:, 0], hint[:, 1]], 1))), far)
+    assert not torch.equal(found(x, c_noise, replace(cond, hint=-hint)), far)
+    far.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in own.parameters() if p.ndim > 1)
+    own.strength = 0.0
+    assert torch.equal(found(x, c_noise, hinted), right)

@@ -16,7 +16,7 @@ def test_the_range_of_input_pixels(depth, heads, reach):
     """At the start the output is 0; then its middle pixel depends on exactly those within the documented distance."""
     torch.manual_seed(0)
     settings = NetSettings(8, depth, 4, registry.create("activation", "swish"), "film")
-    net = ResidualConv(2, 3, settings, attention_heads=heads, positions=81).double()
+    net = ResidualConv(2, 3, settings, grid=(9, 9), attention_heads=heads).double()
     x, e = normal((2, 2, 9, 9), (2, 4))
     y = net(x.requires_grad_(), Conditioning(e))
     assert torch.equal(y, x.new_zeros(2, 3, 9, 9))
