@@ -134,7 +134,7 @@ def draw_through(
     with whole(out / "samples.npz") as path, path.open("wb") as file:
         np.savez_compressed(file, arr_0=pictures[len(x) :].permute(0, 2, 3, 1).numpy())
     with whole(out / "reconstruction.json") as path:
-        path.write_text(json.dumps({"num_steps": steps, **errors}, indent=2))
+        path.write_text(json.dumps({"num_steps": steps, **errors}, indent=2), encoding="utf-8")
     told = ", ".join(f"{name} {error:.3g}" for name, error in errors.items())
     log.info("error of encoding and decoding, root mean square (ddim in %d steps): %s", steps, told)
     log.info("%d samples of %s through %s: %s", n, names, through, out)

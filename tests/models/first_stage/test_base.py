@@ -127,8 +127,13 @@ def test_two_stages_share_a_space_if_autoencoder_and_scale_are_equal():
     assert identity.shares_space(identity)
     assert not one.shares_space(identity)
     assert not identity.shares_space(one)
-    other.scale.mul_(1.01)
+    one.scale.mul_(1.1)
+    assert one.shares_space(other)  # `other` is not measured yet, and the same data will give it the same scale
+    assert not one.shares_space(stage(vae(), scale="none"))
+    other.scale.mul_(1.11)
     assert not one.shares_space(other)
+    other.scale.copy_(one.scale)
+    assert one.shares_space(other)
     moved = vae()
     with torch.no_grad():
         next(moved.encoder.parameters()).add_(1)
