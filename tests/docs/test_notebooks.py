@@ -44,5 +44,6 @@ def test_the_picture_of_the_readme_is_that_of_the_notebook(execute):
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore")  # of Jupyter's own
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_a_notebook_runs(file, execute):
+def test_a_notebook_runs(file, execute, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # beside other tests two threads wait for each other most of the time
     execute.executed(file)

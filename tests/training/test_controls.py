@@ -96,7 +96,8 @@ def test_samples_obey_given_hints_in_turn_and_only_of_the_right_size(controlled)
     found = flowdiff.sample(model, 4, seed=2, label=0, hint=asked, num_steps=2, clip=False)
     assert found.shape == (4, 1, 8, 8)
     alone = flowdiff.sample(model, 2, seed=2, label=0, hint=asked, num_steps=2, clip=False)
-    torch.testing.assert_close(found[:2], alone, rtol=0, atol=0.05)  # sums of another batch size round otherwise
+    # Sums of another batch size round differently, and two unclipped steps of random weights reach values of hundreds.
+    torch.testing.assert_close(found[:2], alone, rtol=2e-3, atol=0.05)
     assert not torch.equal(found, flowdiff.sample(model, 4, seed=2, label=0, hint=-asked, num_steps=2))
     with pytest.raises(ConfigurationError, match="reads hints of 1×8×8"):
         model.sample(2, hint=torch.zeros(1, 1, 4, 4))
