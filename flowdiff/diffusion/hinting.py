@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,25 +21,29 @@ class Seen(Described, Protocol):
 
 
 class MakesHints(Protocol):
-    """What makes the hints of a model, see flowdiff/data/hints/.
+    """A hint, see flowdiff/data/hints/.
 
-    channels: of all hints together.
+    agreement: what `obeyed` measures.
     """
 
-    channels: int
+    agreement: str
+
+    @property
+    def channels(self) -> int:
+        """Number of its channels."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """The hints (B, channels, H, W) in [-1, 1] of clean samples (B, C, H, W)."""
 
-    def obeyed(self, asked: Tensor, found: Tensor) -> Mapping[str, Tensor]:
-        """{name of a measure: how well samples with the hints `found` obey those that were asked for, (B,)}."""
+    def obeyed(self, asked: Tensor, found: Tensor) -> Tensor:
+        """How well samples with the hints `found` obey those that were asked for, (B,)."""
 
 
 class Hinting(nn.Module):
     """The hints of a model, and those of test samples that it keeps to draw samples for where none is given.
 
     Args:
-        make: what makes hints of clean samples.
+        make: the hint.
         clean: raw samples, as a data set has them → clean samples in [-1, 1].
         quantize: samples → samples of the data's levels, which hints are made of.
         sides: (H, W) of a hint.
@@ -106,7 +110,7 @@ class Hinting(nn.Module):
         """{name of a measure: how well samples with the hints `found` obey those that were asked for, (B,)}."""
         sizes = [make.channels for make in self.makers]
         parts = zip(self.makers, asked.split(sizes, 1), found.split(sizes, 1), strict=True)
-        return {name: value for make, a, f in parts for name, value in make.obeyed(a, f).items()}
+        return {make.agreement: make.obeyed(a, f) for make, a, f in parts}
 
     def extend(self, other: Hinting) -> None:
         """Read the hints of another model behind these; the examples stay if both have those of the same samples."""

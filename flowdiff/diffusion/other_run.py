@@ -10,7 +10,7 @@ from flowdiff.shapes import times
 
 
 class OfData(Protocol):
-    """A model as far as it says of which data it is: their first stage and their classes."""
+    """What a model says about its data: the first stage and the number of classes."""
 
     @property
     def first_stage(self) -> FirstStage: ...

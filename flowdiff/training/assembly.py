@@ -16,7 +16,7 @@ import torch
 
 from flowdiff import config as configs
 from flowdiff.data.base import DataModule
-from flowdiff.data.hints import Hint, Hints
+from flowdiff.data.hints import Hint
 from flowdiff.data.pixels import centred
 from flowdiff.diffusion.denoiser import Denoiser
 from flowdiff.diffusion.guidance import Guidance
@@ -352,7 +352,7 @@ def _hinting(node: Node | str | None, data: DataModule) -> Hinting | None:
     if not hint.channels:
         return None
     values = data.values  # not the data itself: the weight average deep-copies what the model holds
-    return Hinting(Hints([hint]), partial(centred, values), values.quantize, hint.shape[1:])
+    return Hinting(hint, partial(centred, values), values.quantize, hint.shape[1:])
 
 
 def _check_hinted(network: Network, config: Node, first_stage: FirstStage, which: str) -> None:

@@ -77,7 +77,7 @@ class ThreadAdaptation(Callback):
 
 
 class TrackedAverages(Callback):
-    """Further averages of the trained weights, of which those of a power function are kept now and then.
+    """Further averages of the trained weights; snapshots of the power-function averages are kept at intervals.
 
     A checkpoint holds them all. It must come before the callback that writes the checkpoints.
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from flowdiff import registry
-from flowdiff.data.hints import Hint, Hints
+from flowdiff.data.hints import Hint
+from flowdiff.diffusion.hinting import Hinting
 from flowdiff.errors import ConfigurationError
 from flowdiff.yaml_defaults import defaults
 
@@ -66,10 +67,13 @@ def test_a_class_map_shows_the_colour_of_each_digit():
 
 
 def test_several_hints_are_one_behind_the_other():
-    both = Hints([made("mask"), made("low_resolution")])
+    both, other = (Hinting(made(name), lambda x: x, lambda x: x, (8, 8)) for name in ("mask", "low_resolution"))
+    both.extend(other)
     x = square(size=8)
-    assert both(x).shape == (2, both.channels, 8, 8) == (2, 2, 8, 8)
-    assert {key: value.tolist() for key, value in both.obeyed(both(x), both(x)).items()} == {
+    h = both.of_raw(x)
+    assert h.shape == (2, *both.shape) == (2, 2, 8, 8)
+    assert torch.equal(h, torch.cat([made("mask")(x), made("low_resolution")(x)], 1))
+    assert {key: value.tolist() for key, value in both.obeyed(h, h).items()} == {
         "mask_agreement": [1.0, 1.0],
         "low_resolution_error": [0.0, 0.0],
     }

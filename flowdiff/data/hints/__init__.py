@@ -1,5 +1,5 @@
 """Hints: pictures computed from clean images, which say what a sample of a controlled model is to look like."""
 
-from flowdiff.data.hints.base import Hint, Hints
+from flowdiff.data.hints.base import Hint
 
-__all__ = ["Hint", "Hints"]
+__all__ = ["Hint"]

@@ -1,12 +1,9 @@
-"""The contract of a hint, and the hints that one model reads."""
+"""The contract of a hint, and what several hints share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import final
 
-import torch
 from torch import Tensor
 
 from flowdiff.errors import ConfigurationError
@@ -51,29 +48,6 @@ class Hint(ABC):
     def obeyed(self, asked: Tensor, found: Tensor) -> Tensor:
         """How well samples obey, (B,): of the hints asked for and those of the samples; the RMS error by default."""
         return (asked - found).square().flatten(1).mean(1).sqrt()
-
-
-@final
-class Hints:
-    """The hints that a model reads, the channels of one behind those of the other.
-
-    Args:
-        hints: the hints, of the same images.
-    """
-
-    def __init__(self, hints: Sequence[Hint]):
-        self.all = tuple(hints)
-        self.channels = sum(hint.channels for hint in hints)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """All pictures of clean images x (B, C, H, W), one behind the other."""
-        return torch.cat([hint(x) for hint in self.all], dim=1)
-
-    def obeyed(self, asked: Tensor, found: Tensor) -> Mapping[str, Tensor]:
-        """{name of a measure: its values (B,)}; see `Hint.obeyed`."""
-        sizes = [hint.channels for hint in self.all]
-        pairs = zip(self.all, asked.split(sizes, 1), found.split(sizes, 1), strict=True)
-        return {hint.agreement: hint.obeyed(a, f) for hint, a, f in pairs}
 
 
 def grey(x: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ Huber = NonNegativeFloat | Literal["auto"]
 
 
 class ConsistencyLoss(Loss):
-    """The distance of the ends f(x, t) and f(x', r) of one trajectory, of which the second has no gradient.
+    """The distance between f(x, t) and f(x', r), two points of one trajectory; f(x', r) has no gradient.
 
     1/(t − r)·d(f(x, t), f(x', r)),  d(a, b) = (√(‖a − b‖² + c²) − c)/√D,  x = x0 + t·n
 
